@@ -1,0 +1,160 @@
+//! Sockets as a parameter: the machine's own, or those of a simulation.
+//!
+//! Three narrow doors (a listener, a connector, a datagram socket) are all the network this project
+//! touches; `tests` walks through them with simulated hosts.
+
+use std::{fmt, io, net::SocketAddr, sync::Arc};
+
+use async_trait::async_trait;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream, UdpSocket},
+};
+
+/// A byte stream to somebody.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for T {}
+
+/// A boxed [`Stream`]; vectored writes pass through the box.
+pub type BoxStream = Box<dyn Stream>;
+
+/// Accepts streams.
+#[async_trait]
+pub trait Listener: Send + Sync + 'static {
+    /// The next stream, and who opened it.
+    ///
+    /// # Errors
+    ///
+    /// The system's error; the caller decides whether it passes (too many open files) or not.
+    async fn accept(&self) -> io::Result<(BoxStream, SocketAddr)>;
+
+    /// Where it listens: the port is the real one even if 0 was asked for.
+    fn local_addr(&self) -> SocketAddr;
+}
+
+/// Sends and receives datagrams.
+#[async_trait]
+pub trait Datagrams: Send + Sync + 'static {
+    /// Sends one datagram of at most 1,500 bytes.
+    ///
+    /// # Errors
+    ///
+    /// The system's error for this one datagram; later ones may pass.
+    async fn send_to(&self, datagram: &[u8], to: SocketAddr) -> io::Result<()>;
+
+    /// Waits for a datagram, and says how long it is and who sent it.
+    ///
+    /// # Errors
+    ///
+    /// The system's error; later calls may succeed.
+    async fn recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)>;
+
+    /// Where it is bound.
+    fn local_addr(&self) -> SocketAddr;
+}
+
+/// The network.
+#[async_trait]
+pub trait Net: Send + Sync + 'static {
+    /// Listens at `at`.
+    ///
+    /// # Errors
+    ///
+    /// The system's error (address in use, not permitted, …).
+    async fn listen(&self, at: SocketAddr) -> io::Result<Box<dyn Listener>>;
+
+    /// Opens a stream to `host:port`. The caller sets the deadline.
+    ///
+    /// # Errors
+    ///
+    /// The name does not resolve, or nobody answers there.
+    async fn connect(&self, to: &str) -> io::Result<BoxStream>;
+
+    /// Binds a datagram socket at `at`.
+    ///
+    /// # Errors
+    ///
+    /// The system's error.
+    async fn datagrams(&self, at: SocketAddr) -> io::Result<Arc<dyn Datagrams>>;
+
+    /// The addresses behind `host:port`, in the resolver's order.
+    ///
+    /// # Errors
+    ///
+    /// The name does not resolve.
+    async fn resolve(&self, name: &str) -> io::Result<Vec<SocketAddr>>;
+}
+
+/// The machine's own network.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemNet;
+
+#[async_trait]
+impl Net for SystemNet {
+    async fn listen(&self, at: SocketAddr) -> io::Result<Box<dyn Listener>> {
+        let listener = TcpListener::bind(at).await?;
+        let local = listener.local_addr()?;
+        Ok(Box::new(SystemListener { listener, local }))
+    }
+
+    async fn connect(&self, to: &str) -> io::Result<BoxStream> {
+        let stream = TcpStream::connect(to).await?;
+        stream.set_nodelay(true)?;
+        Ok(Box::new(stream))
+    }
+
+    async fn datagrams(&self, at: SocketAddr) -> io::Result<Arc<dyn Datagrams>> {
+        let socket = UdpSocket::bind(at).await?;
+        let local = socket.local_addr()?;
+        Ok(Arc::new(SystemDatagrams { socket, local }))
+    }
+
+    async fn resolve(&self, name: &str) -> io::Result<Vec<SocketAddr>> {
+        Ok(tokio::net::lookup_host(name).await?.collect())
+    }
+}
+
+struct SystemListener {
+    listener: TcpListener,
+    local: SocketAddr,
+}
+
+#[async_trait]
+impl Listener for SystemListener {
+    async fn accept(&self) -> io::Result<(BoxStream, SocketAddr)> {
+        let (stream, from) = self.listener.accept().await?;
+        stream.set_nodelay(true)?;
+        Ok((Box::new(stream), from))
+    }
+
+    fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+}
+
+struct SystemDatagrams {
+    socket: UdpSocket,
+    local: SocketAddr,
+}
+
+#[async_trait]
+impl Datagrams for SystemDatagrams {
+    async fn send_to(&self, datagram: &[u8], to: SocketAddr) -> io::Result<()> {
+        self.socket.send_to(datagram, to).await.map(|_| ())
+    }
+
+    async fn recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        self.socket.recv_from(buffer).await
+    }
+
+    fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+}
+
+impl fmt::Debug for dyn Net {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Net")
+    }
+}
