@@ -9,7 +9,7 @@
 //! - [`secret`] and [`auth`]: the cluster's secret, and how a request between nodes proves that its
 //!   sender knows it;
 //! - [`site`]: what is served, from where, under which rules;
-//! - [`manifest`]: an object without its bytes; [`digest`]: a node's compact summary of what it holds;
+//! - [`key`]: the name of an object; [`manifest`]: an object without its bytes; [`digest`]: a node's compact summary of what it holds;
 //! - [`geo`]: points, distances and address databases;
 //! - [`wire`]: paths, header fields and bodies that nodes exchange;
 //! - [`net`], [`clock`]: the world as a parameter, so that a simulation can stand in for it;
@@ -23,6 +23,7 @@ pub mod auth;
 pub mod clock;
 pub mod digest;
 pub mod geo;
+pub mod key;
 pub mod manifest;
 pub mod membership;
 pub mod net;
