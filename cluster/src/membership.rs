@@ -1,1 +1,1353 @@
-//! Under construction.
+//! Who is in the cluster: chitchat underneath, a `watch` of views above. The only file that names
+//! chitchat.
+//!
+//! chitchat is given a socket of ours, so that everything it says is sealed (see [`crate::seal`]),
+//! and no names, because it would resolve them past [`Net`]; seeds are resolved and greeted here.
+//!
+//! Gossip's notice of death is background truth, two to three seconds late on purpose (see
+//! [`detector`]): whoever fetches from a peer judges that peer by its own experience first.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use chitchat::{
+    ChitchatConfig, ChitchatHandle, ChitchatId, ChitchatMessage, Deserializable,
+    FailureDetectorConfig, NodeState, Serializable, spawn_chitchat,
+    transport::{Socket, Transport},
+};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval, sleep, timeout},
+};
+use tracing::{debug, error, info, warn};
+
+use crate::{
+    clock::Clock,
+    net::{Datagrams, Net},
+    node::{NodeId, NodeInfo, Phase, UnreadableNode, VALUE_BYTES_MAX},
+    seal::{DATAGRAM_BYTES_MAX, Opener, Rejected, Sealer},
+    secret::ClusterSecret,
+    view::ClusterView,
+};
+
+/// Shortest gossip interval; below, a node would do little else.
+pub const INTERVAL_MIN: Duration = Duration::from_millis(10);
+/// Most seeds; one that answers is enough.
+pub const SEEDS_MAX: usize = 64;
+/// How long a node that fell silent is remembered, here and by chitchat. Longer, and dead nodes
+/// would swell every gossip message.
+pub const DEPARTED_TIME: Duration = Duration::from_secs(600);
+/// Most nodes remembered after they fell silent; the longest gone gives way.
+pub const DEPARTED_MAX: usize = 256;
+
+/// How long chitchat remembers that a key was deleted.
+const DELETED_KEY_TIME: Duration = Duration::from_secs(60);
+/// Seeds are greeted this often while nobody else is there: they may be starting, too.
+const SEEK_ALONE: Duration = Duration::from_secs(1);
+/// And this often later, so that parts of a cluster that lost each other meet again.
+const SEEK_TOGETHER: Duration = Duration::from_secs(30);
+/// How long a name may take to resolve.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Most addresses of one seed name that are greeted.
+const ADDRESSES_PER_SEED_MAX: usize = 16;
+/// How long chitchat may take to stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often the view is made anew even if nothing seems to have changed.
+const REVIEW_INTERVAL: Duration = Duration::from_secs(1);
+/// Two nodes of one name are normal for as long as a restarted node's former self is not found dead:
+/// at most this many gossip intervals.
+const NAMESAKE_INTERVALS: u32 = 80;
+/// Most sources and nodes that are logged about, once each. Beyond, only counters tell.
+const LOGGED_MAX: usize = 256;
+/// Pause after the socket failed, so that a broken one does not keep a processor busy.
+const RECEIVE_PAUSE: Duration = Duration::from_millis(100);
+
+/// What joining takes.
+#[derive(Debug)]
+pub struct MembershipConfig {
+    /// Name of the cluster; nodes of another name are not heard.
+    pub cluster_name: String,
+    /// This node, as it describes itself at first.
+    pub me: NodeInfo,
+    /// Boot time in Unix milliseconds: tells this life of the node from its former ones.
+    pub generation: u64,
+    /// Where to listen for gossip; port 0 takes any.
+    pub listen: SocketAddr,
+    /// `host:port` that others reach [`listen`](Self::listen) at; empty: as listened.
+    pub advertise: String,
+    /// `host:port` of nodes to greet. Names need not resolve yet; this node may be among them.
+    pub seeds: Vec<String>,
+    /// The cluster's secret.
+    pub secret: ClusterSecret,
+    /// Time between two gossip rounds.
+    pub interval: Duration,
+}
+
+/// This node's membership in the cluster. Dropping it falls silent without a word, as a crash does;
+/// [`leave`](Self::leave) says goodbye.
+#[derive(Debug)]
+pub struct Membership {
+    me: watch::Sender<NodeInfo>,
+    view: watch::Receiver<Arc<ClusterView>>,
+    departed: Departed,
+    stats: Arc<GossipStats>,
+    gossip: Gossip,
+    address: SocketAddr,
+    interval: Duration,
+    /// Aborted when dropped.
+    _tasks: JoinSet<()>,
+}
+
+impl Membership {
+    /// Starts to gossip. The view holds this node at once, and others as they are heard.
+    ///
+    /// # Errors
+    ///
+    /// What in the configuration or on this machine stands in the way. Seeds do not: they may come
+    /// later.
+    pub async fn join(
+        config: MembershipConfig,
+        net: Arc<dyn Net>,
+        clock: Clock,
+    ) -> Result<Self, MembershipError> {
+        if config.interval < INTERVAL_MIN {
+            return Err(MembershipError::Interval(config.interval));
+        }
+        if config.seeds.len() > SEEDS_MAX {
+            return Err(MembershipError::TooManySeeds(config.seeds.len()));
+        }
+        for (key, value) in config.me.to_keys() {
+            if value.len() > VALUE_BYTES_MAX {
+                return Err(MembershipError::ValueTooLong { key });
+            }
+        }
+        let bind = |source| MembershipError::Bind {
+            at: config.listen,
+            source,
+        };
+        let datagrams = net.datagrams(config.listen).await.map_err(bind)?;
+        let address = advertised(&config.advertise, datagrams.local_addr(), &*net).await?;
+
+        let mut me = config.me;
+        me.gossip = address.to_string();
+        let stats = Arc::new(GossipStats::default());
+        let id = ChitchatId::new(me.id.as_str(), config.generation, address);
+        let socket = SealedSocket {
+            datagrams,
+            sealer: Sealer::new(&config.secret, &config.cluster_name),
+            opener: Opener::new(&config.secret, &config.cluster_name),
+            clock,
+            rates: Rates::new(Instant::now()),
+            logged: HashSet::new(),
+            stats: Arc::clone(&stats),
+            buffer: Box::new([0; DATAGRAM_BYTES_MAX + 1]),
+        };
+        let published: BTreeMap<_, _> = me.to_keys().into_iter().collect();
+        let handle = spawn_chitchat(
+            ChitchatConfig {
+                chitchat_id: id.clone(),
+                cluster_id: config.cluster_name,
+                gossip_interval: config.interval,
+                listen_addr: config.listen,
+                seed_nodes: Vec::new(),
+                failure_detector_config: detector(config.interval),
+                marked_for_deletion_grace_period: DELETED_KEY_TIME,
+                catchup_callback: None,
+                extra_liveness_predicate: Some(Box::new(describes_itself)),
+            },
+            published
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), value.clone()))
+                .collect(),
+            &OpenSocket(Mutex::new(Some(socket))),
+        )
+        .await
+        .map_err(|e| MembershipError::Gossip(e.to_string()))?;
+        info!(node = %me.id, %address, "joined gossip");
+
+        let gossip = Gossip(Arc::new(handle));
+        let live = gossip.0.with_chitchat(|c| c.live_nodes_watcher()).await;
+        let (view_sender, view) = watch::channel(Arc::new(ClusterView::new([me.clone()])));
+        let (me, me_receiver) = watch::channel(me);
+        let departed = Departed::default();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(
+            Reviewer {
+                id,
+                gossip: gossip.clone(),
+                me: me_receiver,
+                live,
+                published,
+                view: view_sender,
+                departed: departed.clone(),
+                stats: Arc::clone(&stats),
+                namesake_time: config.interval * NAMESAKE_INTERVALS,
+                namesakes: HashMap::new(),
+                logged: HashSet::new(),
+            }
+            .run(),
+        );
+        tasks.spawn(seek(config.seeds, net, gossip.clone(), view.clone()));
+        let stopped = gossip.0.termination_watcher();
+        tasks.spawn(async move {
+            if let Err(reason) = stopped.await {
+                error!(%reason, "gossip has stopped; the view of the cluster is frozen");
+            }
+        });
+        Ok(Self {
+            me,
+            view,
+            departed,
+            stats,
+            gossip,
+            address,
+            interval: config.interval,
+            _tasks: tasks,
+        })
+    }
+
+    /// Everybody alive, always the newest; this node is in it from the beginning.
+    pub fn view(&self) -> watch::Receiver<Arc<ClusterView>> {
+        self.view.clone()
+    }
+
+    /// Changes what this node says of itself; only what became different is told. A value longer
+    /// than [`VALUE_BYTES_MAX`] is not told, and the name and the gossip address cannot change.
+    pub fn update(&self, change: impl FnOnce(&mut NodeInfo)) {
+        self.me.send_if_modified(|me| {
+            let mut changed = me.clone();
+            change(&mut changed);
+            changed.id.clone_from(&me.id);
+            changed.gossip.clone_from(&me.gossip);
+            let differs = changed != *me;
+            *me = changed;
+            differs
+        });
+    }
+
+    /// Nodes that fell silent within [`DEPARTED_TIME`], as they last described themselves.
+    pub fn departed(&self) -> Vec<NodeInfo> {
+        self.departed.list()
+    }
+
+    /// What gossip has done so far.
+    pub fn stats(&self) -> Arc<GossipStats> {
+        Arc::clone(&self.stats)
+    }
+
+    /// Where others reach this node's gossip.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Tells the others that this node is going, gives them two rounds to hear it, and falls silent.
+    pub async fn leave(self) {
+        self.update(|me| me.phase = Phase::Draining);
+        sleep(2 * self.interval).await;
+        let stopped = self.gossip.0.termination_watcher();
+        if self.gossip.0.initiate_shutdown().is_ok() {
+            // Whether it stopped well, badly or too late: dropping it stops it for certain.
+            let _ = timeout(STOP_TIMEOUT, stopped).await;
+        }
+        info!("left gossip");
+    }
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        self.gossip.0.abort();
+    }
+}
+
+/// Why a node cannot take part in gossip. All are the operator's to mend.
+#[derive(Debug, thiserror::Error)]
+pub enum MembershipError {
+    /// The interval is too short.
+    #[error("a gossip interval of {0:?} is shorter than {INTERVAL_MIN:?}")]
+    Interval(Duration),
+    /// More than [`SEEDS_MAX`].
+    #[error("{0} gossip seeds are more than {SEEDS_MAX}")]
+    TooManySeeds(usize),
+    /// What the node says of itself does not fit.
+    #[error("this node's {key:?} is longer than {VALUE_BYTES_MAX} bytes")]
+    ValueTooLong {
+        /// Which part of the description.
+        key: &'static str,
+    },
+    /// The gossip address is taken, not ours, or not permitted.
+    #[error("cannot listen for gossip at {at}: {source}")]
+    Bind {
+        /// Where.
+        at: SocketAddr,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// The advertised name has no address.
+    #[error("the advertised gossip address {name:?} does not resolve: {reason}")]
+    Advertise {
+        /// As configured.
+        name: String,
+        /// The resolver's reason.
+        reason: String,
+    },
+    /// Listening on every address and none of them is evidently the one for others.
+    #[error(
+        "cannot tell which of this machine's addresses other nodes reach for gossip ({0}): advertise one"
+    )]
+    NoOutwardAddress(io::Error),
+    /// chitchat does not start.
+    #[error("gossip does not start: {0}")]
+    Gossip(String),
+}
+
+/// What gossip has done; every field but one only grows.
+#[derive(Debug, Default)]
+pub struct GossipStats {
+    /// Datagrams sent.
+    pub datagrams_sent: AtomicU64,
+    /// Bytes in them.
+    pub bytes_sent: AtomicU64,
+    /// Datagrams that the system would not send, and messages too long to be sent.
+    pub send_failures: AtomicU64,
+    /// Datagrams received, whatever they were.
+    pub datagrams_received: AtomicU64,
+    /// Bytes in them.
+    pub bytes_received: AtomicU64,
+    /// Datagrams received that counted for nothing: not sealed by this cluster, old, repeated, or
+    /// too many from one source.
+    pub datagrams_rejected: AtomicU64,
+    /// Messages given up because parts of them never came.
+    pub messages_expired: AtomicU64,
+    /// Nodes left out of the view now because their description is unreadable.
+    pub unreadable_nodes: AtomicU64,
+}
+
+fn add(counter: &AtomicU64, n: u64) {
+    counter.fetch_add(n, Ordering::Relaxed);
+}
+
+/// When a silent node counts as dead: about ten to twelve intervals after its last sign of life,
+/// whatever its age.
+///
+/// chitchat divides the silence by the mean of the last intervals between signs of life, smoothed
+/// by five imagined ones. Signs reach a node by many ways, so the measured mean is far below the
+/// gossip interval; with a large window an old node would be declared dead for a stall of a few
+/// hundred milliseconds, and with a large imagined interval a young one only after half a minute.
+/// With a window as small as the imagination is strong, neither happens: at 200 ms, between 1.6 s
+/// (old) and 4 s (killed in its first second). Longer intervals than `max_interval` are not learnt
+/// from, which bounds the wait at 77 intervals even on the worst of links.
+fn detector(gossip_interval: Duration) -> FailureDetectorConfig {
+    FailureDetectorConfig {
+        phi_threshold: 8.0,
+        sampling_window_size: 5,
+        max_interval: gossip_interval * 10,
+        initial_interval: gossip_interval * 2,
+        dead_node_grace_period: DEPARTED_TIME,
+    }
+}
+
+/// chitchat sends keys one after the other; a node is there once the necessary ones are.
+fn describes_itself(state: &NodeState) -> bool {
+    ["role", "phase", "peer"]
+        .iter()
+        .all(|key| state.get(key).is_some())
+}
+
+/// The address that others should send gossip to.
+async fn advertised(
+    advertise: &str,
+    local: SocketAddr,
+    net: &dyn Net,
+) -> Result<SocketAddr, MembershipError> {
+    let mut address = local;
+    if !advertise.is_empty() {
+        let fail = |reason| MembershipError::Advertise {
+            name: advertise.to_owned(),
+            reason,
+        };
+        let found = timeout(RESOLVE_TIMEOUT, net.resolve(advertise))
+            .await
+            .map_err(|_| fail(format!("no answer within {RESOLVE_TIMEOUT:?}")))?
+            .map_err(|e| fail(e.to_string()))?;
+        address = *found
+            .iter()
+            .find(|one| one.is_ipv4() == local.is_ipv4())
+            .or_else(|| found.first())
+            .ok_or_else(|| fail("it has no address".to_owned()))?;
+    }
+    if address.port() == 0 {
+        address.set_port(local.port());
+    }
+    if address.ip().is_unspecified() {
+        let outward = outward_address(address.ip()).map_err(MembershipError::NoOutwardAddress)?;
+        address.set_ip(outward);
+    }
+    Ok(address)
+}
+
+/// The address from which this machine would speak to the world. Nothing is sent: connecting a
+/// datagram socket only asks the routing table. (The targets are reserved for documentation.)
+///
+/// # Errors
+///
+/// The system's error: no route, most likely.
+pub fn outward_address(like: IpAddr) -> io::Result<IpAddr> {
+    let target = match like {
+        IpAddr::V4(_) => IpAddr::from(Ipv4Addr::new(192, 0, 2, 1)),
+        IpAddr::V6(_) => IpAddr::from(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+    };
+    let socket = std::net::UdpSocket::bind((like, 0))?;
+    socket.connect((target, 9))?;
+    Ok(socket.local_addr()?.ip())
+}
+
+/// chitchat's handle, shared by the tasks.
+#[derive(Clone)]
+struct Gossip(Arc<ChitchatHandle>);
+
+impl std::fmt::Debug for Gossip {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Gossip")
+    }
+}
+
+/// Greets the seeds, again and again: names may not resolve yet, nodes may not be up yet, and parts
+/// of a cluster may have lost each other.
+async fn seek(
+    seeds: Vec<String>,
+    net: Arc<dyn Net>,
+    gossip: Gossip,
+    view: watch::Receiver<Arc<ClusterView>>,
+) {
+    let mut unresolved = HashSet::new();
+    let mut waited = SEEK_TOGETHER;
+    while !seeds.is_empty() {
+        let alone = view.borrow().len() <= 1;
+        if alone || waited >= SEEK_TOGETHER {
+            waited = Duration::ZERO;
+            let mut answers = JoinSet::new();
+            for seed in &seeds {
+                let (seed, net) = (seed.clone(), Arc::clone(&net));
+                answers.spawn(async move {
+                    let found = timeout(RESOLVE_TIMEOUT, net.resolve(&seed)).await;
+                    (
+                        seed,
+                        found.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
+                    )
+                });
+            }
+            while let Some(Ok((seed, found))) = answers.join_next().await {
+                match found {
+                    Ok(addresses) => {
+                        unresolved.remove(&seed);
+                        for address in addresses.into_iter().take(ADDRESSES_PER_SEED_MAX) {
+                            // Fails only when gossip has stopped, which is logged elsewhere.
+                            let _ = gossip.0.gossip(address);
+                        }
+                    }
+                    Err(reason) => {
+                        if unresolved.insert(seed.clone()) {
+                            warn!(%seed, %reason, "seed does not resolve; will go on trying");
+                        }
+                    }
+                }
+            }
+        }
+        sleep(SEEK_ALONE).await;
+        waited += SEEK_ALONE;
+    }
+}
+
+/// Turns what chitchat knows into views, and what this node says of itself into keys.
+struct Reviewer {
+    id: ChitchatId,
+    gossip: Gossip,
+    me: watch::Receiver<NodeInfo>,
+    live: watch::Receiver<BTreeMap<ChitchatId, NodeState>>,
+    published: BTreeMap<&'static str, String>,
+    view: watch::Sender<Arc<ClusterView>>,
+    departed: Departed,
+    stats: Arc<GossipStats>,
+    namesake_time: Duration,
+    /// Names that two live nodes bear: since when, and whether that was logged.
+    namesakes: HashMap<NodeId, (Instant, bool)>,
+    /// Unreadable nodes and reasons that were logged.
+    logged: HashSet<(String, String)>,
+}
+
+impl Reviewer {
+    /// Ends when the [`Membership`] or chitchat is dropped.
+    async fn run(mut self) {
+        let mut review = interval(REVIEW_INTERVAL);
+        review.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                changed = self.live.changed() => if changed.is_err() { return },
+                changed = self.me.changed() => match changed {
+                    Ok(()) => self.publish().await,
+                    Err(_) => return,
+                },
+                _ = review.tick() => {}
+            }
+            self.review();
+        }
+    }
+
+    /// Tells chitchat what changed in this node's description.
+    async fn publish(&mut self) {
+        let mut keys: BTreeMap<_, _> = self.me.borrow_and_update().to_keys().into_iter().collect();
+        keys.retain(|key, value| {
+            let fits = value.len() <= VALUE_BYTES_MAX;
+            if !fits {
+                warn!(
+                    key,
+                    bytes = value.len(),
+                    "too long to be told to other nodes"
+                );
+            }
+            fits
+        });
+        let chitchat = self.gossip.0.chitchat();
+        let mut chitchat = chitchat.lock().await;
+        let state = chitchat.self_node_state();
+        for (key, value) in &keys {
+            if self.published.get(key) != Some(value) {
+                state.set(key, value);
+            }
+        }
+        for key in self.published.keys().filter(|key| !keys.contains_key(*key)) {
+            state.delete(key);
+        }
+        self.published = keys;
+    }
+
+    /// Makes a new view.
+    fn review(&mut self) {
+        let me = self.me.borrow().clone();
+        let found = {
+            let live = self.live.borrow_and_update();
+            found(live.iter().filter(|(id, _)| **id != self.id), &me.id)
+        };
+        self.stats
+            .unreadable_nodes
+            .store(found.unreadable.len() as u64, Ordering::Relaxed);
+        for (node, reason) in found.unreadable {
+            if self.logged.len() < LOGGED_MAX && self.logged.insert((node.clone(), reason.clone()))
+            {
+                warn!(node, reason, "node left out of the view");
+            }
+        }
+        self.complain_of(&found.namesakes);
+
+        let mut members = found.others;
+        members.insert(me.id.clone(), me);
+        let before = Arc::clone(&self.view.borrow());
+        let same = before.len() == members.len()
+            && before
+                .nodes()
+                .all(|node| members.get(&node.id) == Some(&**node));
+        if same {
+            return;
+        }
+        for node in members
+            .values()
+            .filter(|node| before.node(&node.id).is_none())
+        {
+            info!(node = %node.id, gossip = %node.gossip, "node is alive");
+        }
+        for node in before
+            .nodes()
+            .filter(|node| !members.contains_key(&node.id))
+        {
+            info!(node = %node.id, gossip = %node.gossip, phase = ?node.phase, "node fell silent");
+        }
+        self.departed.note(&before, &members);
+        self.view
+            .send_replace(Arc::new(ClusterView::new(members.into_values())));
+    }
+
+    /// Logs, once, names that two nodes have borne for longer than a restart explains.
+    fn complain_of(&mut self, current: &HashSet<NodeId>) {
+        self.namesakes.retain(|name, _| current.contains(name));
+        for name in current {
+            let (since, logged) = self
+                .namesakes
+                .entry(name.clone())
+                .or_insert_with(|| (Instant::now(), false));
+            if !*logged && since.elapsed() > self.namesake_time {
+                *logged = true;
+                error!(node = %name, "two live nodes have the same id; the one started later is seen");
+            }
+        }
+    }
+}
+
+/// What chitchat's live nodes, other than this one, amount to.
+struct Found {
+    others: BTreeMap<NodeId, NodeInfo>,
+    /// Nodes, and why they cannot be read.
+    unreadable: Vec<(String, String)>,
+    /// Names that more than one node bears.
+    namesakes: HashSet<NodeId>,
+}
+
+fn found<'a>(live: impl Iterator<Item = (&'a ChitchatId, &'a NodeState)>, me: &NodeId) -> Found {
+    let mut found = Found {
+        others: BTreeMap::new(),
+        unreadable: Vec::new(),
+        namesakes: HashSet::new(),
+    };
+    let mut seen = HashSet::from([me.clone()]);
+    // In order of name and generation: the newest incarnation of a node comes last, and stays.
+    for (id, state) in live {
+        let name: NodeId = match id.node_id.parse() {
+            Ok(name) => name,
+            Err(reason) => {
+                found
+                    .unreadable
+                    .push((format!("{id:?}"), format!("{reason}")));
+                continue;
+            }
+        };
+        if !seen.insert(name.clone()) {
+            found.namesakes.insert(name.clone());
+        }
+        if name == *me {
+            continue;
+        }
+        let address = id.gossip_advertise_addr.to_string();
+        match NodeInfo::from_keys(name.clone(), address, |key| state.get(key)) {
+            Ok(node) => {
+                found.others.insert(name, node);
+            }
+            Err(reason @ UnreadableNode { .. }) => {
+                found.others.remove(&name);
+                found.unreadable.push((name.into(), reason.to_string()));
+            }
+        }
+    }
+    found
+}
+
+/// Nodes that fell silent, and when.
+#[derive(Clone, Debug, Default)]
+struct Departed(Arc<Mutex<BTreeMap<NodeId, (NodeInfo, Instant)>>>);
+
+impl Departed {
+    fn note(&self, before: &ClusterView, now: &BTreeMap<NodeId, NodeInfo>) {
+        let mut gone = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for node in before.nodes().filter(|node| !now.contains_key(&node.id)) {
+            gone.insert(node.id.clone(), (NodeInfo::clone(node), Instant::now()));
+        }
+        gone.retain(|id, (_, since)| !now.contains_key(id) && since.elapsed() < DEPARTED_TIME);
+        while gone.len() > DEPARTED_MAX {
+            let longest = gone.iter().min_by_key(|(_, (_, since))| *since);
+            if let Some(id) = longest.map(|(id, _)| id.clone()) {
+                gone.remove(&id);
+            }
+        }
+    }
+
+    fn list(&self) -> Vec<NodeInfo> {
+        let gone = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        gone.values()
+            .filter(|(_, since)| since.elapsed() < DEPARTED_TIME)
+            .map(|(node, _)| node.clone())
+            .collect()
+    }
+}
+
+/// Hands chitchat the socket that is bound already.
+struct OpenSocket(Mutex<Option<SealedSocket>>);
+
+#[async_trait]
+impl Transport for OpenSocket {
+    async fn open(&self, _: SocketAddr) -> anyhow::Result<Box<dyn Socket>> {
+        let socket = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match socket {
+            Some(socket) => Ok(Box::new(socket)),
+            None => anyhow::bail!("the gossip socket is in use already"),
+        }
+    }
+}
+
+/// chitchat's socket: messages go out sealed, and only what opens comes in.
+///
+/// An error from here would end gossip for good, or make chitchat skip the rest of a round; so no
+/// failure, of one peer or of the system, is ever handed up. Whatever fails is counted.
+struct SealedSocket {
+    datagrams: Arc<dyn Datagrams>,
+    sealer: Sealer,
+    opener: Opener,
+    clock: Clock,
+    rates: Rates,
+    /// Sources that were logged for sending what does not open.
+    logged: HashSet<SocketAddr>,
+    stats: Arc<GossipStats>,
+    /// One byte longer than any datagram of ours, so that longer ones are recognised.
+    buffer: Box<[u8; DATAGRAM_BYTES_MAX + 1]>,
+}
+
+#[async_trait]
+impl Socket for SealedSocket {
+    async fn send(&mut self, to: SocketAddr, message: ChitchatMessage) -> anyhow::Result<()> {
+        let sealed = self
+            .sealer
+            .seal(&message.serialize_to_vec(), self.clock.unix_ms());
+        let datagrams = sealed.unwrap_or_else(|reason| {
+            error!(%reason, "gossip message not sent: too many nodes or keys");
+            add(&self.stats.send_failures, 1);
+            Vec::new()
+        });
+        for datagram in datagrams {
+            match self.datagrams.send_to(&datagram, to).await {
+                Ok(()) => {
+                    add(&self.stats.datagrams_sent, 1);
+                    add(&self.stats.bytes_sent, datagram.len() as u64);
+                }
+                Err(reason) => {
+                    debug!(%to, %reason, "gossip datagram not sent");
+                    add(&self.stats.send_failures, 1);
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// May be cancelled: nothing is lost but a pause.
+    async fn recv(&mut self) -> anyhow::Result<(SocketAddr, ChitchatMessage)> {
+        loop {
+            match self.datagrams.recv_from(&mut self.buffer[..]).await {
+                Ok((len, from)) => {
+                    if let Some(message) = self.accept(len, from) {
+                        return Ok((from, message));
+                    }
+                }
+                Err(reason) => {
+                    warn!(%reason, "cannot receive gossip");
+                    sleep(RECEIVE_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+impl SealedSocket {
+    /// The message that the datagram in the buffer completes, if any.
+    fn accept(&mut self, len: usize, from: SocketAddr) -> Option<ChitchatMessage> {
+        add(&self.stats.datagrams_received, 1);
+        add(&self.stats.bytes_received, len as u64);
+        if !self.rates.allow(from.ip(), Instant::now()) {
+            add(&self.stats.datagrams_rejected, 1);
+            return None;
+        }
+        let opened = self
+            .opener
+            .open(from, &self.buffer[..len], self.clock.unix_ms());
+        self.stats
+            .messages_expired
+            .store(self.opener.expired(), Ordering::Relaxed);
+        let rejected = match opened {
+            Ok(None) => return None,
+            Ok(Some(bytes)) => match ChitchatMessage::deserialize(&mut &bytes[..]) {
+                Ok(message) => return Some(message),
+                Err(_) => Rejected::Malformed,
+            },
+            Err(rejected) => rejected,
+        };
+        add(&self.stats.datagrams_rejected, 1);
+        // The network repeats datagrams now and then; that says nothing of their sender.
+        let worth_a_word = !matches!(rejected, Rejected::Replayed | Rejected::Full);
+        if worth_a_word && self.logged.len() < LOGGED_MAX && self.logged.insert(from) {
+            warn!(source = %from, reason = %rejected, "gossip refused; said once per source");
+            if self.logged.len() == LOGGED_MAX {
+                warn!("gossip refused from many sources; no more of them are logged");
+            }
+        }
+        None
+    }
+}
+
+/// How much gossip a source may send, checked before any cryptography: opening a datagram takes
+/// microseconds, so nobody can make this node spend more than a few percent of a processor on it.
+struct Rates {
+    sources: HashMap<IpAddr, Allowance>,
+    /// Shared by all sources beyond [`Self::SOURCES_MAX`].
+    others: Allowance,
+    tidied: Instant,
+}
+
+#[derive(Clone, Copy)]
+struct Allowance {
+    datagrams: f64,
+    at: Instant,
+}
+
+impl Rates {
+    /// A hundred nodes behind one address, at 200 ms.
+    const PER_SECOND: f64 = 5_000.0;
+    const BURST: f64 = 10_000.0;
+    const SOURCES_MAX: usize = 1024;
+
+    fn new(now: Instant) -> Self {
+        Self {
+            sources: HashMap::new(),
+            others: Allowance::full(now),
+            tidied: now,
+        }
+    }
+
+    fn allow(&mut self, source: IpAddr, now: Instant) -> bool {
+        let full = self.sources.len() >= Self::SOURCES_MAX && !self.sources.contains_key(&source);
+        if full && now.duration_since(self.tidied) >= Duration::from_secs(1) {
+            self.tidied = now;
+            self.sources
+                .retain(|_, allowance| allowance.refill(now) < Self::BURST);
+        }
+        let room = !full || self.sources.len() < Self::SOURCES_MAX;
+        let allowance = if room {
+            self.sources
+                .entry(source)
+                .or_insert_with(|| Allowance::full(now))
+        } else {
+            &mut self.others
+        };
+        if allowance.refill(now) < 1.0 {
+            return false;
+        }
+        allowance.datagrams -= 1.0;
+        true
+    }
+}
+
+impl Allowance {
+    fn full(now: Instant) -> Self {
+        Self {
+            datagrams: Rates::BURST,
+            at: now,
+        }
+    }
+
+    fn refill(&mut self, now: Instant) -> f64 {
+        let earned = now.duration_since(self.at).as_secs_f64() * Rates::PER_SECOND;
+        self.datagrams = (self.datagrams + earned).min(Rates::BURST);
+        self.at = now;
+        self.datagrams
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::{
+        net::{BoxStream, Listener, SystemNet},
+        node::{DigestVersion, Role},
+    };
+
+    const SECRET: &str = "0123456789abcdef";
+    const INTERVAL: Duration = Duration::from_millis(50);
+    /// For what takes a second on an idle machine.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    struct Setup {
+        id: &'static str,
+        secret: &'static str,
+        cluster: &'static str,
+        generation: u64,
+        listen: &'static str,
+        seeds: Vec<String>,
+        net: Arc<dyn Net>,
+    }
+
+    fn setup(id: &'static str, seeds: &[&Membership]) -> Setup {
+        Setup {
+            id,
+            secret: SECRET,
+            cluster: "test",
+            generation: 1,
+            listen: "127.0.0.1:0",
+            seeds: seeds.iter().map(|m| m.address().to_string()).collect(),
+            net: Arc::new(SystemNet),
+        }
+    }
+
+    impl Setup {
+        fn config(&self) -> MembershipConfig {
+            let mut me = NodeInfo::new(self.id.parse().unwrap(), Role::Edge);
+            me.peer = format!("{}:7947", self.id);
+            me.phase = Phase::Ready;
+            MembershipConfig {
+                cluster_name: self.cluster.to_owned(),
+                me,
+                generation: self.generation,
+                listen: self.listen.parse().unwrap(),
+                advertise: String::new(),
+                seeds: self.seeds.clone(),
+                secret: ClusterSecret::from_bytes(self.secret.as_bytes()).unwrap(),
+                interval: INTERVAL,
+            }
+        }
+
+        async fn join(self) -> Membership {
+            let config = self.config();
+            Membership::join(config, self.net, Clock::system())
+                .await
+                .unwrap()
+        }
+    }
+
+    async fn until(member: &Membership, what: &str, holds: impl Fn(&ClusterView) -> bool) {
+        let mut view = member.view();
+        let waited = timeout(PATIENCE, view.wait_for(|view| holds(view))).await;
+        assert!(
+            waited.is_ok(),
+            "never saw: {what}; {:?}",
+            names(&member.view().borrow())
+        );
+    }
+
+    fn names(view: &ClusterView) -> Vec<String> {
+        view.nodes().map(|node| node.id.to_string()).collect()
+    }
+
+    async fn sees(member: &Membership, expected: &[&str]) {
+        until(member, &format!("{expected:?}"), |view| {
+            names(view) == expected
+        })
+        .await;
+    }
+
+    async fn eventually(what: &str, holds: impl Fn() -> bool) {
+        let waited = timeout(PATIENCE, async {
+            while !holds() {
+                sleep(Duration::from_millis(10)).await;
+            }
+        });
+        assert!(waited.await.is_ok(), "never: {what}");
+    }
+
+    fn get<'a>(view: &'a ClusterView, id: &str) -> Option<&'a Arc<NodeInfo>> {
+        view.node(&id.parse().unwrap())
+    }
+
+    fn rejected(member: &Membership) -> u64 {
+        member.stats().datagrams_rejected.load(Ordering::Relaxed)
+    }
+
+    #[tokio::test]
+    async fn three_nodes_find_each_other_through_one_seed_and_hear_of_changes() {
+        let a = setup("a", &[]).join().await;
+        assert_eq!(names(&a.view().borrow()), ["a"], "at once");
+        let b = setup("b", &[&a]).join().await;
+        let c = setup("c", &[&a, &b]).join().await;
+        for member in [&a, &b, &c] {
+            sees(member, &["a", "b", "c"]).await;
+        }
+        let b_at = b.address().to_string();
+        assert_eq!(get(&c.view().borrow(), "b").unwrap().gossip, b_at);
+
+        b.update(|me| {
+            me.load.in_flight = 7;
+            me.digest = Some(DigestVersion { epoch: 1, seq: 2 });
+            me.id = "z".parse().unwrap();
+        });
+        let changed = |view: &ClusterView| {
+            get(view, "b").is_some_and(|b| b.load.in_flight == 7 && b.digest.is_some())
+        };
+        until(&b, "its own change", changed).await;
+        until(&c, "b's load and digest", changed).await;
+        b.update(|me| me.digest = None);
+        until(&a, "b's digest gone", |view| {
+            get(view, "b").is_some_and(|b| b.digest.is_none() && b.load.in_flight == 7)
+        })
+        .await;
+        let stats = a.stats();
+        assert!(stats.datagrams_sent.load(Ordering::Relaxed) > 0);
+        assert!(stats.bytes_received.load(Ordering::Relaxed) > 0);
+    }
+
+    #[tokio::test]
+    async fn leaving_is_heard_and_dying_is_noticed() {
+        let a = setup("a", &[]).join().await;
+        let b = setup("b", &[&a]).join().await;
+        let c = setup("c", &[&a]).join().await;
+        sees(&a, &["a", "b", "c"]).await;
+
+        let mut view = a.view();
+        let watcher = tokio::spawn(async move {
+            let drains = |view: &Arc<ClusterView>| {
+                get(view, "b").is_some_and(|b| b.phase == Phase::Draining)
+            };
+            view.wait_for(drains).await.unwrap();
+        });
+        b.leave().await;
+        timeout(PATIENCE, watcher).await.unwrap().unwrap();
+        drop(c);
+        sees(&a, &["a"]).await;
+        let gone: Vec<_> = a
+            .departed()
+            .into_iter()
+            .map(|n| (n.id.to_string(), n.phase))
+            .collect();
+        assert_eq!(
+            gone,
+            [("b".into(), Phase::Draining), ("c".into(), Phase::Ready)]
+        );
+    }
+
+    #[tokio::test]
+    async fn a_restarted_node_shows_once_and_as_it_is_now() {
+        let a = setup("a", &[]).join().await;
+        let b = setup("b", &[&a]).join().await;
+        sees(&a, &["a", "b"]).await;
+        drop(b);
+        let mut again = setup("b", &[&a]);
+        again.generation = 2;
+        let b = again.join().await;
+        b.update(|me| me.region = "new".into());
+        until(&a, "b's second life", |view| {
+            get(view, "b").is_some_and(|b| b.region == "new")
+        })
+        .await;
+        sees(&b, &["a", "b"]).await;
+        assert!(a.departed().is_empty());
+    }
+
+    /// What a thread logs while it lives.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl Log {
+        fn capture(&self) -> tracing::subscriber::DefaultGuard {
+            let log = self.clone();
+            let subscriber = tracing_subscriber::fmt()
+                .with_writer(move || log.clone())
+                .with_ansi(false)
+                .with_env_filter("info,chitchat=off")
+                .finish();
+            tracing::subscriber::set_default(subscriber)
+        }
+
+        fn lines_with(&self, text: &str) -> usize {
+            let bytes = self.0.lock().unwrap().clone();
+            let log = String::from_utf8(bytes).unwrap();
+            log.lines().filter(|line| line.contains(text)).count()
+        }
+    }
+
+    impl Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn who_does_not_know_the_secret_stays_outside_and_is_logged_once() {
+        let log = Log::default();
+        let _guard = log.capture();
+        let a = setup("a", &[]).join().await;
+        let _b = setup("b", &[&a]).join().await;
+        let mut intruder = setup("intruder", &[&a]);
+        intruder.secret = "guessed by somebody";
+        let intruder = intruder.join().await;
+        let mut neighbour = setup("neighbour", &[&a]);
+        neighbour.cluster = "another";
+        let neighbour = neighbour.join().await;
+        sees(&a, &["a", "b"]).await;
+        eventually("many refusals", || rejected(&a) >= 6).await;
+        assert_eq!(names(&a.view().borrow()), ["a", "b"]);
+        assert_eq!(names(&intruder.view().borrow()), ["intruder"]);
+        assert_eq!(names(&neighbour.view().borrow()), ["neighbour"]);
+        for stranger in [&intruder, &neighbour] {
+            let source = format!("source={}", stranger.address());
+            assert_eq!(log.lines_with(&source), 1, "{source}");
+        }
+    }
+
+    #[tokio::test]
+    async fn two_nodes_of_one_name_are_logged_once() {
+        let log = Log::default();
+        let _guard = log.capture();
+        let a = setup("a", &[]).join().await;
+        let _first = setup("twin", &[&a]).join().await;
+        let mut second = setup("twin", &[&a]);
+        second.generation = 2;
+        let _second = second.join().await;
+        let text = "two live nodes have the same id";
+        // Said by a and by both twins.
+        eventually("three complaints", || log.lines_with(text) >= 3).await;
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(log.lines_with(text), 3);
+    }
+
+    #[tokio::test]
+    async fn garbage_does_no_harm() {
+        let a = setup("a", &[]).join().await;
+        let hostile = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        for len in 0..1400usize {
+            let garbage = vec![u8::try_from(len % 251).unwrap(); len];
+            hostile.send_to(&garbage, a.address()).await.unwrap();
+        }
+        eventually("garbage refused", || rejected(&a) > 100).await;
+        let b = setup("b", &[&a]).join().await;
+        sees(&a, &["a", "b"]).await;
+        sees(&b, &["a", "b"]).await;
+    }
+
+    /// Loses, repeats and overtakes.
+    #[derive(Debug)]
+    struct BadNet;
+
+    struct BadDatagrams {
+        inner: Arc<dyn Datagrams>,
+        held: Mutex<Option<(Vec<u8>, SocketAddr)>>,
+        sent: AtomicU64,
+    }
+
+    #[async_trait]
+    impl Datagrams for BadDatagrams {
+        async fn send_to(&self, datagram: &[u8], to: SocketAddr) -> io::Result<()> {
+            let n = self.sent.fetch_add(1, Ordering::Relaxed);
+            match n % 20 {
+                3 => return Err(io::ErrorKind::NetworkUnreachable.into()),
+                7 => return Ok(()),
+                11 => {
+                    *self.held.lock().unwrap() = Some((datagram.to_vec(), to));
+                    return Ok(());
+                }
+                15 => self.inner.send_to(datagram, to).await?,
+                _ => {}
+            }
+            self.inner.send_to(datagram, to).await?;
+            let held = self.held.lock().unwrap().take();
+            if let Some((datagram, to)) = held {
+                self.inner.send_to(&datagram, to).await?;
+            }
+            Ok(())
+        }
+
+        async fn recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+            self.inner.recv_from(buffer).await
+        }
+
+        fn local_addr(&self) -> SocketAddr {
+            self.inner.local_addr()
+        }
+    }
+
+    #[async_trait]
+    impl Net for BadNet {
+        async fn listen(&self, at: SocketAddr) -> io::Result<Box<dyn Listener>> {
+            SystemNet.listen(at).await
+        }
+
+        async fn connect(&self, to: &str) -> io::Result<BoxStream> {
+            SystemNet.connect(to).await
+        }
+
+        async fn datagrams(&self, at: SocketAddr) -> io::Result<Arc<dyn Datagrams>> {
+            Ok(Arc::new(BadDatagrams {
+                inner: SystemNet.datagrams(at).await?,
+                held: Mutex::default(),
+                sent: AtomicU64::new(0),
+            }))
+        }
+
+        async fn resolve(&self, name: &str) -> io::Result<Vec<SocketAddr>> {
+            SystemNet.resolve(name).await
+        }
+    }
+
+    #[tokio::test]
+    async fn large_descriptions_arrive_over_a_bad_path() {
+        let bad = |id, seeds: &[&Membership]| {
+            let mut setup = setup(id, seeds);
+            setup.net = Arc::new(BadNet);
+            setup
+        };
+        let a = bad("a", &[]).join().await;
+        let b = bad("b", &[&a]).join().await;
+        let c = bad("c", &[&a]).join().await;
+        // A kilobyte that compresses to half at best, so that descriptions take several datagrams.
+        let noise = |seed: &str| -> String {
+            let block = |i: u8| blake3::hash(&[seed.as_bytes(), &[i]].concat()).to_hex();
+            (0..16).map(|i| block(i).to_string()).collect()
+        };
+        for (member, seed) in [(&a, "a"), (&b, "b"), (&c, "c")] {
+            member.update(|me| {
+                (me.region, me.http) = (noise(seed), noise("x"));
+                for i in 0..32 {
+                    let peer = format!("{}-{i}", blake3::hash(seed.as_bytes()));
+                    me.round_trips_ms
+                        .insert(peer[48..].parse().unwrap(), f64::from(i));
+                }
+            });
+        }
+        for member in [&a, &b, &c] {
+            until(member, "everybody's long texts", |view| {
+                ["a", "b", "c"].iter().all(|id| {
+                    get(view, id)
+                        .is_some_and(|n| n.region == noise(id) && n.round_trips_ms.len() == 32)
+                })
+            })
+            .await;
+        }
+        a.update(|me| me.region = "x".repeat(VALUE_BYTES_MAX + 1));
+        a.update(|me| me.purge_seq = 9);
+        until(&b, "what fits, without what does not", |view| {
+            get(view, "a").is_some_and(|a| a.purge_seq == 9 && a.region.is_empty())
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_node_that_cannot_be_read_is_left_out_and_named() {
+        let log = Log::default();
+        let _guard = log.capture();
+        let a = setup("a", &[]).join().await;
+        let b = setup("b", &[&a]).join().await;
+        sees(&a, &["a", "b"]).await;
+        let chitchat = b.gossip.0.chitchat();
+        chitchat.lock().await.self_node_state().set("load", "much");
+        sees(&a, &["a"]).await;
+        assert_eq!(a.stats().unreadable_nodes.load(Ordering::Relaxed), 1);
+        chitchat.lock().await.self_node_state().set("purge", "1");
+        sleep(4 * INTERVAL).await;
+        assert_eq!(log.lines_with("node left out of the view"), 1);
+        chitchat.lock().await.self_node_state().set("load", "1,1");
+        sees(&a, &["a", "b"]).await;
+        assert_eq!(a.stats().unreadable_nodes.load(Ordering::Relaxed), 0);
+    }
+
+    /// A net whose names appear later.
+    #[derive(Debug, Default)]
+    struct LateNames(Mutex<Option<SocketAddr>>);
+
+    #[async_trait]
+    impl Net for LateNames {
+        async fn listen(&self, at: SocketAddr) -> io::Result<Box<dyn Listener>> {
+            SystemNet.listen(at).await
+        }
+
+        async fn connect(&self, to: &str) -> io::Result<BoxStream> {
+            SystemNet.connect(to).await
+        }
+
+        async fn datagrams(&self, at: SocketAddr) -> io::Result<Arc<dyn Datagrams>> {
+            SystemNet.datagrams(at).await
+        }
+
+        async fn resolve(&self, _: &str) -> io::Result<Vec<SocketAddr>> {
+            let address = *self.0.lock().unwrap();
+            address
+                .map(|a| vec![a])
+                .ok_or_else(|| io::ErrorKind::NotFound.into())
+        }
+    }
+
+    #[tokio::test]
+    async fn seeds_may_come_later_and_be_this_node_itself() {
+        let names = Arc::new(LateNames::default());
+        let mut early = setup("early", &[]);
+        early.seeds = vec!["seed:7946".into()];
+        early.net = Arc::<LateNames>::clone(&names);
+        let early = early.join().await;
+        sleep(4 * INTERVAL).await;
+        let mut late = setup("late", &[]);
+        late.seeds = vec!["seed:7946".into()];
+        late.net = Arc::<LateNames>::clone(&names);
+        let late = late.join().await;
+        *names.0.lock().unwrap() = Some(late.address());
+        sees(&early, &["early", "late"]).await;
+        sees(&late, &["early", "late"]).await;
+    }
+
+    #[tokio::test]
+    async fn what_stands_in_the_way_is_named() {
+        let join = async |change: &dyn Fn(&mut MembershipConfig)| {
+            let setup = setup("a", &[]);
+            let mut config = setup.config();
+            change(&mut config);
+            let net = Arc::new(LateNames::default());
+            Membership::join(config, net, Clock::system()).await
+        };
+        let taken = setup("taken", &[]).join().await;
+        let at = taken.address();
+        for (change, complaint) in [
+            (
+                &(|c: &mut MembershipConfig| c.advertise = "nowhere:7946".into())
+                    as &dyn Fn(&mut MembershipConfig),
+                "\"nowhere:7946\" does not resolve".to_owned(),
+            ),
+            (
+                &|c| c.listen = at,
+                format!("cannot listen for gossip at {at}"),
+            ),
+            (&|c| c.interval = Duration::ZERO, "interval of 0ns".into()),
+            (
+                &|c| c.me.region = "x".repeat(1025),
+                "\"region\" is longer".into(),
+            ),
+            (
+                &|c| c.seeds = vec!["a:1".into(); 65],
+                "65 gossip seeds".into(),
+            ),
+        ] {
+            let message = join(change).await.unwrap_err().to_string();
+            assert!(message.contains(&complaint), "{message}");
+        }
+    }
+
+    #[tokio::test]
+    async fn advertised_addresses_are_what_others_can_reach() {
+        let names = LateNames(Mutex::new(Some("10.1.2.3:0".parse().unwrap())));
+        let local: SocketAddr = "0.0.0.0:7946".parse().unwrap();
+        let address = advertised("me:0", local, &names).await.unwrap();
+        assert_eq!(address.to_string(), "10.1.2.3:7946");
+        let loopback: SocketAddr = "127.0.0.1:7946".parse().unwrap();
+        assert_eq!(advertised("", loopback, &names).await.unwrap(), loopback);
+        match advertised("", local, &names).await {
+            Ok(address) => assert!(!address.ip().is_unspecified() && address.port() == 7946),
+            Err(error) => assert!(matches!(error, MembershipError::NoOutwardAddress(_))),
+        }
+    }
+
+    #[test]
+    fn a_source_has_its_allowance_and_many_sources_share_one() {
+        let start = Instant::now();
+        let mut rates = Rates::new(start);
+        let source = |n: u32| IpAddr::from(Ipv4Addr::from(n));
+        let allowed =
+            |rates: &mut Rates, n, now| (0..20_000).filter(|_| rates.allow(source(n), now)).count();
+        assert_eq!(allowed(&mut rates, 1, start), 10_000);
+        assert_eq!(
+            allowed(&mut rates, 1, start + Duration::from_secs(1)),
+            5_000
+        );
+        assert_eq!(allowed(&mut rates, 2, start), 10_000);
+        for n in 10..3_000 {
+            rates.allow(source(n), start);
+        }
+        assert_eq!(rates.sources.len(), Rates::SOURCES_MAX);
+        assert!(allowed(&mut rates, 5_000, start) < 10_000);
+        assert!(rates.allow(source(5_000), start + Duration::from_secs(9)));
+        assert_eq!(rates.sources.len(), 1);
+    }
+}

@@ -338,7 +338,7 @@ struct Part<'a> {
 
 impl<'a> Part<'a> {
     fn read(plain: &'a [u8]) -> Result<Self, Rejected> {
-        fn number<'b>(from: &'b [u8]) -> Result<(u64, &'b [u8]), Rejected> {
+        fn number(from: &[u8]) -> Result<(u64, &[u8]), Rejected> {
             let (bytes, rest) = from.split_first_chunk().ok_or(Rejected::Malformed)?;
             Ok((u64::from_le_bytes(*bytes), rest))
         }
