@@ -1,1 +1,34 @@
-//! Under construction.
+//! The control plane: it knows where every node is, ranks peers for edges, steers clients to the
+//! nearest edge, and hands out sites. Edges go on without it.
+//!
+//! What happens, in reading order:
+//!
+//! - [`config`]: what the operator wrote, checked once;
+//! - [`control`]: the composition root: joins the gossip as an observer, opens the listeners, ends
+//!   in reverse order;
+//! - [`atlas`]: a snapshot of everybody and where they are, made anew whenever gossip tells
+//!   something; [`places`] turns addresses into places,
+//!   by the operator's [`network`]s and an address database;
+//! - [`rank`] (pure): which peer or edge comes first, and why; [`steer`] (pure): where a client's
+//!   request is sent;
+//! - [`sites`]: the site registry and its version, kept in the [`data_dir`];
+//! - [`api`]: one file per resource; [`serve`]: connections, their limits and their end;
+//! - [`cli`]: the operator's commands against a running control plane.
+//!
+//! **Invariants:** no request waits for the network, a disk or a lock: all are answered from
+//! snapshots. The control plane knows edges only through gossip and [`cluster::wire`].
+
+pub mod api;
+pub mod atlas;
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod data_dir;
+pub mod error;
+pub mod metrics;
+pub mod network;
+pub mod places;
+pub mod rank;
+pub mod serve;
+pub mod sites;
+pub mod steer;

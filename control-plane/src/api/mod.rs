@@ -1,0 +1,221 @@
+//! The HTTP API: one file per resource. Every answer is made from snapshots; none waits.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, Ordering},
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Query, Request, State, rejection::QueryRejection},
+    http::{
+        HeaderName, HeaderValue, StatusCode, Uri,
+        header::{CACHE_CONTROL, CONTENT_TYPE},
+    },
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use bytes::Bytes;
+use cluster::{
+    auth::document_mac,
+    clock::Clock,
+    membership::GossipStats,
+    node::NodeId,
+    secret::ClusterSecret,
+    wire::{EDGES, MAC_FIELD, NODES, PEERS, SITES},
+};
+use serde::Serialize;
+use tokio::sync::watch;
+
+use crate::{
+    atlas::Atlas, config::Config, error::ApiError, metrics, metrics::Metrics, network::Network,
+    places::Places, sites::Sites,
+};
+
+pub mod edges;
+pub mod nodes;
+pub mod peers;
+pub mod sites;
+pub mod status;
+pub mod steering;
+
+/// Most entries of a ranking that may be asked for.
+pub const LIMIT_MAX: usize = 1_000;
+/// Entries of a ranking when no limit is given: more than anybody tries.
+pub const LIMIT_DEFAULT: usize = 32;
+
+/// What the handlers share.
+#[derive(Debug)]
+pub struct App {
+    id: NodeId,
+    atlas: watch::Receiver<Arc<Atlas>>,
+    places: Arc<Places>,
+    metrics: Metrics,
+    sites: Sites,
+    gossip: Arc<GossipStats>,
+    clock: Clock,
+    secret: ClusterSecret,
+    trust_forwarded: Vec<Network>,
+    /// Counts clients that take turns.
+    turn: AtomicU64,
+    stopping: AtomicBool,
+}
+
+impl App {
+    /// Puts together what the handlers share.
+    pub fn new(
+        atlas: watch::Receiver<Arc<Atlas>>,
+        places: Arc<Places>,
+        metrics: Metrics,
+        sites: Sites,
+        gossip: Arc<GossipStats>,
+        clock: Clock,
+        config: &Config,
+    ) -> Self {
+        Self {
+            id: config.id.clone(),
+            atlas,
+            places,
+            metrics,
+            sites,
+            gossip,
+            clock,
+            secret: config.secret.clone(),
+            trust_forwarded: config.trust_forwarded.clone(),
+            turn: AtomicU64::new(0),
+            stopping: AtomicBool::new(false),
+        }
+    }
+
+    /// From now on it says that it is not ready.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    fn atlas(&self) -> Arc<Atlas> {
+        self.atlas.borrow().clone()
+    }
+
+    /// Ready: it sees at least itself, and is not about to end.
+    fn is_ready(&self) -> bool {
+        !self.stopping.load(Ordering::Relaxed) && self.atlas().seat(&self.id).is_some()
+    }
+
+    /// A JSON document that an edge can check with the cluster's secret: its MAC covers the path as
+    /// asked for, query included, and the body.
+    fn signed(&self, uri: &Uri, body: Bytes) -> Response {
+        let path = uri.path_and_query().map_or("/", |p| p.as_str());
+        let mac = document_mac(&self.secret, path, &body);
+        let mac = HeaderValue::try_from(mac).expect("a MAC is hex digits");
+        let json = HeaderValue::from_static("application/json");
+        let fields = [
+            (CONTENT_TYPE, json),
+            (HeaderName::from_static(MAC_FIELD), mac),
+        ];
+        (fields, Body::from(body)).into_response()
+    }
+}
+
+/// Everything on the API listener.
+pub fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route(PEERS, get(peers::ranked))
+        .route(EDGES, get(edges::ranked))
+        .route(NODES, get(nodes::all))
+        .route(SITES, get(sites::all))
+        .route(&format!("{SITES}/{{name}}"), get(sites::one))
+        .route("/", get(status::page))
+        .route("/metrics", get(scrape))
+        .route("/livez", get(|| async { "alive\n" }))
+        .route("/readyz", get(ready))
+        .fallback(|| async { ApiError::not_found("no such resource") })
+        .method_not_allowed_fallback(|| async {
+            ApiError::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "only GET and HEAD are possible here",
+            )
+        })
+        .layer(middleware::from_fn_with_state(app.clone(), counted))
+        .with_state(app)
+}
+
+/// Counts answers; what is right now is not right later, so nobody may keep one unless it says so.
+async fn counted(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let resource = match request.uri().path() {
+        PEERS => "peers",
+        EDGES => "edges",
+        NODES => "nodes",
+        path if path.starts_with(SITES) => "sites",
+        "/metrics" => "metrics",
+        "/livez" | "/readyz" => "health",
+        "/" => "status",
+        _ => "other",
+    };
+    let mut answer = next.run(request).await;
+    let no_store = HeaderValue::from_static("no-store");
+    answer
+        .headers_mut()
+        .entry(CACHE_CONTROL)
+        .or_insert(no_store);
+    app.metrics.answered(resource, answer.status().as_u16());
+    answer
+}
+
+async fn scrape(State(app): State<Arc<App>>) -> Response {
+    let text = app.metrics.render(app.atlas().states(), &app.gossip);
+    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
+}
+
+async fn ready(State(app): State<Arc<App>>) -> (StatusCode, &'static str) {
+    if app.is_ready() {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready\n")
+    }
+}
+
+/// The parameters of a ranking: one that says for whom, and how many.
+#[derive(Debug)]
+struct Asked {
+    whom: String,
+    limit: usize,
+}
+
+impl Asked {
+    /// Reads the parameter `name` and the limit; any other is refused, because a misspelt limit
+    /// would otherwise do nothing.
+    fn read(
+        name: &str,
+        query: Result<Query<Vec<(String, String)>>, QueryRejection>,
+    ) -> Result<Self, ApiError> {
+        let Query(pairs) = query.map_err(|e| ApiError::parameter("query", e))?;
+        let (mut whom, mut limit) = (None, LIMIT_DEFAULT);
+        for (key, value) in pairs {
+            if key == name {
+                whom = Some(value);
+            } else if key == "limit" {
+                limit = value
+                    .parse()
+                    .ok()
+                    .filter(|limit| (1..=LIMIT_MAX).contains(limit))
+                    .ok_or_else(|| {
+                        let reason = format!("1 to {LIMIT_MAX}, not {value:?}");
+                        ApiError::parameter("limit", reason)
+                    })?;
+            } else {
+                let key: String = key.chars().take(64).collect();
+                return Err(ApiError::parameter(&key, "no such parameter"));
+            }
+        }
+        let whom = whom.ok_or_else(|| ApiError::parameter(name, "missing"))?;
+        Ok(Self { whom, limit })
+    }
+}
+
+fn json<T: Serialize>(answer: &T) -> Bytes {
+    serde_json::to_vec(answer)
+        .expect("answers are plain data with text keys")
+        .into()
+}
