@@ -1,0 +1,214 @@
+//! What the control plane hands out: documents with a proof of who wrote them, and the site registry
+//! that this node follows. The node goes on without a control plane, with what it was last told.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use cluster::{
+    auth,
+    node::Role,
+    secret::ClusterSecret,
+    site::{SiteMap, SiteSet},
+    view::ClusterView,
+    wire,
+};
+use http::HeaderMap;
+use serde::de::DeserializeOwned;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
+use tracing::{debug, info, warn};
+
+use super::pool::{self, Patience, Pool};
+
+/// For a connection and the head of an answer; the document has twice as long.
+const PATIENCE: Patience = Patience {
+    connect: Duration::from_secs(2),
+    head: Duration::from_secs(5),
+};
+/// Until a document must be there. Control planes are tried one after the other.
+const DOCUMENT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Largest site registry: [`cluster::site::SITES_MAX`] sites of 3 KiB.
+const SITES_BYTES_MAX: usize = 32 << 20;
+/// How often the registry is asked for without any hint in gossip.
+const SITES_INTERVAL: Duration = Duration::from_secs(60);
+/// Least time from a pull that brought something new to the next, whatever gossip says.
+const SITES_INTERVAL_MIN: Duration = Duration::from_secs(1);
+/// The same after a pull that brought nothing: gossip may be behind, or two control planes differ.
+const SITES_INTERVAL_IDLE: Duration = Duration::from_secs(5);
+/// First wait after a failure; doubles up to [`RETRY_MAX`].
+const RETRY_MIN: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// How long to wait after the `nth` failure in a row.
+pub(super) fn retry_after(nth: u32) -> Duration {
+    RETRY_MIN
+        .saturating_mul(1 << nth.saturating_sub(1).min(16))
+        .min(RETRY_MAX)
+}
+
+/// Why no control plane gave a document.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{url}: {reason}")]
+pub struct ControlError {
+    /// The last one asked.
+    pub url: String,
+    /// What was wrong with it.
+    pub reason: String,
+}
+
+/// The configured control planes. Clones share connections.
+#[derive(Clone)]
+pub struct ControlPlanes {
+    pool: Pool,
+    bases: Arc<[String]>,
+    secret: Option<ClusterSecret>,
+}
+
+impl ControlPlanes {
+    /// At these base URLs, in order of preference. With a secret, only documents that carry a proof
+    /// of knowing it are taken.
+    pub fn new(pool: Pool, bases: &[String], secret: Option<ClusterSecret>) -> Self {
+        let bases = bases
+            .iter()
+            .map(|base| base.trim_end_matches('/').to_owned())
+            .collect();
+        Self {
+            pool,
+            bases,
+            secret,
+        }
+    }
+
+    /// Whether there are any.
+    pub fn any(&self) -> bool {
+        !self.bases.is_empty()
+    }
+
+    /// The document at `path` (with its query) from the first control plane that has a valid one that
+    /// `accept` takes.
+    ///
+    /// # Errors
+    ///
+    /// What was wrong with the last one asked.
+    pub async fn document<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        bytes_max: usize,
+        accept: impl Fn(&T) -> Result<(), String>,
+    ) -> Result<(T, Bytes), ControlError> {
+        let mut last = ControlError {
+            url: String::new(),
+            reason: "no control plane configured".into(),
+        };
+        for base in &*self.bases {
+            let url = format!("{base}{path}");
+            let checked = match self.bytes(&url, path, bytes_max).await {
+                Ok(bytes) => serde_json::from_slice(&bytes)
+                    .map_err(|e| format!("not the document expected: {e}"))
+                    .and_then(|document| accept(&document).map(|()| (document, bytes))),
+                Err(reason) => Err(reason),
+            };
+            match checked {
+                Ok(document) => return Ok(document),
+                Err(reason) => last = ControlError { url, reason },
+            }
+        }
+        Err(last)
+    }
+
+    async fn bytes(&self, url: &str, path: &str, bytes_max: usize) -> Result<Bytes, String> {
+        let request = pool::get(url, HeaderMap::new()).map_err(|e| e.to_string())?;
+        let deadline = Instant::now() + DOCUMENT_TIMEOUT;
+        let document = self
+            .pool
+            .document(request, PATIENCE, bytes_max, deadline)
+            .await;
+        let document = document.map_err(|e| e.to_string())?;
+        if document.head.status != http::StatusCode::OK {
+            let said: Option<wire::ErrorAnswer> = serde_json::from_slice(&document.body).ok();
+            return Err(format!(
+                "{} {}",
+                document.head.status,
+                said.map_or(String::new(), |e| e.error)
+            ));
+        }
+        if let Some(secret) = &self.secret {
+            let mac = document
+                .head
+                .headers
+                .get(wire::MAC_FIELD)
+                .and_then(|mac| mac.to_str().ok());
+            let mac = mac.ok_or("the document carries no proof of its author")?;
+            if !auth::verify_document(secret, path, &document.body, mac) {
+                return Err("whoever wrote the document does not know the cluster's secret".into());
+            }
+        }
+        Ok(document.body)
+    }
+}
+
+impl fmt::Debug for ControlPlanes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ControlPlanes").field(&self.bases).finish()
+    }
+}
+
+/// Follows the site registry for as long as it runs: pulls it when a control plane's version in
+/// gossip is not `known`, and once in a while in any case, and publishes each registry that differs.
+///
+/// Control planes decide what is newest: an older version than ours means that an operator restored
+/// one, and is taken as well.
+pub async fn follow_sites(
+    planes: ControlPlanes,
+    mut view: watch::Receiver<Arc<ClusterView>>,
+    sites: watch::Sender<Option<Arc<SiteSet>>>,
+    mut known: u64,
+) {
+    let mut failures = 0;
+    loop {
+        let accept = |set: &SiteSet| SiteMap::new(set).map(drop).map_err(|e| e.to_string());
+        match planes.document(wire::SITES, SITES_BYTES_MAX, accept).await {
+            Err(error) => {
+                failures += 1;
+                match failures {
+                    1 => {
+                        warn!(%error, "site registry cannot be pulled, going on with what is known")
+                    }
+                    _ => debug!(%error, failures, "site registry cannot be pulled"),
+                }
+                sleep(retry_after(failures)).await;
+                continue;
+            }
+            Ok((set, _)) => {
+                failures = 0;
+                let new = set.version != known || sites.borrow().is_none();
+                if new {
+                    info!(
+                        version = set.version,
+                        before = known,
+                        sites = set.sites.len(),
+                        "site registry pulled"
+                    );
+                    known = set.version;
+                    sites.send_replace(Some(Arc::new(set)));
+                }
+                sleep(if new {
+                    SITES_INTERVAL_MIN
+                } else {
+                    SITES_INTERVAL_IDLE
+                })
+                .await;
+            }
+        }
+        let differs = view.wait_for(|view| {
+            view.nodes()
+                .any(|n| n.role == Role::Control && n.sites_version != known)
+        });
+        let gossip_is_gone = matches!(timeout(SITES_INTERVAL, differs).await, Ok(Err(_)));
+        if gossip_is_gone {
+            sleep(SITES_INTERVAL).await;
+        }
+    }
+}

@@ -1,0 +1,455 @@
+//! Everything this node asks of others: objects of peers and origins, digests, rankings, sites.
+//!
+//! [`Upstream`] is the one handle; in reading order, the modules behind it:
+//! [`origin`] where objects come from; [`peer`] one question to one peer; [`select`] which peer to
+//! ask; [`digest`] what peers hold; [`health`] how they have behaved; [`ranking`] how far they are;
+//! [`control`] what the control plane says; [`pool`] the connections under all of them.
+//!
+//! **Invariant:** nothing here knows of the cache; it takes and gives HTTP messages, keys and
+//! manifests. Nothing here waits for anybody without a deadline.
+
+pub mod control;
+pub mod digest;
+pub mod health;
+pub mod origin;
+pub mod peer;
+pub mod pool;
+pub mod ranking;
+#[cfg(test)]
+mod scripted;
+pub mod select;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    path::PathBuf,
+    sync::Arc,
+};
+
+use arc_swap::ArcSwapOption;
+use cluster::{
+    auth::Signer,
+    clock::Clock,
+    key::Key,
+    net::Net,
+    node::{Load, NodeId, NodeInfo, Phase, ROUND_TRIPS_MAX, Role},
+    secret::ClusterSecret,
+    site::{Site, SiteSet},
+    view::ClusterView,
+    wire::PeersAnswer,
+};
+use http::{HeaderMap, Request, Response};
+use serde::Serialize;
+use tokio::{sync::watch, task::JoinHandle, time::Instant};
+use tracing::{info, warn};
+
+use self::{
+    control::ControlPlanes,
+    digest::{DigestPuller, Digests},
+    health::{Health, Severity, Standing},
+    origin::{OriginBody, OriginError, Origins},
+    peer::{Asker, PeerError, PeerObject},
+    pool::{Body, Pool},
+    ranking::Placed,
+    select::{Candidate, Claim},
+};
+
+/// What is counted of all this; implemented where metrics are.
+pub trait Events: Send + Sync + 'static {
+    /// A request goes out to an origin of this site.
+    fn origin_attempt(&self, site: &str);
+    /// A question to a peer has ended: `hit`, `abandoned`, or a [`PeerError::label`].
+    fn peer_result(&self, peer: &NodeId, result: &'static str);
+    /// A peer does not have what its digest claims.
+    fn digest_false_hit(&self, peer: &NodeId);
+    /// A pull of a peer's digest has ended: `delta`, `snapshot` or `failed`.
+    fn digest_pulled(&self, peer: &NodeId, result: &'static str);
+}
+
+/// What an [`Upstream`] is made of.
+pub struct UpstreamConfig {
+    /// This node.
+    pub me: NodeId,
+    /// The cluster's secret. Without one, no peer is asked.
+    pub secret: Option<ClusterSecret>,
+    /// The network.
+    pub net: Arc<dyn Net>,
+    /// The time in signatures.
+    pub clock: Clock,
+    /// Who is there.
+    pub view: watch::Receiver<Arc<ClusterView>>,
+    /// Base URLs of the control planes, in order of preference.
+    pub control_planes: Vec<String>,
+    /// Version of the site registry that this node has from before; 0 for none.
+    pub sites_version: u64,
+    /// Where the last ranking is kept (`peers.json`).
+    pub data_dir: PathBuf,
+    /// Addresses of peer listeners, `host:port`, where they are not those in the view.
+    pub reach: HashMap<NodeId, String>,
+    /// Counts.
+    pub events: Arc<dyn Events>,
+}
+
+/// The handle to everything upstream. Clones are the same.
+#[derive(Clone)]
+pub struct Upstream(Arc<Inner>);
+
+struct Inner {
+    me: NodeId,
+    view: watch::Receiver<Arc<ClusterView>>,
+    origins: Origins,
+    asker: Option<Asker>,
+    planes: ControlPlanes,
+    digests: Digests,
+    health: Arc<Health>,
+    ranking: Arc<ArcSwapOption<PeersAnswer>>,
+    sites: watch::Sender<Option<Arc<SiteSet>>>,
+    sites_version: u64,
+    data_dir: PathBuf,
+    reach: Arc<HashMap<NodeId, String>>,
+    events: Arc<dyn Events>,
+}
+
+impl Upstream {
+    /// Connects nothing yet.
+    pub fn new(config: UpstreamConfig) -> Self {
+        let UpstreamConfig {
+            me,
+            secret,
+            net,
+            clock,
+            view,
+            control_planes,
+            sites_version,
+            data_dir,
+            reach,
+            events,
+        } = config;
+        // Origins get connections of their own, so that their number says nothing of peers.
+        let pool = Pool::new(net.clone());
+        let signer = secret.clone().map(|secret| Signer::new(secret, me.clone()));
+        Self(Arc::new(Inner {
+            origins: Origins::new(Pool::new(net), events.clone()),
+            asker: signer.map(|signer| Asker {
+                pool: pool.clone(),
+                signer,
+                clock,
+            }),
+            planes: ControlPlanes::new(pool, &control_planes, secret),
+            digests: Digests::default(),
+            health: Arc::default(),
+            ranking: Arc::default(),
+            sites: watch::Sender::new(None),
+            me,
+            view,
+            sites_version,
+            data_dir,
+            reach: Arc::new(reach),
+            events,
+        }))
+    }
+
+    /// Starts what runs in the background, each with its name. Aborting a task ends it cleanly.
+    pub fn spawn(&self) -> Vec<(&'static str, JoinHandle<()>)> {
+        let inner = &*self.0;
+        let mut tasks = Vec::new();
+        if let Some(asker) = &inner.asker {
+            let puller = DigestPuller {
+                digests: inner.digests.clone(),
+                asker: asker.clone(),
+                me: inner.me.clone(),
+                view: inner.view.clone(),
+                reach: inner.reach.clone(),
+                health: inner.health.clone(),
+                events: inner.events.clone(),
+            };
+            tasks.push(("digests", tokio::spawn(puller.run())));
+        }
+        if inner.planes.any() {
+            let (planes, me) = (inner.planes.clone(), inner.me.clone());
+            let follow =
+                ranking::follow_ranking(planes, me, inner.data_dir.clone(), inner.ranking.clone());
+            tasks.push(("ranking", tokio::spawn(follow)));
+            let (planes, view) = (inner.planes.clone(), inner.view.clone());
+            let follow =
+                control::follow_sites(planes, view, inner.sites.clone(), inner.sites_version);
+            tasks.push(("sites", tokio::spawn(follow)));
+        }
+        tasks
+    }
+
+    /// Asks the site's origins; see [`Origins::fetch`].
+    ///
+    /// # Errors
+    ///
+    /// No origin gave an answer.
+    pub async fn origin(
+        &self,
+        site: &Site,
+        host: &str,
+        request: Request<Body>,
+    ) -> Result<Response<OriginBody>, OriginError> {
+        self.0.origins.fetch(site, host, request).await
+    }
+
+    /// Who to ask for `key`, best first, by their digests: a local look, nobody is asked.
+    pub fn holders(&self, key: Key) -> Vec<Candidate> {
+        let inner = &*self.0;
+        let digests = inner.digests.load();
+        let claims = |id: &NodeId| digests.get(id).is_some_and(|digest| digest.contains(key));
+        if inner.asker.is_none() || !digests.keys().any(claims) {
+            return Vec::new();
+        }
+        let now = Instant::now();
+        let placed = inner.placed();
+        let claims: Vec<Claim<'_>> = placed
+            .iter()
+            .filter(|placed| claims(&placed.node.id))
+            .map(|placed| {
+                let health = inner.health.of(&placed.node.id);
+                Claim {
+                    placed,
+                    addr: inner.address(&placed.node),
+                    standing: health.standing(now),
+                    errors: health.errors(now),
+                }
+            })
+            .collect();
+        select::choose(&claims, &mut rand::rng())
+    }
+
+    /// Asks one holder for `key`, from piece `from_piece` on. `fields` are the client's; of these, the
+    /// ones that tell of it stay here. A peer that fails, now or within its pieces, is ejected.
+    ///
+    /// When going on with another peer's object, compare the manifests: it may hold another version.
+    ///
+    /// # Errors
+    ///
+    /// Why it does not help.
+    pub async fn ask(
+        &self,
+        candidate: &Candidate,
+        key: Key,
+        fields: &HeaderMap,
+        from_piece: u32,
+    ) -> Result<PeerObject, PeerError> {
+        let peer = &candidate.id;
+        let asker = self.0.asker.as_ref().ok_or(PeerError::Denied)?;
+        if !self.0.health.with(peer, |h| h.admit(Instant::now())) {
+            self.0.events.peer_result(peer, PeerError::Ejected.label());
+            return Err(PeerError::Ejected);
+        }
+        let question = Question {
+            inner: self.0.clone(),
+            peer: peer.clone(),
+            answered: false,
+        };
+        match asker
+            .hold(peer, &candidate.addr, key, fields, from_piece)
+            .await
+        {
+            Ok((mut object, round_trip)) => {
+                let ms = round_trip.as_secs_f64() * 1e3;
+                self.0.health.with(peer, |h| h.measured(ms, Instant::now()));
+                object
+                    .pieces
+                    .report_to(Box::new(move |result| question.end(result)));
+                Ok(object)
+            }
+            Err(error) => {
+                question.end(Err(&error));
+                Err(error)
+            }
+        }
+    }
+
+    /// Every other live edge, best first, and what this node thinks of it.
+    pub fn peers_report(&self) -> Vec<PeerReport> {
+        let inner = &*self.0;
+        let now = Instant::now();
+        let digests = inner.digests.load();
+        let report = |(index, placed): (usize, Placed)| {
+            let health = inner.health.of(&placed.node.id);
+            let (standing, errors) = (health.standing(now), health.errors(now));
+            let node = &placed.node;
+            PeerReport {
+                rank: index + 1,
+                id: node.id.clone(),
+                region: node.region.clone(),
+                peer_addr: inner.address(node).to_owned(),
+                phase: node.phase,
+                distance_km: placed.distance_km,
+                rtt_ms: placed.rtt_ms,
+                load: node.load,
+                score: select::score(placed.cost_ms, node.load, standing, errors),
+                errors,
+                ejected: standing == Standing::Ejected,
+                standing,
+                last_failure: health.last_failure(),
+                false_hits: health.false_hits(),
+                digest: digests.get(&node.id).and_then(|digest| {
+                    let version = digest.version()?;
+                    Some(DigestReport {
+                        epoch: version.epoch,
+                        seq: version.seq,
+                        objects: digest.len(),
+                        bytes: digest.memory_bytes(),
+                    })
+                }),
+                why: placed.explain(),
+            }
+        };
+        inner.placed().into_iter().enumerate().map(report).collect()
+    }
+
+    /// Round trips to publish through gossip, in milliseconds: the newest, as many as fit there.
+    pub fn round_trips(&self) -> BTreeMap<NodeId, f64> {
+        self.0.health.round_trips(ROUND_TRIPS_MAX)
+    }
+
+    /// The newest site registry that a control plane gave; `None` until it gave one. Check nothing,
+    /// it is valid; keep it on disk.
+    pub fn sites(&self) -> watch::Receiver<Option<Arc<SiteSet>>> {
+        self.0.sites.subscribe()
+    }
+
+    /// Who is there now.
+    pub fn view(&self) -> Arc<ClusterView> {
+        self.0.view.borrow().clone()
+    }
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upstream")
+            .field("me", &self.0.me)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Inner {
+    fn placed(&self) -> Vec<Placed> {
+        let view = self.view.borrow().clone();
+        let stranger;
+        let me = match view.node(&self.me) {
+            Some(me) => &**me,
+            None => {
+                stranger = NodeInfo::new(self.me.clone(), Role::Edge);
+                &stranger
+            }
+        };
+        ranking::order(
+            self.ranking.load().as_deref(),
+            me,
+            &view,
+            &self.health.round_trips(usize::MAX),
+        )
+    }
+
+    fn address<'a>(&'a self, node: &'a NodeInfo) -> &'a str {
+        self.reach.get(&node.id).unwrap_or(&node.peer)
+    }
+}
+
+/// A question that is under way. Dropped without an end, nobody waited for the answer.
+struct Question {
+    inner: Arc<Inner>,
+    peer: NodeId,
+    answered: bool,
+}
+
+impl Question {
+    fn end(mut self, result: Result<(), &PeerError>) {
+        self.answered = true;
+        let (peer, now) = (&self.peer, Instant::now());
+        self.inner
+            .events
+            .peer_result(peer, result.map_or_else(PeerError::label, |()| "hit"));
+        if result == Err(&PeerError::Miss) {
+            self.inner.events.digest_false_hit(peer);
+        }
+        let (before, after) = self.inner.health.with(peer, |health| {
+            let before = health.standing(now);
+            match result {
+                Ok(()) | Err(PeerError::Stale) => health.succeeded(now),
+                Err(PeerError::Miss) => health.missed(now),
+                Err(PeerError::Busy) => health.refused(now),
+                Err(error @ PeerError::Corrupt { .. }) => {
+                    health.failed(Severity::Lied, error.label(), now);
+                }
+                Err(error) => health.failed(Severity::Failed, error.label(), now),
+            }
+            (before, health.standing(now))
+        });
+        match (result, before, after) {
+            (Err(error), Standing::Good | Standing::Busy, Standing::Ejected) => {
+                warn!(%peer, %error, "peer ejected");
+            }
+            (_, Standing::Ejected | Standing::HalfOpen, Standing::Good | Standing::Busy) => {
+                info!(%peer, "peer is back");
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Drop for Question {
+    fn drop(&mut self) {
+        if !self.answered {
+            self.inner.events.peer_result(&self.peer, "abandoned");
+            self.inner
+                .health
+                .with(&self.peer, health::PeerHealth::abandoned);
+        }
+    }
+}
+
+/// What this node thinks of one other live edge.
+#[derive(Clone, Debug, Serialize)]
+pub struct PeerReport {
+    /// 1 is the best.
+    pub rank: usize,
+    /// Its name.
+    pub id: NodeId,
+    /// Its region label.
+    pub region: String,
+    /// `host:port` of its peer listener, as reached from here.
+    pub peer_addr: String,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// Great-circle distance, when both places are known.
+    pub distance_km: Option<f64>,
+    /// Round trip in milliseconds, once measured.
+    pub rtt_ms: Option<f64>,
+    /// How busy it says it is.
+    pub load: Load,
+    /// Expected cost of asking it, in milliseconds.
+    pub score: f64,
+    /// Average of its failures, 0 to 1.
+    pub errors: f64,
+    /// Whether it is left alone for now.
+    pub ejected: bool,
+    /// The same with more shades.
+    pub standing: Standing,
+    /// What it last failed at.
+    pub last_failure: Option<&'static str>,
+    /// How often it did not have what its digest claims.
+    pub false_hits: u64,
+    /// What is known of its holdings.
+    pub digest: Option<DigestReport>,
+    /// What its place rests on.
+    pub why: String,
+}
+
+/// What is known of a peer's holdings.
+#[derive(Clone, Debug, Serialize)]
+pub struct DigestReport {
+    /// The peer's start.
+    pub epoch: u64,
+    /// The last change within it.
+    pub seq: u64,
+    /// How many objects it claims.
+    pub objects: usize,
+    /// Memory it takes here.
+    pub bytes: usize,
+}

@@ -1,0 +1,703 @@
+//! The origin: where objects come from. Tries a site's origins in order and guards what comes back.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use cluster::site::Site;
+use http::{HeaderValue, Request, Response, Uri, header::HOST, uri::PathAndQuery};
+use http_body::{Body as _, Frame, SizeHint};
+use tokio::time::Instant;
+
+use super::{
+    Events,
+    pool::{
+        Answer, Body, Fault, Heard, Incoming, Patience, Pool, Reuse, SendError, Silence,
+        body_fault, empty, in_full,
+    },
+};
+
+/// How long an origin that could not be reached is tried last: short, since one that came back
+/// should get its place back soon; long enough that not every request pays for the attempt.
+const SHUNNED_FOR: Duration = Duration::from_secs(5);
+
+/// Why an origin gave no (complete) answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("origin {origin} {kind}: {detail}")]
+pub struct OriginError {
+    /// What went wrong; [`Fault::RequestBody`] is the client's fault, everything else the origin's.
+    pub kind: Fault,
+    /// Its base URL, as the site names it.
+    pub origin: String,
+    /// The details, for the log.
+    pub detail: String,
+}
+
+/// Speaks to origins.
+pub struct Origins {
+    pool: Pool,
+    events: Arc<dyn Events>,
+    /// Until when an origin is tried after the others. Origins come from the site registry, which
+    /// is bounded, and leave the map when they are next looked at.
+    shunned: Mutex<HashMap<String, Instant>>,
+}
+
+impl Origins {
+    /// Over these connections.
+    pub fn new(pool: Pool, events: Arc<dyn Events>) -> Self {
+        Self {
+            pool,
+            events,
+            shunned: Mutex::default(),
+        }
+    }
+
+    /// Sends `request` to the first of the site's origins that accepts a connection and returns its
+    /// answer. Of `request`, method, path, query, fields and body are used; the fields must already
+    /// be those meant for the origin, and the method must not be `CONNECT`. `Host` becomes the
+    /// site's `origin_host`, or else `host`.
+    ///
+    /// An idempotent request without a body is sent once more, over a new connection, when a used
+    /// one closed without a byte of the answer (RFC 9110 §9.2.2). The next origin is tried only when
+    /// this one could not be connected to, so none sees a request twice.
+    ///
+    /// # Errors
+    ///
+    /// The last origin's failure.
+    pub async fn fetch(
+        &self,
+        site: &Site,
+        host: &str,
+        request: Request<Body>,
+    ) -> Result<Response<OriginBody>, OriginError> {
+        let (parts, mut body) = request.into_parts();
+        let repeatable = body.is_end_stream() && parts.method.is_idempotent();
+        let patience = Patience {
+            connect: site.connect_timeout.0,
+            head: site.first_byte_timeout.0,
+        };
+        let host = site.origin_host.as_deref().unwrap_or(host);
+        let mut last = None;
+        for origin in self.in_order(&site.origins) {
+            let fail = |kind, detail| OriginError {
+                kind,
+                origin: origin.to_owned(),
+                detail,
+            };
+            let uri = uri_at(origin, parts.uri.path_and_query())
+                .map_err(|e| fail(Fault::Connect, format!("not a base URL: {e}")))?;
+            let host = HeaderValue::try_from(host)
+                .map_err(|e| fail(Fault::Connect, format!("host {host:?}: {e}")))?;
+            let build = |body| {
+                let mut request = Request::new(body);
+                *request.method_mut() = parts.method.clone();
+                *request.uri_mut() = uri.clone();
+                *request.headers_mut() = parts.headers.clone();
+                request.headers_mut().insert(HOST, host.clone());
+                request
+            };
+            self.events.origin_attempt(&site.name);
+            let mut sent = self.pool.send(build(body), patience, Reuse::Allowed).await;
+            if repeatable && matches!(&sent, Err(e) if e.reused) {
+                self.events.origin_attempt(&site.name);
+                sent = self.pool.send(build(empty()), patience, Reuse::Never).await;
+            }
+            match sent {
+                Ok(Answer { response, .. }) => {
+                    return Ok(response.map(|incoming| OriginBody {
+                        incoming,
+                        silence: Silence::new(site.between_bytes_timeout.0),
+                        origin: origin.to_owned(),
+                    }));
+                }
+                Err(SendError {
+                    fault,
+                    detail,
+                    body: untouched,
+                    ..
+                }) => {
+                    last = Some(fail(fault, detail));
+                    if !fault.is_connect() {
+                        break;
+                    }
+                    if site.origins.len() > 1 {
+                        self.shun(origin);
+                    }
+                    match untouched {
+                        Some(again) => body = again,
+                        None => break,
+                    }
+                }
+            }
+        }
+        Err(last.unwrap_or_else(|| OriginError {
+            kind: Fault::Connect,
+            origin: String::new(),
+            detail: "the site has no origin".into(),
+        }))
+    }
+
+    fn in_order<'a>(&self, origins: &'a [String]) -> Vec<&'a str> {
+        let mut order: Vec<&str> = origins.iter().map(String::as_str).collect();
+        if order.len() > 1 {
+            let now = Instant::now();
+            let mut shunned = self.shunned.lock().unwrap_or_else(PoisonError::into_inner);
+            order.sort_by_cached_key(|origin| match shunned.get(*origin) {
+                Some(until) if *until > now => true,
+                Some(_) => shunned.remove(*origin).is_none(),
+                None => false,
+            });
+        }
+        order
+    }
+
+    fn shun(&self, origin: &str) {
+        let until = Instant::now() + SHUNNED_FOR;
+        let mut shunned = self.shunned.lock().unwrap_or_else(PoisonError::into_inner);
+        shunned.insert(origin.to_owned(), until);
+    }
+}
+
+impl fmt::Debug for Origins {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Origins")
+    }
+}
+
+fn uri_at(origin: &str, path: Option<&PathAndQuery>) -> Result<Uri, http::Error> {
+    let mut parts = Uri::try_from(origin)?.into_parts();
+    parts.path_and_query = Some(
+        path.cloned()
+            .unwrap_or_else(|| PathAndQuery::from_static("/")),
+    );
+    Ok(Uri::from_parts(parts)?)
+}
+
+/// The body of an origin's answer. Yields an [`OriginError`] when the origin is silent for the
+/// site's `between_bytes_timeout`, or closes before the length it promised (a body that ends with
+/// its connection promised none, RFC 9112 §6.3). Dropping it unread closes the connection.
+pub struct OriginBody {
+    incoming: Incoming,
+    silence: Silence,
+    origin: String,
+}
+
+impl http_body::Body for OriginBody {
+    type Data = Bytes;
+    type Error = OriginError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, OriginError>>> {
+        let Self {
+            incoming,
+            silence,
+            origin,
+        } = &mut *self;
+        let (kind, detail) = match ready!(silence.or_frame(incoming, cx)) {
+            Heard::Frame(None) => return Poll::Ready(None),
+            Heard::Frame(Some(Ok(frame))) => return Poll::Ready(Some(Ok(frame))),
+            Heard::Frame(Some(Err(e))) => (body_fault(&e), in_full(&e)),
+            Heard::Nothing(longest) => (Fault::BodyTimeout, format!("nothing for {longest:?}")),
+        };
+        Poll::Ready(Some(Err(OriginError {
+            kind,
+            origin: origin.clone(),
+            detail,
+        })))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
+
+impl fmt::Debug for OriginBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OriginBody")
+            .field("origin", &self.origin)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use async_trait::async_trait;
+    use cluster::{net::SystemNet, node::NodeId, quantity::Span};
+    use http_body_util::{BodyExt as _, Full, StreamBody};
+    use hyper_util::rt::TokioIo;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpStream,
+        sync::mpsc,
+    };
+
+    use super::super::pool::{FIELDS_MAX, HEAD_BYTES_MAX};
+    use super::*;
+    use crate::upstream::scripted::{Scripted, pending, read_head};
+
+    #[derive(Default)]
+    struct Attempts(AtomicUsize);
+
+    impl Events for Attempts {
+        fn origin_attempt(&self, _: &str) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+        fn peer_result(&self, _: &NodeId, _: &'static str) {}
+        fn digest_false_hit(&self, _: &NodeId) {}
+        fn digest_pulled(&self, _: &NodeId, _: &'static str) {}
+    }
+
+    struct Bench {
+        origins: Origins,
+        attempts: Arc<Attempts>,
+        site: Site,
+    }
+
+    impl Bench {
+        fn new(urls: &[&str]) -> Self {
+            Self::over(Pool::new(Arc::new(SystemNet)), urls)
+        }
+
+        fn over(pool: Pool, urls: &[&str]) -> Self {
+            let attempts = Arc::new(Attempts::default());
+            let mut site = Site::new("www", &["*"], urls);
+            site.connect_timeout = Span(Duration::from_secs(20));
+            site.first_byte_timeout = Span(Duration::from_secs(20));
+            site.between_bytes_timeout = Span(Duration::from_secs(20));
+            Self {
+                origins: Origins::new(pool, attempts.clone()),
+                attempts,
+                site,
+            }
+        }
+
+        async fn send(&self, request: Request<Body>) -> Result<Response<OriginBody>, OriginError> {
+            self.origins
+                .fetch(&self.site, "www.example.com", request)
+                .await
+        }
+
+        /// The whole body, or the failure of head or body.
+        async fn whole(&self, request: Request<Body>) -> Result<Bytes, OriginError> {
+            Ok(self
+                .send(request)
+                .await?
+                .into_body()
+                .collect()
+                .await?
+                .to_bytes())
+        }
+
+        fn attempts(&self) -> usize {
+            self.attempts.0.load(Ordering::SeqCst)
+        }
+    }
+
+    fn get(path: &str) -> Request<Body> {
+        Request::get(path).body(empty()).unwrap()
+    }
+
+    fn post(body: &'static str) -> Request<Body> {
+        let body = Full::from(body)
+            .map_err(|never| match never {})
+            .boxed_unsync();
+        Request::post("/").body(body).unwrap()
+    }
+
+    async fn say(mut stream: TcpStream, text: &str) {
+        read_head(&mut stream).await;
+        stream.write_all(text.as_bytes()).await.ok();
+        stream.flush().await.ok();
+        stream.shutdown().await.ok();
+        // What the client still sends is read, so that closing does not reset what was said.
+        let mut rest = [0; 1024];
+        while matches!(stream.read(&mut rest).await, Ok(n) if n > 0) {}
+    }
+
+    async fn answering(text: &'static str) -> Scripted {
+        Scripted::start(move |_, stream| say(stream, text)).await
+    }
+
+    #[tokio::test]
+    async fn the_origin_sees_the_path_the_fields_and_the_host_it_is_known_by() {
+        let (seen, mut heads) = mpsc::channel(2);
+        let origin = Scripted::start(move |_, mut stream| {
+            let seen = seen.clone();
+            async move {
+                seen.send(read_head(&mut stream).await).await.unwrap();
+                stream
+                    .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx: y\r\n\r\nhi")
+                    .await
+                    .unwrap();
+            }
+        })
+        .await;
+        let mut bench = Bench::new(&[&origin.url()]);
+        let mut request = get("http://client.said/a/b?c=d");
+        request
+            .headers_mut()
+            .insert("via", "1.1 edge".try_into().unwrap());
+        let answer = bench.send(request).await.unwrap();
+        assert_eq!(answer.headers()["x"], "y");
+        assert_eq!(answer.into_body().collect().await.unwrap().to_bytes(), "hi");
+        let head = heads.recv().await.unwrap();
+        assert!(head.starts_with("GET /a/b?c=d HTTP/1.1\r\n"), "{head}");
+        assert!(
+            head.contains("host: www.example.com\r\n") && head.contains("via: 1.1 edge\r\n"),
+            "{head}"
+        );
+
+        bench.site.origin_host = Some("backend.test".into());
+        bench.whole(get("/")).await.unwrap();
+        assert!(
+            heads
+                .recv()
+                .await
+                .unwrap()
+                .contains("host: backend.test\r\n")
+        );
+    }
+
+    #[tokio::test]
+    async fn what_an_origin_can_do_wrong_has_a_name() {
+        for (text, kind) in [
+            ("SSH-2.0-OpenSSH_9.2\r\n\r\n", Fault::Garbage),
+            ("HTTP/1.1 2x0 OK\r\n\r\n", Fault::Garbage),
+            ("HTTP/1.1 200 OK\r\nno colon\r\n\r\n", Fault::Garbage),
+            (
+                "HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nxx",
+                Fault::Garbage,
+            ),
+            ("", Fault::ClosedEarly),
+            ("HTTP/1.1 200 OK\r\ncontent-le", Fault::ClosedEarly),
+            (
+                "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nshort",
+                Fault::ClosedEarly,
+            ),
+            (
+                "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nshort\r\n",
+                Fault::ClosedEarly,
+            ),
+        ] {
+            let origin = answering(text).await;
+            let bench = Bench::new(&[&origin.url()]);
+            let error = bench.whole(get("/")).await.unwrap_err();
+            assert_eq!(
+                (error.kind, &error.origin),
+                (kind, &origin.url()),
+                "{text:?}: {error}"
+            );
+            assert_eq!(bench.attempts(), 1, "{text:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_banner_before_any_request_is_not_http() {
+        let origin = Scripted::start(|_, mut stream| async move {
+            stream.write_all(b"220 mail.test ESMTP\r\n").await.unwrap();
+            read_head(&mut stream).await;
+        })
+        .await;
+        let error = Bench::new(&[&origin.url()])
+            .whole(get("/"))
+            .await
+            .unwrap_err();
+        assert_eq!(error.kind, Fault::Garbage, "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_oversized_head_is_cut_off() {
+        let long = format!(
+            "HTTP/1.1 200 OK\r\nx: {}\r\n\r\n",
+            "y".repeat(2 * HEAD_BYTES_MAX)
+        );
+        let many = format!(
+            "HTTP/1.1 200 OK\r\n{}\r\n",
+            "x: y\r\n".repeat(FIELDS_MAX + 1)
+        );
+        for text in [long, many] {
+            let origin = answering(Box::leak(text.into_boxed_str())).await;
+            let error = Bench::new(&[&origin.url()])
+                .whole(get("/"))
+                .await
+                .unwrap_err();
+            assert_eq!(error.kind, Fault::TooLarge, "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_origin_that_cannot_be_reached_says_why() {
+        let gone = Scripted::refusing().await;
+        let plain = Scripted::start(|_, mut stream| async move {
+            stream
+                .write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+                .await
+                .ok();
+            read_head(&mut stream).await;
+        })
+        .await;
+        for (url, kind) in [
+            (gone.clone(), Fault::Connect),
+            ("http://no-such-host.invalid".into(), Fault::Connect),
+            (plain.url().replace("http:", "https:"), Fault::Tls),
+        ] {
+            let error = Bench::new(&[&url]).whole(get("/")).await.unwrap_err();
+            assert_eq!(error.kind, kind, "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn every_silence_has_a_deadline() {
+        let short = Span(Duration::from_millis(100));
+        let silent = Scripted::start(|_, mut stream| async move {
+            read_head(&mut stream).await;
+            pending::<()>().await;
+        })
+        .await;
+        let halting = Scripted::start(|_, mut stream| async move {
+            read_head(&mut stream).await;
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf")
+                .await
+                .unwrap();
+            pending::<()>().await;
+        })
+        .await;
+
+        let mut bench = Bench::new(&[&silent.url()]);
+        bench.site.first_byte_timeout = short;
+        assert_eq!(
+            bench.whole(get("/")).await.unwrap_err().kind,
+            Fault::HeadTimeout
+        );
+        assert_eq!(
+            bench.whole(post("all of it")).await.unwrap_err().kind,
+            Fault::HeadTimeout
+        );
+
+        let mut bench = Bench::new(&[&halting.url()]);
+        bench.site.between_bytes_timeout = short;
+        let mut body = bench.send(get("/")).await.unwrap().into_body();
+        assert_eq!(
+            body.frame().await.unwrap().unwrap().into_data().unwrap(),
+            "half"
+        );
+        assert_eq!(
+            body.frame().await.unwrap().unwrap_err().kind,
+            Fault::BodyTimeout
+        );
+
+        // Nobody answers the handshake; nobody answers at all.
+        let mut bench = Bench::new(&[&silent.url().replace("http:", "https:")]);
+        bench.site.connect_timeout = short;
+        assert_eq!(
+            bench.whole(get("/")).await.unwrap_err().kind,
+            Fault::ConnectTimeout
+        );
+        let mut bench = Bench::over(Pool::new(Arc::new(BlackHole)), &["http://origin.test"]);
+        bench.site.connect_timeout = short;
+        assert_eq!(
+            bench.whole(get("/")).await.unwrap_err().kind,
+            Fault::ConnectTimeout
+        );
+    }
+
+    /// A network that never answers.
+    struct BlackHole;
+
+    #[async_trait]
+    impl cluster::net::Net for BlackHole {
+        async fn listen(
+            &self,
+            _: std::net::SocketAddr,
+        ) -> std::io::Result<Box<dyn cluster::net::Listener>> {
+            pending().await
+        }
+        async fn connect(&self, _: &str) -> std::io::Result<cluster::net::BoxStream> {
+            pending().await
+        }
+        async fn datagrams(
+            &self,
+            _: std::net::SocketAddr,
+        ) -> std::io::Result<Arc<dyn cluster::net::Datagrams>> {
+            pending().await
+        }
+        async fn resolve(&self, _: &str) -> std::io::Result<Vec<std::net::SocketAddr>> {
+            pending().await
+        }
+    }
+
+    #[tokio::test]
+    async fn the_next_origin_gets_the_whole_body_when_the_first_is_down() {
+        let gone = Scripted::refusing().await;
+        let up = Scripted::start(|_, mut stream| async move {
+            read_head(&mut stream).await;
+            let mut body = [0; 5];
+            stream.read_exact(&mut body).await.unwrap();
+            assert_eq!(&body, b"hello");
+            stream
+                .write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nwelcome")
+                .await
+                .unwrap();
+        })
+        .await;
+        let bench = Bench::new(&[&gone, &up.url()]);
+        assert_eq!(bench.whole(post("hello")).await.unwrap(), "welcome");
+        assert_eq!(bench.attempts(), 2);
+        // For a while the one that is up is asked first.
+        assert_eq!(bench.whole(post("hello")).await.unwrap(), "welcome");
+        assert_eq!(bench.attempts(), 3);
+    }
+
+    #[tokio::test]
+    async fn an_origin_that_took_the_request_is_not_followed_by_another() {
+        let bad = answering("").await;
+        let good = answering("HTTP/1.1 200 OK\r\n\r\n").await;
+        let bench = Bench::new(&[&bad.url(), &good.url()]);
+        let error = bench.whole(get("/")).await.unwrap_err();
+        assert_eq!((error.kind, error.origin), (Fault::ClosedEarly, bad.url()));
+        assert_eq!((good.connections(), bench.attempts()), (0, 1));
+    }
+
+    /// An origin that answers the first request of its first connection, and closes at the second.
+    async fn closing_at_the_second_request() -> Scripted {
+        Scripted::start(|connection, mut stream| async move {
+            read_head(&mut stream).await;
+            let first = b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n";
+            stream.write_all(first).await.unwrap();
+            stream
+                .write_all(connection.to_string().as_bytes())
+                .await
+                .unwrap();
+            read_head(&mut stream).await;
+        })
+        .await
+    }
+
+    #[tokio::test]
+    async fn a_used_connection_that_closes_unanswered_is_replaced_once() {
+        let origin = closing_at_the_second_request().await;
+        let bench = Bench::new(&[&origin.url()]);
+        assert_eq!(bench.whole(get("/")).await.unwrap(), "0");
+        assert_eq!(bench.whole(get("/")).await.unwrap(), "1");
+        assert_eq!((origin.connections(), bench.attempts()), (2, 3));
+    }
+
+    #[tokio::test]
+    async fn what_must_not_be_repeated_is_not() {
+        for request in [
+            post("pay"),
+            Request::post("/").body(empty()).unwrap(),
+            Request::put("/")
+                .body(Full::from("x").map_err(|n| match n {}).boxed_unsync())
+                .unwrap(),
+        ] {
+            let origin = closing_at_the_second_request().await;
+            let bench = Bench::new(&[&origin.url()]);
+            assert_eq!(bench.whole(get("/")).await.unwrap(), "0");
+            let error = bench.whole(request).await.unwrap_err();
+            assert_eq!(
+                (error.kind, origin.connections()),
+                (Fault::ClosedEarly, 1),
+                "{error}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_slow_client_does_not_use_up_the_origins_time() {
+        let origin = Scripted::start(|_, mut stream| async move {
+            read_head(&mut stream).await;
+            let mut body = vec![0; 12];
+            stream.read_exact(&mut body).await.unwrap();
+            stream
+                .write_all(b"HTTP/1.1 204 No Content\r\n\r\n")
+                .await
+                .unwrap();
+        })
+        .await;
+        let mut bench = Bench::new(&[&origin.url()]);
+        bench.site.first_byte_timeout = Span(Duration::from_millis(300));
+        let slow = trickle(vec!["ab", "cd"], Duration::from_millis(800));
+        let answer = bench
+            .send(Request::post("/").body(slow).unwrap())
+            .await
+            .unwrap();
+        assert_eq!(answer.status(), 204);
+    }
+
+    /// A chunked body whose parts are `gap` apart.
+    fn trickle(parts: Vec<&'static str>, gap: Duration) -> Body {
+        let (tx, mut rx) = mpsc::channel(1);
+        tokio::spawn(async move {
+            for part in parts {
+                tokio::time::sleep(gap).await;
+                tx.send(Ok(Frame::data(Bytes::from(part)))).await.ok();
+            }
+        });
+        StreamBody::new(futures_util::stream::poll_fn(move |cx| rx.poll_recv(cx))).boxed_unsync()
+    }
+
+    #[tokio::test]
+    async fn a_client_that_breaks_off_its_body_is_to_blame() {
+        let origin = Scripted::start(|_, mut stream| async move {
+            read_head(&mut stream).await;
+            read_head(&mut stream).await;
+        })
+        .await;
+        let broken = futures_util::stream::iter([
+            Ok(Frame::data(Bytes::from("ab"))),
+            Err("the client went away".into()),
+        ]);
+        let request = Request::post("/")
+            .body(StreamBody::new(broken).boxed_unsync())
+            .unwrap();
+        let error = Bench::new(&[&origin.url()])
+            .whole(request)
+            .await
+            .unwrap_err();
+        assert_eq!(error.kind, Fault::RequestBody, "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_upgraded_connection_is_handed_over() {
+        let origin = Scripted::start(|_, mut stream| async move {
+            let head = read_head(&mut stream).await;
+            assert!(head.contains("upgrade: echo\r\n"), "{head}");
+            let accept =
+                b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n";
+            stream.write_all(accept).await.unwrap();
+            let (mut from, mut to) = stream.split();
+            tokio::io::copy(&mut from, &mut to).await.unwrap();
+        })
+        .await;
+        let mut request = get("/");
+        request
+            .headers_mut()
+            .insert("connection", "upgrade".try_into().unwrap());
+        request
+            .headers_mut()
+            .insert("upgrade", "echo".try_into().unwrap());
+        let answer = Bench::new(&[&origin.url()]).send(request).await.unwrap();
+        assert_eq!(answer.status(), 101);
+        let mut tunnel = TokioIo::new(hyper::upgrade::on(answer).await.unwrap());
+        tunnel.write_all(b"ping").await.unwrap();
+        let mut echo = [0; 4];
+        tunnel.read_exact(&mut echo).await.unwrap();
+        assert_eq!(&echo, b"ping");
+    }
+}

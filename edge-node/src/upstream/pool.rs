@@ -1,0 +1,685 @@
+//! Connections to origins, peers and control planes. The only file that names the HTTP client.
+//!
+//! HTTP/1.1 over whatever [`Net`] opens, with TLS for `https`. Every wait has a deadline, every head
+//! a size, and every failure says which of the two ends is to blame (see [`Fault`]).
+
+use std::{
+    fmt, io,
+    pin::{Pin, pin},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use cluster::net::{BoxStream, Net};
+use http::{HeaderMap, Request, Response, Uri, Version};
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::{BodyExt as _, Empty, combinators::UnsyncBoxBody};
+use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
+use hyper_util::{
+    client::legacy::{
+        Client,
+        connect::{Connected, Connection, capture_connection},
+    },
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep, sleep, sleep_until, timeout, timeout_at},
+};
+
+pub use hyper::body::Incoming;
+
+/// Largest head of an answer. What real origins send fits eight times over.
+pub const HEAD_BYTES_MAX: usize = 64 << 10;
+/// Most header fields of an answer; the same number that a manifest may hold.
+pub const FIELDS_MAX: usize = cluster::manifest::FIELDS_MAX;
+/// Most idle connections kept per host: enough for a burst to find warm ones, few enough that a
+/// thousand origins do not eat the file descriptors.
+const IDLE_PER_HOST_MAX: usize = 64;
+/// How long a connection stays open without work. Below the keep-alive of common origins (nginx
+/// and Apache close after 60 s and 5 s), so that few requests meet a connection that is closing.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Any error, as bodies carry it.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+/// The body of a request.
+pub type Body = UnsyncBoxBody<Bytes, BoxError>;
+
+/// A body without bytes.
+pub fn empty() -> Body {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
+/// A client's body on its way to an origin, given up when the client is silent for `patience`.
+pub fn patient(body: Incoming, patience: Duration) -> Body {
+    Patient {
+        body,
+        silence: Silence::new(patience),
+    }
+    .boxed_unsync()
+}
+
+struct Patient {
+    body: Incoming,
+    silence: Silence,
+}
+
+impl http_body::Body for Patient {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let Self { body, silence } = &mut *self;
+        match silence.or_frame(body, cx) {
+            Poll::Ready(Heard::Frame(frame)) => Poll::Ready(frame.map(|f| f.map_err(Into::into))),
+            Poll::Ready(Heard::Nothing(patience)) => Poll::Ready(Some(Err(format!(
+                "the client sent nothing for {patience:?}"
+            )
+            .into()))),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The longest silence a reader puts up with; counted only while it waits.
+pub(super) struct Silence {
+    longest: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+/// What came of waiting.
+pub(super) enum Heard {
+    /// A frame, or the end.
+    Frame(Option<Result<Frame<Bytes>, hyper::Error>>),
+    /// Nothing for this long.
+    Nothing(Duration),
+}
+
+impl Silence {
+    pub(super) fn new(longest: Duration) -> Self {
+        Self {
+            longest,
+            timer: None,
+        }
+    }
+
+    pub(super) fn or_frame(&mut self, body: &mut Incoming, cx: &mut Context<'_>) -> Poll<Heard> {
+        if let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) {
+            self.timer = None;
+            return Poll::Ready(Heard::Frame(frame));
+        }
+        let longest = self.longest;
+        ready!(
+            self.timer
+                .get_or_insert_with(|| Box::pin(sleep(longest)))
+                .as_mut()
+                .poll(cx)
+        );
+        Poll::Ready(Heard::Nothing(longest))
+    }
+}
+
+/// What went wrong with an exchange, and thereby whose fault it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// The name does not resolve, or nobody accepts connections there.
+    #[error("cannot be reached")]
+    Connect,
+    /// No connection within the deadline.
+    #[error("does not accept the connection in time")]
+    ConnectTimeout,
+    /// TCP works, TLS does not: certificate, protocol version, or no TLS at all.
+    #[error("fails the TLS handshake")]
+    Tls,
+    /// What it says is not HTTP/1.1.
+    #[error("does not speak HTTP")]
+    Garbage,
+    /// The head of its answer is over [`HEAD_BYTES_MAX`] or [`FIELDS_MAX`], or a document over its bound.
+    #[error("sends too much")]
+    TooLarge,
+    /// It closed the connection before the answer was complete.
+    #[error("closed the connection early")]
+    ClosedEarly,
+    /// No head of an answer within the deadline.
+    #[error("does not answer in time")]
+    HeadTimeout,
+    /// It fell silent within the body.
+    #[error("fell silent within the body")]
+    BodyTimeout,
+    /// Whoever sends the request's body failed to: the client's fault.
+    #[error("did not get the whole request")]
+    RequestBody,
+}
+
+impl Fault {
+    /// Whether no request can have reached the other end.
+    pub fn is_connect(self) -> bool {
+        matches!(self, Self::Connect | Self::ConnectTimeout | Self::Tls)
+    }
+}
+
+/// Why an exchange failed.
+#[derive(Debug)]
+pub struct SendError {
+    /// What went wrong.
+    pub fault: Fault,
+    /// The same in detail, for the log.
+    pub detail: String,
+    /// The connection had been used before, and closed without a byte of this answer: the other end
+    /// may have closed it just as the request was on its way, and deserves a second try.
+    pub reused: bool,
+    /// The request's body, if nothing was taken from it.
+    pub body: Option<Body>,
+}
+
+impl fmt::Display for SendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.fault, self.detail)
+    }
+}
+
+/// How long to wait for what.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// For a connection, with TLS where it applies.
+    pub connect: Duration,
+    /// For the head of the answer, counted from when the other end has to act: while a request's
+    /// body still comes in slowly, it is the sender who is waited for.
+    pub head: Duration,
+}
+
+/// Which connection to use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reuse {
+    /// An idle one if there is one.
+    Allowed,
+    /// One that nobody has used.
+    Never,
+}
+
+/// An answer, and how long it took.
+#[derive(Debug)]
+pub struct Answer {
+    /// The answer; its body has no deadline of its own.
+    pub response: Response<Incoming>,
+    /// From having a connection to having the head.
+    pub round_trip: Duration,
+}
+
+/// A small answer, read to its end.
+#[derive(Debug)]
+pub struct Document {
+    /// The head.
+    pub head: http::response::Parts,
+    /// The body.
+    pub body: Bytes,
+    /// From having a connection to having the head.
+    pub round_trip: Duration,
+}
+
+/// A pool of connections. Clones share it.
+#[derive(Clone)]
+pub struct Pool {
+    pooled: Client<Connector, Upload>,
+    fresh: Client<Connector, Upload>,
+}
+
+impl Pool {
+    /// A pool over `net` that trusts the certificate authorities Mozilla trusts.
+    pub fn new(net: Arc<dyn Net>) -> Self {
+        let roots = hyper_rustls::HttpsConnectorBuilder::new()
+            .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())
+            .expect("ring offers the default protocol versions");
+        Self::over(
+            roots
+                .https_or_http()
+                .enable_http1()
+                .wrap_connector(Tcp(net)),
+        )
+    }
+
+    fn over(https: HttpsConnector<Tcp>) -> Self {
+        let client = |idle_max| {
+            Client::builder(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .pool_timer(TokioTimer::new())
+                .pool_idle_timeout(IDLE_TIMEOUT)
+                .pool_max_idle_per_host(idle_max)
+                .http1_max_buf_size(HEAD_BYTES_MAX)
+                .http1_max_headers(FIELDS_MAX)
+                .set_host(false)
+                .build(Connector(https.clone()))
+        };
+        Self {
+            pooled: client(IDLE_PER_HOST_MAX),
+            fresh: client(0),
+        }
+    }
+
+    /// Sends `request`, whose URI is absolute and whose `Host` is set, and waits for the head of the
+    /// answer. Upgrades (101) keep hyper's upgrade extension.
+    ///
+    /// # Errors
+    ///
+    /// No answer in time, or none that is HTTP. Nothing is retried here except a request that a
+    /// closing connection never took.
+    pub async fn send(
+        &self,
+        request: Request<Body>,
+        patience: Patience,
+        reuse: Reuse,
+    ) -> Result<Answer, SendError> {
+        let (parts, body) = request.into_parts();
+        let upload = Upload(Arc::new(Mutex::new(Uploading {
+            body,
+            touched: false,
+            sender_is_late: false,
+            last: Instant::now(),
+        })));
+        let mut request = Request::from_parts(parts, upload.clone());
+        *request.version_mut() = Version::HTTP_11;
+        let mut captured = capture_connection(&mut request);
+        let client = match reuse {
+            Reuse::Allowed => &self.pooled,
+            Reuse::Never => &self.fresh,
+        };
+        let failed = |(fault, detail, reused)| SendError {
+            fault,
+            detail,
+            reused,
+            body: upload.reclaim(),
+        };
+
+        let mut answer = pin!(client.request(request));
+        let connected = tokio::select! {
+            biased;
+            result = &mut answer => return match result {
+                Ok(response) => Ok(Answer { response, round_trip: Duration::ZERO }),
+                Err(e) => Err(failed(blame(&e))),
+            },
+            waited = timeout(patience.connect, captured.wait_for_connection_metadata()) => waited.is_ok(),
+        };
+        if !connected {
+            let detail = format!("no connection within {:?}", patience.connect);
+            return Err(failed((Fault::ConnectTimeout, detail, false)));
+        }
+        let asked = Instant::now();
+        tokio::select! {
+            biased;
+            result = &mut answer => match result {
+                Ok(response) => Ok(Answer { response, round_trip: asked.elapsed() }),
+                Err(e) => Err(failed(blame(&e))),
+            },
+            () = upload.outwaited(asked, patience.head) => {
+                let detail = format!("no answer within {:?}", patience.head);
+                Err(failed((Fault::HeadTimeout, detail, false)))
+            }
+        }
+    }
+
+    /// Sends `request` and reads the whole answer, of at most `bytes_max`, before `deadline`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::send`]; or a body that is too large, incomplete or late.
+    pub async fn document(
+        &self,
+        request: Request<Body>,
+        patience: Patience,
+        bytes_max: usize,
+        deadline: Instant,
+    ) -> Result<Document, SendError> {
+        let Answer {
+            response,
+            round_trip,
+        } = self.send(request, patience, Reuse::Allowed).await?;
+        let (head, mut body) = response.into_parts();
+        let failed = |fault, detail| SendError {
+            fault,
+            detail,
+            reused: false,
+            body: None,
+        };
+        let mut bytes = BytesMut::new();
+        loop {
+            let frame = timeout_at(deadline, body.frame()).await;
+            match frame.map_err(|_| failed(Fault::BodyTimeout, "document incomplete".into()))? {
+                None => {
+                    return Ok(Document {
+                        head,
+                        body: bytes.freeze(),
+                        round_trip,
+                    });
+                }
+                Some(Err(e)) => return Err(failed(body_fault(&e), in_full(&e))),
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        if bytes.len() + data.len() > bytes_max {
+                            return Err(failed(Fault::TooLarge, format!("over {bytes_max} bytes")));
+                        }
+                        bytes.extend_from_slice(&data);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Pool")
+    }
+}
+
+/// A `GET` of `url` with these fields and the `Host` that the URL names.
+///
+/// # Errors
+///
+/// `url` is not an absolute URL.
+pub fn get(url: &str, fields: HeaderMap) -> Result<Request<Body>, http::Error> {
+    let uri = Uri::try_from(url)?;
+    let host = uri
+        .authority()
+        .map_or("", http::uri::Authority::as_str)
+        .to_owned();
+    let mut request = Request::get(uri).body(empty())?;
+    *request.headers_mut() = fields;
+    request
+        .headers_mut()
+        .insert(http::header::HOST, host.try_into()?);
+    Ok(request)
+}
+
+/// What an error within the body of an answer means.
+pub fn body_fault(error: &hyper::Error) -> Fault {
+    if error.is_parse() {
+        Fault::Garbage
+    } else {
+        Fault::ClosedEarly
+    }
+}
+
+/// An error with all its causes.
+pub fn in_full(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        next = cause.source();
+    }
+    text
+}
+
+/// Reads from the client's error what happened: the fault, its detail, and whether a used connection
+/// closed without a byte of the answer.
+fn blame(error: &hyper_util::client::legacy::Error) -> (Fault, String, bool) {
+    use std::error::Error as _;
+    let detail = in_full(error);
+    if error.is_connect() {
+        let tcp = error
+            .source()
+            .is_some_and(|cause| cause.is::<NotConnected>());
+        return (if tcp { Fault::Connect } else { Fault::Tls }, detail, false);
+    }
+    let mut extensions = http::Extensions::new();
+    if let Some(info) = error.connect_info() {
+        info.get_extras(&mut extensions);
+    }
+    let tally = extensions.get::<Arc<Tally>>();
+    let mut cause = error.source();
+    let hyper = loop {
+        match cause {
+            None => break None,
+            Some(found) if found.is::<hyper::Error>() => {
+                break found.downcast_ref::<hyper::Error>();
+            }
+            Some(other) => cause = other.source(),
+        }
+    };
+    let spoke_first = tally.is_some_and(|t| t.spoke_unasked());
+    let fault = match hyper {
+        Some(e) if e.is_parse_too_large() => Fault::TooLarge,
+        Some(e) if e.is_parse() => Fault::Garbage,
+        Some(e) if e.is_user() => Fault::RequestBody,
+        _ if spoke_first => Fault::Garbage,
+        _ => Fault::ClosedEarly,
+    };
+    let reused = fault == Fault::ClosedEarly && tally.is_some_and(|t| t.used_and_unanswered());
+    (fault, detail, reused)
+}
+
+/// A request's body that can be had back while nothing was taken from it.
+#[derive(Clone)]
+struct Upload(Arc<Mutex<Uploading>>);
+
+struct Uploading {
+    body: Body,
+    touched: bool,
+    /// The connection would take more, but its sender has nothing yet.
+    sender_is_late: bool,
+    last: Instant,
+}
+
+impl Upload {
+    fn with<T>(&self, act: impl FnOnce(&mut Uploading) -> T) -> T {
+        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn reclaim(&self) -> Option<Body> {
+        self.with(|u| (!u.touched).then(|| std::mem::replace(&mut u.body, empty())))
+    }
+
+    /// Waits until it has been the other end's turn for `patience`.
+    async fn outwaited(&self, since: Instant, patience: Duration) {
+        let mut until = since + patience;
+        loop {
+            sleep_until(until).await;
+            let now = Instant::now();
+            until = self.with(|u| {
+                if u.sender_is_late {
+                    now
+                } else {
+                    u.last.max(since)
+                }
+            }) + patience;
+            if until <= now {
+                return;
+            }
+        }
+    }
+}
+
+impl http_body::Body for Upload {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        self.with(|u| {
+            u.touched = true;
+            let polled = Pin::new(&mut u.body).poll_frame(cx);
+            u.sender_is_late = polled.is_pending();
+            u.last = Instant::now();
+            polled
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.with(|u| u.body.is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.with(|u| u.body.size_hint())
+    }
+}
+
+/// TCP failed, as opposed to TLS above it.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+struct NotConnected(io::Error);
+
+/// Opens plain connections to the host and port of a URI.
+#[derive(Clone)]
+struct Tcp(Arc<dyn Net>);
+
+type Connecting<T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send>>;
+
+impl tower::Service<Uri> for Tcp {
+    type Response = TokioIo<Tallied<BoxStream>>;
+    type Error = NotConnected;
+    type Future = Connecting<Self::Response, NotConnected>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), NotConnected>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, to: Uri) -> Self::Future {
+        let net = self.0.clone();
+        Box::pin(async move {
+            let port = to
+                .port_u16()
+                .unwrap_or(if to.scheme_str() == Some("https") {
+                    443
+                } else {
+                    80
+                });
+            let address = format!("{}:{port}", to.host().unwrap_or_default());
+            let stream = net.connect(&address).await.map_err(NotConnected)?;
+            Ok(TokioIo::new(Tallied::new(stream)))
+        })
+    }
+}
+
+/// Plain or TLS by the URI's scheme, with a tally of what was read above TLS.
+#[derive(Clone)]
+struct Connector(HttpsConnector<Tcp>);
+
+impl tower::Service<Uri> for Connector {
+    type Response = TokioIo<Tallied<TokioIo<MaybeHttpsStream<TokioIo<Tallied<BoxStream>>>>>>;
+    type Error = BoxError;
+    type Future = Connecting<Self::Response, BoxError>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, to: Uri) -> Self::Future {
+        let connecting = self.0.call(to);
+        Box::pin(async move { Ok(TokioIo::new(Tallied::new(TokioIo::new(connecting.await?)))) })
+    }
+}
+
+/// How many bytes a connection has given, now and when it was last written to. Tells a used
+/// connection that closed in its peer's keep-alive timeout from an answer that broke off.
+#[derive(Default)]
+struct Tally {
+    read: AtomicU64,
+    /// `read` at the last write, plus one; 0 before the first.
+    read_at_write: AtomicU64,
+}
+
+impl Tally {
+    fn used_and_unanswered(&self) -> bool {
+        let read = self.read.load(Relaxed);
+        read > 0 && read + 1 == self.read_at_write.load(Relaxed)
+    }
+
+    fn spoke_unasked(&self) -> bool {
+        self.read.load(Relaxed) > 0 && self.read_at_write.load(Relaxed) == 0
+    }
+}
+
+struct Tallied<T> {
+    stream: T,
+    tally: Arc<Tally>,
+}
+
+impl<T> Tallied<T> {
+    fn new(stream: T) -> Self {
+        Self {
+            stream,
+            tally: Arc::default(),
+        }
+    }
+
+    fn writes(&self) {
+        self.tally
+            .read_at_write
+            .store(self.tally.read.load(Relaxed) + 1, Relaxed);
+    }
+}
+
+impl<T> Connection for Tallied<T> {
+    fn connected(&self) -> Connected {
+        Connected::new().extra(self.tally.clone())
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Tallied<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        self.tally
+            .read
+            .fetch_add((buffer.filled().len() - before) as u64, Relaxed);
+        polled
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Tallied<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.writes();
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.writes();
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,432 @@
+//! In which order this node's peers stand, and why: by the control plane's ranking, and by distance
+//! for whoever it does not know. [`order`] is pure; [`follow_ranking`] keeps the ranking current.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use arc_swap::ArcSwapOption;
+use cluster::{
+    node::{NodeId, NodeInfo},
+    view::ClusterView,
+    wire::{self, PeersAnswer, RankedPeer},
+};
+use serde::Serialize;
+use tokio::{io::AsyncWriteExt as _, time::sleep};
+use tracing::{debug, info, warn};
+
+use super::control::{ControlPlanes, retry_after};
+
+/// Round trip per kilometre: light in fibre goes 200 km in a millisecond, there and back, on cables
+/// half as long again as the great circle.
+const MS_PER_KM: f64 = 1.5 * 2.0 / 200.0;
+/// Round trip over no distance at all.
+const NEAR_MS: f64 = 5.0;
+/// Expected within a region, when either place is unknown.
+const SAME_REGION_MS: f64 = 15.0;
+/// Expected between regions, when either place is unknown.
+const ELSEWHERE_MS: f64 = 150.0;
+/// What distance adds to a measured round trip: a tenth of what it costs a real one, so that nodes
+/// whose round trips tell nothing apart (one machine, one rack) still stand in order of distance.
+const TIE_MS_PER_KM: f64 = 0.001;
+/// Shortest round trip that is believed; a clock's grain must not make a peer free of cost.
+const RTT_MS_MIN: f64 = 0.1;
+
+/// Largest ranking: 10,000 peers of 400 bytes.
+const RANKING_BYTES_MAX: usize = 4 << 20;
+/// A ranking is pulled anew after two thirds of its life, but neither more often nor more seldom.
+const PULL_INTERVAL: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(3600));
+/// The last ranking, in the node's data directory.
+const FILE: &str = "peers.json";
+
+/// What the place of a peer rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Why {
+    /// A round trip that this node measured.
+    Measured,
+    /// A round trip that the peer measured, or the control plane knows of.
+    Reported,
+    /// The distance.
+    Distance,
+    /// The same region label, for want of anything better.
+    Region,
+    /// Nothing is known.
+    Unknown,
+}
+
+/// A peer, and how far it is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Placed {
+    /// The peer, as it last described itself.
+    pub node: Arc<NodeInfo>,
+    /// Great-circle distance; `None` when either place is unknown.
+    pub distance_km: Option<f64>,
+    /// Round trip in milliseconds, once somebody measured it.
+    pub rtt_ms: Option<f64>,
+    /// Expected cost of a question in milliseconds, without load and failures.
+    pub cost_ms: f64,
+    /// What that rests on.
+    pub why: Why,
+}
+
+impl Placed {
+    /// The reason in words, for people.
+    pub fn explain(&self) -> String {
+        match (self.why, self.rtt_ms, self.distance_km) {
+            (Why::Measured, Some(ms), Some(km)) => format!("{ms:.1} ms measured, {km:.0} km"),
+            (Why::Measured, Some(ms), None) => format!("{ms:.1} ms measured"),
+            (Why::Reported, Some(ms), _) => format!("{ms:.1} ms reported"),
+            (Why::Distance, _, Some(km)) => format!("{km:.0} km"),
+            (Why::Region, ..) => "same region".to_owned(),
+            _ => "nothing known of its place".to_owned(),
+        }
+    }
+}
+
+/// Every other edge of `view`, best first.
+///
+/// Peers that `ranking` knows keep its order, even when it has expired: an old order is better than
+/// none. Peers unknown to it come in before the first one that is farther, by round trip, distance
+/// or region; without a ranking, that alone decides. `measured` are this node's own round trips in
+/// milliseconds.
+pub fn order(
+    ranking: Option<&PeersAnswer>,
+    me: &NodeInfo,
+    view: &ClusterView,
+    measured: &BTreeMap<NodeId, f64>,
+) -> Vec<Placed> {
+    let ranks: HashMap<&NodeId, (usize, &RankedPeer)> = ranking
+        .filter(|ranking| ranking.node == me.id)
+        .map(|ranking| {
+            ranking
+                .peers
+                .iter()
+                .enumerate()
+                .map(|(i, p)| (&p.id, (i, p)))
+                .collect()
+        })
+        .unwrap_or_default();
+    let (mut ranked, mut unranked) = (Vec::new(), Vec::new());
+    for peer in view.peers_of(&me.id) {
+        let rank = ranks.get(&peer.id).copied();
+        let placed = place(
+            rank.map(|(_, r)| r),
+            me,
+            peer,
+            measured.get(&peer.id).copied(),
+        );
+        match rank {
+            Some((i, _)) => ranked.push((i, placed)),
+            None => unranked.push(placed),
+        }
+    }
+    ranked.sort_by_key(|(i, _)| *i);
+    let mut all: Vec<Placed> = ranked.into_iter().map(|(_, placed)| placed).collect();
+    unranked.sort_by(|a, b| {
+        a.cost_ms
+            .total_cmp(&b.cost_ms)
+            .then_with(|| a.node.id.cmp(&b.node.id))
+    });
+    let mut from = 0;
+    for peer in unranked {
+        from += all[from..]
+            .iter()
+            .take_while(|p| p.cost_ms <= peer.cost_ms)
+            .count();
+        all.insert(from, peer);
+        from += 1;
+    }
+    all
+}
+
+fn place(
+    ranked: Option<&RankedPeer>,
+    me: &NodeInfo,
+    peer: &Arc<NodeInfo>,
+    measured: Option<f64>,
+) -> Placed {
+    let reported = || {
+        peer.round_trips_ms
+            .get(&me.id)
+            .copied()
+            .or_else(|| ranked?.rtt_ms)
+    };
+    let between = || Some(me.location?.distance_km(peer.location?));
+    let distance_km = ranked.and_then(|r| r.distance_km).or_else(between);
+    let rtt_ms = measured.or_else(reported);
+    let same_region = !me.region.is_empty() && me.region == peer.region;
+    let (cost_ms, why) = match (rtt_ms, distance_km) {
+        (Some(rtt), km) => {
+            let why = if measured.is_some() {
+                Why::Measured
+            } else {
+                Why::Reported
+            };
+            (rtt.max(RTT_MS_MIN) + km.unwrap_or(0.0) * TIE_MS_PER_KM, why)
+        }
+        (None, Some(km)) => (NEAR_MS + km * MS_PER_KM, Why::Distance),
+        (None, None) if same_region => (SAME_REGION_MS, Why::Region),
+        (None, None) => (ELSEWHERE_MS, Why::Unknown),
+    };
+    Placed {
+        node: peer.clone(),
+        distance_km,
+        rtt_ms,
+        cost_ms,
+        why,
+    }
+}
+
+/// Keeps `current` the newest ranking for `me` that a control plane gave, for as long as it runs, and
+/// the same on disk, from where it is read at the start.
+pub async fn follow_ranking(
+    planes: ControlPlanes,
+    me: NodeId,
+    data_dir: PathBuf,
+    current: Arc<ArcSwapOption<PeersAnswer>>,
+) {
+    let file = data_dir.join(FILE);
+    match read(&file).await {
+        Ok(Some(ranking)) if ranking.node == me => current.store(Some(Arc::new(ranking))),
+        Ok(_) => {}
+        Err(error) => {
+            warn!(file = %file.display(), %error, "last ranking cannot be read, going on without")
+        }
+    }
+    let path = format!("{}?node={me}", wire::PEERS);
+    let mut failures = 0;
+    loop {
+        let accept = |answer: &PeersAnswer| match answer.node == me {
+            true => Ok(()),
+            false => Err(format!("the ranking of {}", answer.node)),
+        };
+        match planes.document(&path, RANKING_BYTES_MAX, accept).await {
+            Ok((answer, bytes)) => {
+                if failures > 0 || current.load().is_none() {
+                    info!(
+                        peers = answer.peers.len(),
+                        ttl_s = answer.ttl_s,
+                        "ranking pulled"
+                    );
+                }
+                failures = 0;
+                let pause = Duration::from_secs(answer.ttl_s).saturating_mul(2) / 3;
+                current.store(Some(Arc::new(answer)));
+                if let Err(error) = write(&file, &bytes).await {
+                    warn!(file = %file.display(), %error, "ranking cannot be kept on disk");
+                }
+                sleep(pause.clamp(PULL_INTERVAL.0, PULL_INTERVAL.1)).await;
+            }
+            Err(error) => {
+                failures += 1;
+                match failures {
+                    1 => warn!(%error, "ranking cannot be pulled, going on with what is known"),
+                    _ => debug!(%error, failures, "ranking cannot be pulled"),
+                }
+                sleep(retry_after(failures)).await;
+            }
+        }
+    }
+}
+
+async fn read(file: &Path) -> io::Result<Option<PeersAnswer>> {
+    match tokio::fs::metadata(file).await {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Ok(found) if found.len() > RANKING_BYTES_MAX as u64 => {
+            return Err(io::Error::other("too large to be a ranking"));
+        }
+        found => found?,
+    };
+    Ok(Some(serde_json::from_slice(&tokio::fs::read(file).await?)?))
+}
+
+/// Whole or not at all: written beside, synced, then renamed.
+async fn write(file: &Path, bytes: &[u8]) -> io::Result<()> {
+    let beside = file.with_extension("json.new");
+    let mut new = tokio::fs::File::create(&beside).await?;
+    new.write_all(bytes).await?;
+    new.sync_all().await?;
+    tokio::fs::rename(&beside, file).await
+}
+
+#[cfg(test)]
+mod tests {
+    use cluster::{
+        geo::GeoPoint,
+        node::{Load, Role},
+    };
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn node(id: &str, region: &str, place: Option<(f64, f64)>) -> NodeInfo {
+        let mut node = NodeInfo::new(id.parse().unwrap(), Role::Edge);
+        node.region = region.into();
+        node.location = place.and_then(|(lat, lon)| GeoPoint::new(lat, lon));
+        node
+    }
+
+    const FRANKFURT: Option<(f64, f64)> = Some((50.1, 8.7));
+    const PARIS: Option<(f64, f64)> = Some((48.9, 2.4));
+    const TOKYO: Option<(f64, f64)> = Some((35.7, 139.7));
+
+    fn cluster() -> (NodeInfo, ClusterView) {
+        let me = node("me", "eu", FRANKFURT);
+        let view = ClusterView::new([
+            me.clone(),
+            node("tokyo", "ap", TOKYO),
+            node("paris", "eu", PARIS),
+            node("nowhere", "", None),
+            node("somewhere", "eu", None),
+            NodeInfo::new("control".parse().unwrap(), Role::Control),
+        ]);
+        (me, view)
+    }
+
+    fn ranking(ids: &[&str]) -> PeersAnswer {
+        let peers = ids.iter().enumerate().map(|(i, id)| RankedPeer {
+            id: id.parse().unwrap(),
+            region: String::new(),
+            peer_addr: String::new(),
+            distance_km: None,
+            rtt_ms: None,
+            load: Load::default(),
+            score: i as f64,
+        });
+        PeersAnswer {
+            node: "me".parse().unwrap(),
+            generated_at: 0,
+            ttl_s: 60,
+            peers: peers.collect(),
+        }
+    }
+
+    fn names(placed: &[Placed]) -> Vec<&str> {
+        placed.iter().map(|p| p.node.id.as_str()).collect()
+    }
+
+    #[test]
+    fn without_a_ranking_distance_decides_then_region_then_name() {
+        let (me, view) = cluster();
+        let placed = order(None, &me, &view, &BTreeMap::new());
+        assert_eq!(names(&placed), ["paris", "somewhere", "tokyo", "nowhere"]);
+        let why: Vec<Why> = placed.iter().map(|p| p.why).collect();
+        assert_eq!(
+            why,
+            [Why::Distance, Why::Region, Why::Distance, Why::Unknown]
+        );
+        let km = placed[0].distance_km.unwrap();
+        assert!((450.0..500.0).contains(&km), "{km}");
+    }
+
+    #[test]
+    fn a_measured_round_trip_beats_the_map() {
+        let (me, view) = cluster();
+        let measured = BTreeMap::from([("tokyo".parse().unwrap(), 3.0)]);
+        let placed = order(None, &me, &view, &measured);
+        assert_eq!(
+            names(&placed)[..2],
+            ["paris", "tokyo"],
+            "where both are near, distance decides"
+        );
+        let measured = [("tokyo", 3.0), ("paris", 80.0)].map(|(id, ms)| (id.parse().unwrap(), ms));
+        let placed = order(None, &me, &view, &measured.into());
+        assert_eq!(names(&placed)[..2], ["tokyo", "somewhere"]);
+        assert_eq!(placed[0].explain(), "3.0 ms measured, 9339 km");
+    }
+
+    #[test]
+    fn round_trips_that_say_nothing_leave_the_order_to_the_map() {
+        let (me, view) = cluster();
+        let measured = [("tokyo", 0.2), ("paris", 0.4)].map(|(id, ms)| (id.parse().unwrap(), ms));
+        assert_eq!(
+            names(&order(None, &me, &view, &measured.into()))[0],
+            "paris"
+        );
+    }
+
+    #[test]
+    fn the_control_planes_order_stands_and_strangers_are_placed_in_it() {
+        let (me, view) = cluster();
+        let placed = order(
+            Some(&ranking(&["tokyo", "gone", "nowhere"])),
+            &me,
+            &view,
+            &BTreeMap::new(),
+        );
+        assert_eq!(names(&placed), ["paris", "somewhere", "tokyo", "nowhere"]);
+        let placed = order(
+            Some(&ranking(&["nowhere", "paris"])),
+            &me,
+            &view,
+            &BTreeMap::new(),
+        );
+        assert_eq!(names(&placed), ["somewhere", "tokyo", "nowhere", "paris"]);
+        let all = ["nowhere", "tokyo", "somewhere", "paris"];
+        assert_eq!(
+            names(&order(Some(&ranking(&all)), &me, &view, &BTreeMap::new())),
+            all
+        );
+    }
+
+    #[test]
+    fn somebody_elses_ranking_is_no_ranking() {
+        let (me, view) = cluster();
+        let other = PeersAnswer {
+            node: "tokyo".parse().unwrap(),
+            ..ranking(&["nowhere"])
+        };
+        assert_eq!(
+            names(&order(Some(&other), &me, &view, &BTreeMap::new()))[0],
+            "paris"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_ranking_survives_on_disk_and_a_broken_file_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(FILE);
+        assert!(read(&file).await.unwrap().is_none());
+        let one = ranking(&["paris"]);
+        write(&file, &serde_json::to_vec(&one).unwrap())
+            .await
+            .unwrap();
+        assert_eq!(read(&file).await.unwrap(), Some(one));
+        std::fs::write(&file, b"{").unwrap();
+        assert!(read(&file).await.is_err());
+    }
+
+    proptest! {
+        /// Everybody of the view stands in the order exactly once, and those the control plane
+        /// ranks stand in its order.
+        #[test]
+        fn nobody_is_lost_and_the_ranking_is_kept(
+            ranked in prop::collection::vec(0..12_u8, 0..12),
+            places in prop::collection::vec(prop::option::of((-90.0..=90.0, -180.0..=180.0)), 8),
+        ) {
+            let me = node("me", "eu", FRANKFURT);
+            let peers = places.iter().enumerate().map(|(i, place)| node(&format!("e{i}"), "", *place));
+            let view = ClusterView::new(peers.chain([me.clone()]));
+            let mut ids: Vec<String> = ranked.iter().map(|i| format!("e{i}")).collect();
+            ids.sort();
+            ids.dedup();
+            ids.reverse();
+            let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+            let placed = order(Some(&ranking(&ids)), &me, &view, &BTreeMap::new());
+            let names = names(&placed);
+            let mut sorted = names.clone();
+            sorted.sort_unstable();
+            sorted.dedup();
+            prop_assert_eq!(sorted.len(), 8);
+            prop_assert_eq!(names.len(), 8);
+            let kept: Vec<&str> = names.into_iter().filter(|n| ids.contains(n)).collect();
+            let expected: Vec<&str> = ids.into_iter().filter(|id| view.node(&id.parse().unwrap()).is_some()).collect();
+            prop_assert_eq!(kept, expected);
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! Which holder to ask, and why. Pure.
+
+use cluster::node::{Load, NodeId};
+use rand::{Rng, RngExt as _};
+use serde::Serialize;
+
+use super::{health::Standing, ranking::Placed};
+
+/// Most holders asked before the origin is: the second covers a digest that was wrong or a peer
+/// that just died; a third would cost a client more than the origin does.
+pub const HOLDERS_ASKED_MAX: usize = 2;
+/// The choice is between this many at most.
+const NEAR_HOLDERS_MAX: usize = 4;
+/// And only between those that cost at most this much more than the best: choosing at random spreads
+/// load over equals, it must not send requests across an ocean that the neighbour could answer.
+const NEAR_FACTOR: f64 = 2.0;
+/// Requests under way that double a peer's cost.
+const IN_FLIGHT_DOUBLES: f64 = 200.0;
+/// Bytes per second that double a peer's cost: a gigabit's worth.
+const BYTES_PER_S_DOUBLES: f64 = 125e6;
+/// Bound on what load adds: beyond it a farther peer is better in any case.
+const LOAD_FACTOR_MAX: f64 = 9.0;
+/// Where everything fails, the cost is this many times higher (plus one).
+const ERRORS_WEIGHT: f64 = 10.0;
+/// What it costs to have said lately that one is busy.
+const BUSY_FACTOR: f64 = 4.0;
+
+/// A holder to ask, and why this one.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Candidate {
+    /// Its name.
+    pub id: NodeId,
+    /// Its region label.
+    pub region: String,
+    /// `host:port` of its peer listener, as reached from here.
+    pub addr: String,
+    /// Expected cost in milliseconds, with load and errors; lower is better.
+    pub score: f64,
+    /// Why it has this score.
+    pub why: String,
+}
+
+/// A peer whose digest claims the object.
+#[derive(Clone, Debug)]
+pub struct Claim<'a> {
+    /// The peer, and how far it is.
+    pub placed: &'a Placed,
+    /// `host:port` of its peer listener, as reached from here.
+    pub addr: &'a str,
+    /// Whether it may be asked.
+    pub standing: Standing,
+    /// Average of its failures, 0 to 1.
+    pub errors: f64,
+}
+
+/// The expected cost in milliseconds of asking a peer: what its distance costs, times what its load
+/// and its failures add.
+pub fn score(cost_ms: f64, load: Load, standing: Standing, errors: f64) -> f64 {
+    let in_flight = f64::from(load.in_flight) / IN_FLIGHT_DOUBLES;
+    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+    let bytes = load.bytes_per_s as f64 / BYTES_PER_S_DOUBLES;
+    let busy = if standing == Standing::Busy {
+        BUSY_FACTOR
+    } else {
+        1.0
+    };
+    cost_ms
+        * (1.0 + in_flight.max(bytes).min(LOAD_FACTOR_MAX))
+        * (1.0 + ERRORS_WEIGHT * errors)
+        * busy
+}
+
+/// The holders to ask one after the other, at most [`HOLDERS_ASKED_MAX`]: the better of two taken at
+/// random from the best few, then the best of the rest. Whoever does not serve or is ejected is
+/// not among them.
+pub fn choose(claims: &[Claim<'_>], rng: &mut impl Rng) -> Vec<Candidate> {
+    let mut ranked: Vec<(f64, &Claim<'_>)> = claims
+        .iter()
+        .filter(|c| c.standing != Standing::Ejected && c.placed.node.is_serving_edge())
+        .map(|c| {
+            (
+                score(c.placed.cost_ms, c.placed.node.load, c.standing, c.errors),
+                c,
+            )
+        })
+        .collect();
+    ranked.sort_by(|a, b| {
+        a.0.total_cmp(&b.0)
+            .then_with(|| a.1.placed.node.id.cmp(&b.1.placed.node.id))
+    });
+    if let Some(&(best, _)) = ranked.first() {
+        let near = ranked
+            .iter()
+            .take(NEAR_HOLDERS_MAX)
+            .filter(|(s, _)| *s <= best * NEAR_FACTOR)
+            .count();
+        // The lower index is the better one.
+        let first = if near > 2 { two_of(near, rng) } else { 0 };
+        ranked[..=first].rotate_right(1);
+    }
+    let taken = ranked.into_iter().take(HOLDERS_ASKED_MAX);
+    taken
+        .map(|(score, claim)| candidate(score, claim))
+        .collect()
+}
+
+/// The lower of two different numbers below `n`, taken at random.
+fn two_of(n: usize, rng: &mut impl Rng) -> usize {
+    let a = rng.random_range(0..n);
+    let b = rng.random_range(0..n - 1);
+    a.min(if b >= a { b + 1 } else { b })
+}
+
+fn candidate(score: f64, claim: &Claim<'_>) -> Candidate {
+    let node = &claim.placed.node;
+    let mut why = claim.placed.explain();
+    if node.load.in_flight > 0 {
+        why.push_str(&format!(", {} requests under way", node.load.in_flight));
+    }
+    if claim.errors > 0.01 {
+        why.push_str(&format!(", {:.0} % errors", claim.errors * 100.0));
+    }
+    match claim.standing {
+        Standing::Busy => why.push_str(", said it is busy"),
+        Standing::HalfOpen => why.push_str(", probed after an ejection"),
+        Standing::Good | Standing::Ejected => {}
+    }
+    Candidate {
+        id: node.id.clone(),
+        region: node.region.clone(),
+        addr: claim.addr.to_owned(),
+        score,
+        why,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, sync::Arc};
+
+    use cluster::node::{NodeInfo, Phase, Role};
+    use proptest::prelude::*;
+    use rand::{SeedableRng as _, rngs::SmallRng};
+
+    use super::*;
+    use crate::upstream::ranking::Why;
+
+    fn placed(id: &str, cost_ms: f64) -> Placed {
+        let mut node = NodeInfo::new(id.parse().unwrap(), Role::Edge);
+        node.phase = Phase::Ready;
+        Placed {
+            node: Arc::new(node),
+            distance_km: None,
+            rtt_ms: Some(cost_ms),
+            cost_ms,
+            why: Why::Measured,
+        }
+    }
+
+    fn claim(placed: &Placed) -> Claim<'_> {
+        Claim {
+            placed,
+            addr: "peer:7947",
+            standing: Standing::Good,
+            errors: 0.0,
+        }
+    }
+
+    fn names(claims: &[Claim<'_>], seed: u64) -> Vec<String> {
+        let chosen = choose(claims, &mut SmallRng::seed_from_u64(seed));
+        chosen.into_iter().map(|c| c.id.to_string()).collect()
+    }
+
+    #[test]
+    fn the_near_holder_is_asked_first_and_the_next_one_after_it() {
+        let (near, far, farther) = (
+            placed("near", 2.0),
+            placed("far", 90.0),
+            placed("farther", 250.0),
+        );
+        for seed in 0..50 {
+            let chosen = names(&[claim(&farther), claim(&near), claim(&far)], seed);
+            assert_eq!(chosen, ["near", "far"]);
+        }
+    }
+
+    #[test]
+    fn equals_share_the_load() {
+        let peers: Vec<Placed> = ["a", "b", "c", "d", "e"]
+            .iter()
+            .map(|id| placed(id, 10.0))
+            .collect();
+        let claims: Vec<Claim<'_>> = peers.iter().map(claim).collect();
+        let mut first: BTreeMap<String, usize> = BTreeMap::new();
+        for seed in 0..400 {
+            *first.entry(names(&claims, seed).remove(0)).or_default() += 1;
+        }
+        // The better of two of four: 3, 2 and 1 of 6 times, and never the last.
+        assert_eq!(first.keys().collect::<Vec<_>>(), ["a", "b", "c"]);
+        assert!(first.values().all(|&n| n > 30), "{first:?}");
+    }
+
+    #[test]
+    fn load_errors_and_refusals_move_a_peer_back() {
+        let (plain, mut loaded) = (placed("plain", 15.0), placed("loaded", 10.0));
+        Arc::get_mut(&mut loaded.node).unwrap().load.in_flight = 400;
+        assert_eq!(names(&[claim(&loaded), claim(&plain)], 1)[0], "plain");
+        let shaky = placed("shaky", 10.0);
+        let with_errors = Claim {
+            errors: 0.3,
+            ..claim(&shaky)
+        };
+        assert_eq!(names(&[with_errors, claim(&plain)], 1)[0], "plain");
+        let busy = Claim {
+            standing: Standing::Busy,
+            ..claim(&shaky)
+        };
+        let chosen = choose(&[busy, claim(&plain)], &mut SmallRng::seed_from_u64(1));
+        assert_eq!(chosen[0].id.as_str(), "plain");
+        assert_eq!(chosen[1].why, "10.0 ms measured, said it is busy");
+    }
+
+    proptest! {
+        /// Never more than two, never the same twice, never one that must not be asked, and always
+        /// somebody if there is anybody.
+        #[test]
+        fn the_chosen_may_all_be_asked(
+            peers in prop::collection::vec((0.1..500.0_f64, 0..4_u8, 0..3_u8), 0..12),
+            seed: u64,
+        ) {
+            let placed: Vec<(Placed, Standing)> = peers.iter().enumerate().map(|(i, &(cost, standing, phase))| {
+                let mut placed = placed(&format!("edge-{i}"), cost);
+                Arc::get_mut(&mut placed.node).unwrap().phase =
+                    [Phase::Starting, Phase::Ready, Phase::Draining][usize::from(phase)];
+                let standings = [Standing::Good, Standing::Busy, Standing::HalfOpen, Standing::Ejected];
+                (placed, standings[usize::from(standing)])
+            }).collect();
+            let claims: Vec<Claim<'_>> =
+                placed.iter().map(|(p, standing)| Claim { standing: *standing, ..claim(p) }).collect();
+            let askable = claims.iter()
+                .filter(|c| c.standing != Standing::Ejected && c.placed.node.phase == Phase::Ready);
+            let askable: Vec<String> = askable.map(|c| c.placed.node.id.to_string()).collect();
+            let chosen = names(&claims, seed);
+            prop_assert_eq!(chosen.len(), askable.len().min(HOLDERS_ASKED_MAX));
+            prop_assert!(chosen.iter().all(|id| askable.contains(id)));
+            prop_assert!(chosen.len() < 2 || chosen[0] != chosen[1]);
+        }
+    }
+}
