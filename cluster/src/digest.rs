@@ -68,8 +68,8 @@ fn bits_for(len: usize) -> u8 {
         .unwrap_or(BITS_MAX)
 }
 
-/// The keys that a node holds, as it tells others. About 12 bytes of memory per key; changes cost
-/// under a microsecond, and so does an [`Answer`], whatever the number of keys.
+/// The keys that a node holds, as it tells others. About 12 bytes of memory per key. A change costs
+/// about a microsecond and an [`Answer`] a few, whatever the number of keys.
 pub struct Holdings {
     version: DigestVersion,
     parts: Vec<Arc<BTreeSet<u64>>>,
@@ -199,7 +199,7 @@ enum Content {
 }
 
 impl Answer {
-    /// The bytes to send. A snapshot of a million keys takes some 20 ms: not on a runtime thread.
+    /// The bytes to send. A snapshot of many keys takes milliseconds: not on a runtime thread.
     pub fn encode(self) -> Vec<u8> {
         let mut bytes = Vec::new();
         let (kind, before) = match &self.content {

@@ -149,6 +149,7 @@ impl Membership {
             clock,
             rates: Rates::new(Instant::now()),
             logged: HashSet::new(),
+            deaf: false,
             stats: Arc::clone(&stats),
             buffer: Box::new([0; DATAGRAM_BYTES_MAX + 1]),
         };
@@ -693,6 +694,8 @@ struct SealedSocket {
     rates: Rates,
     /// Sources that were logged for sending what does not open.
     logged: HashSet<SocketAddr>,
+    /// Whether the last attempt to receive failed, and that was logged.
+    deaf: bool,
     stats: Arc<GossipStats>,
     /// One byte longer than any datagram of ours, so that longer ones are recognised.
     buffer: Box<[u8; DATAGRAM_BYTES_MAX + 1]>,
@@ -730,12 +733,15 @@ impl Socket for SealedSocket {
         loop {
             match self.datagrams.recv_from(&mut self.buffer[..]).await {
                 Ok((len, from)) => {
+                    self.deaf = false;
                     if let Some(message) = self.accept(len, from) {
                         return Ok((from, message));
                     }
                 }
                 Err(reason) => {
-                    warn!(%reason, "cannot receive gossip");
+                    if !std::mem::replace(&mut self.deaf, true) {
+                        warn!(%reason, "cannot receive gossip; will go on trying");
+                    }
                     sleep(RECEIVE_PAUSE).await;
                 }
             }
