@@ -1,1 +1,22 @@
-//! Under construction.
+//! What the tests and the lab stand on: a real origin that does as it is told, clients that measure,
+//! the real binaries as processes, and lines between them that can be made slow or cut.
+//!
+//! Modules in reading order:
+//!
+//! - [`region`]: places on Earth, and how long a packet takes between them;
+//! - [`pattern`]: bodies of any size that need no storage;
+//! - [`origin`]: an HTTP/1.1 origin by script or from a directory;
+//! - [`client`] and [`cache_status`]: asks, measures, and reads what the edge says it did;
+//! - [`proxy`]: a TCP line with delay, limited rate, stalls and cuts;
+//! - [`process`] and [`cluster`]: the real binaries, alone and together;
+//! - [`mirror`]: fetches a whole directory through an edge and compares every byte.
+
+pub mod cache_status;
+pub mod client;
+pub mod cluster;
+pub mod mirror;
+pub mod origin;
+pub mod pattern;
+pub mod process;
+pub mod proxy;
+pub mod region;

@@ -1,0 +1,292 @@
+//! A TCP line between two places: delay each way, limited rate, stalls and cuts, changed at will
+//! while connections run.
+//!
+//! The delay keeps order and throughput: bytes are stamped as they come in and leave when they are
+//! due, as many in flight as the line holds.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::{mpsc, watch},
+    task::{JoinHandle, JoinSet},
+    time::{Instant, sleep_until},
+};
+
+/// Most bytes read at once.
+const READ_BYTES: usize = 64 << 10;
+/// Most reads in flight one way: 16 MiB, a 300 ms line at 400 Mbit/s.
+const IN_FLIGHT_MAX: usize = 256;
+
+/// How the line is. The default is a perfect one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Conditions {
+    /// Delay one way.
+    pub one_way: Duration,
+    /// Bytes per second each way and connection; unlimited when `None`.
+    pub bytes_per_s: Option<u64>,
+    /// Nothing moves, nothing breaks.
+    pub stalled: bool,
+    /// Connections are broken, and new ones closed at once.
+    pub cut: bool,
+}
+
+impl Conditions {
+    /// A good line of this delay.
+    pub fn delay(one_way: Duration) -> Self {
+        Self {
+            one_way,
+            ..Self::default()
+        }
+    }
+}
+
+/// A listening proxy. Dropping it breaks its connections.
+pub struct Proxy {
+    address: SocketAddr,
+    conditions: watch::Sender<Conditions>,
+    accepting: JoinHandle<()>,
+}
+
+/// Tells the line's conditions from who connects; asked once for each connection.
+pub type ByClient = Arc<dyn Fn(SocketAddr) -> Option<Duration> + Send + Sync>;
+
+impl Proxy {
+    /// A line to `to` (`host:port`), on a free loopback port.
+    ///
+    /// # Errors
+    ///
+    /// The system's error on binding a socket.
+    pub async fn start(to: &str, conditions: Conditions) -> io::Result<Self> {
+        Self::start_by(to, conditions, Arc::new(|_| None)).await
+    }
+
+    /// A line whose delay depends on who connects, where `by` knows it.
+    ///
+    /// # Errors
+    ///
+    /// The system's error on binding a socket.
+    pub async fn start_by(to: &str, conditions: Conditions, by: ByClient) -> io::Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let address = listener.local_addr()?;
+        let (conditions, watched) = watch::channel(conditions);
+        let accepting = tokio::spawn(accept(listener, to.to_owned(), watched, by));
+        Ok(Self {
+            address,
+            conditions,
+            accepting,
+        })
+    }
+
+    /// Where to connect instead of the real place.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Changes the line, for bytes that come in from now on.
+    pub fn set(&self, conditions: Conditions) {
+        self.conditions.send_replace(conditions);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    to: String,
+    conditions: watch::Receiver<Conditions>,
+    by: ByClient,
+) {
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = listener.accept().await;
+        while connections.try_join_next().is_some() {}
+        let Ok((client, from)) = accepted else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let (to, conditions, by) = (to.clone(), conditions.clone(), by.clone());
+        connections.spawn(async move {
+            // Either side may break off; the other then notices.
+            let _ = carry(client, from, &to, conditions, by).await;
+        });
+    }
+}
+
+async fn carry(
+    client: TcpStream,
+    from: SocketAddr,
+    to: &str,
+    mut conditions: watch::Receiver<Conditions>,
+    by: ByClient,
+) -> io::Result<()> {
+    let accepted = Instant::now();
+    if conditions.borrow().cut {
+        return Ok(());
+    }
+    // The lookup reads files of the process table.
+    let own = tokio::task::spawn_blocking(move || by(from)).await?;
+    let one_way = move |c: &Conditions| own.unwrap_or(c.one_way);
+    let server = TcpStream::connect(to).await?;
+    client.set_nodelay(true)?;
+    server.set_nodelay(true)?;
+    let ((client_in, client_out), (server_in, server_out)) =
+        (client.into_split(), server.into_split());
+    // The kernel answered the client's connection at once; the far end would have, one round later.
+    let shaken = accepted + one_way(&conditions.borrow()) * 2;
+    let watched = conditions.clone();
+    let cut = conditions.wait_for(|c| c.cut);
+    tokio::select! {
+        _ = cut => Ok(()),
+        result = async {
+            tokio::try_join!(
+                pass(client_in, server_out, shaken, watched.clone(), one_way),
+                pass(server_in, client_out, shaken, watched.clone(), one_way),
+            )
+        } => result.map(|_| ()),
+    }
+}
+
+/// One way of one connection.
+async fn pass(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    shaken: Instant,
+    mut conditions: watch::Receiver<Conditions>,
+    one_way: impl Fn(&Conditions) -> Duration,
+) -> io::Result<()> {
+    let (sender, mut receiver) = mpsc::channel::<(Instant, Bytes)>(IN_FLIGHT_MAX);
+    let read_conditions = conditions.clone();
+    let reading = async move {
+        let mut free = shaken;
+        loop {
+            let mut buffer = BytesMut::with_capacity(READ_BYTES);
+            if from.read_buf(&mut buffer).await? == 0 {
+                return io::Result::Ok(());
+            }
+            let now = *read_conditions.borrow();
+            // A limited line is busy with this piece until all of it is on its way.
+            free = free.max(Instant::now());
+            if let Some(rate) = now.bytes_per_s {
+                free += Duration::from_secs_f64(buffer.len() as f64 / rate.max(1) as f64);
+            }
+            if sender
+                .send((free + one_way(&now), buffer.freeze()))
+                .await
+                .is_err()
+            {
+                return Ok(());
+            }
+        }
+    };
+    let writing = async move {
+        while let Some((due, bytes)) = receiver.recv().await {
+            sleep_until(due).await;
+            if conditions.wait_for(|c| !c.stalled).await.is_err() {
+                break;
+            }
+            to.write_all(&bytes).await?;
+        }
+        to.shutdown().await
+    };
+    tokio::try_join!(reading, writing).map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        client::Client,
+        origin::{Answer, Origin},
+        pattern::Pattern,
+    };
+
+    async fn line(conditions: Conditions) -> (Origin, Proxy, String) {
+        let origin = Origin::start().await.unwrap();
+        let pattern = Pattern::new(3, 4 << 20);
+        origin.route("/big", Answer::pattern(&pattern));
+        origin.route("/small", Answer::bytes("ok"));
+        let proxy = Proxy::start(&origin.address().to_string(), conditions)
+            .await
+            .unwrap();
+        let url = format!("http://{}", proxy.address());
+        (origin, proxy, url)
+    }
+
+    #[tokio::test]
+    async fn a_delayed_line_keeps_order_and_throughput() {
+        let one_way = Duration::from_millis(100);
+        let (_origin, _proxy, url) = line(Conditions::delay(one_way)).await;
+        let client = Client::new();
+        let begun = Instant::now();
+        assert_eq!(
+            client.get(&format!("{url}/small")).await.unwrap().body,
+            "ok"
+        );
+        // One round for the connection, one for request and answer.
+        assert!(begun.elapsed() >= one_way * 4);
+        let begun = Instant::now();
+        let big = client.digest(&format!("{url}/big"), &[]).await.unwrap();
+        assert_eq!(big.hash, Pattern::new(3, 4 << 20).hash());
+        assert!(begun.elapsed() >= one_way * 2);
+        // 64 KiB pieces one after the other would take 64 delays.
+        assert!(begun.elapsed() < one_way * 40);
+    }
+
+    #[tokio::test]
+    async fn a_limited_line_takes_its_time() {
+        let (_origin, _proxy, url) = line(Conditions {
+            bytes_per_s: Some(8 << 20),
+            ..Conditions::default()
+        })
+        .await;
+        let begun = Instant::now();
+        let big = Client::new()
+            .digest(&format!("{url}/big"), &[])
+            .await
+            .unwrap();
+        assert_eq!(big.bytes, 4 << 20);
+        assert!(begun.elapsed() >= Duration::from_millis(490));
+    }
+
+    #[tokio::test]
+    async fn a_line_can_be_stalled_and_cut() {
+        let (_origin, proxy, url) = line(Conditions::default()).await;
+        let client = Client::new();
+        let small = format!("{url}/small");
+        client.get(&small).await.unwrap();
+        proxy.set(Conditions {
+            stalled: true,
+            ..Conditions::default()
+        });
+        let waiting = tokio::spawn({
+            let (client, small) = (client.clone(), small.clone());
+            async move { client.get(&small).await }
+        });
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(!waiting.is_finished());
+        proxy.set(Conditions::default());
+        assert_eq!(waiting.await.unwrap().unwrap().status, 200);
+        proxy.set(Conditions {
+            cut: true,
+            ..Conditions::default()
+        });
+        assert!(client.get(&small).await.is_err());
+        proxy.set(Conditions::default());
+        assert_eq!(client.get(&small).await.unwrap().status, 200);
+    }
+}
