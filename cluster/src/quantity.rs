@@ -92,7 +92,7 @@ impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let unit = BYTE_UNITS[..4]
             .iter()
-            .find(|(_, factor)| self.0 != 0 && self.0 % factor == 0);
+            .find(|(_, factor)| self.0 != 0 && self.0.is_multiple_of(*factor));
         match unit {
             Some((name, factor)) => write!(f, "{}{name}", self.0 / factor),
             None => write!(f, "{}B", self.0),
@@ -130,7 +130,7 @@ impl fmt::Display for Span {
         let unit = SPAN_UNITS
             .iter()
             .rev()
-            .find(|(_, factor)| ms % u128::from(*factor) == 0);
+            .find(|(_, factor)| ms.is_multiple_of(u128::from(*factor)));
         match unit {
             Some((name, factor)) if ms > 0 => write!(f, "{}{name}", ms / u128::from(*factor)),
             _ => write!(f, "{ms}ms"),

@@ -1,0 +1,921 @@
+//! The object cache: one question ([`Cache::lookup`]), one answer ([`Lookup`]), and the right to
+//! fill what is missing ([`Filler`]).
+//!
+//! Modules in reading order: the [`key`] of a request and its variants ([`vary`]); what may be
+//! stored and reused ([`policy`], pure); an [`entry`] and the [`fill`] that makes it grow; the tiers
+//! ([`memory`], then [`store`] over [`segment`] files and their [`index`], read on a [`pool`] of
+//! threads of their own).
+//!
+//! **Invariant:** the cache knows no upstream. It says that something is missing; who asks whom for
+//! it is decided elsewhere.
+//!
+//! **Locks:** all are held for a few instructions and never across an await.
+
+pub mod entry;
+pub mod fill;
+pub mod index;
+pub mod key;
+pub mod memory;
+pub mod policy;
+pub mod pool;
+pub mod segment;
+pub mod store;
+pub mod vary;
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use cluster::{
+    digest::Holdings,
+    key::Key,
+    manifest::{MANIFEST_BYTES_MAX, Manifest, PIECE_BYTES, PieceHash},
+    node::DigestVersion,
+};
+use http::{HeaderMap, HeaderName};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::Instant,
+};
+use tracing::{debug, warn};
+
+use self::{
+    entry::{Body, Entry, Head, Meta, Provenance, Variants},
+    fill::{BodyError, Growing, UNWRITTEN_PIECES_MAX},
+    memory::{Item, Memory},
+    policy::{CacheControl, Reuse, Rules},
+    store::{CLAIMED, Store, StoreStats, StoredObject},
+    vary::Vary,
+};
+use crate::{error::ServeError, metrics::TierUsage};
+
+/// Pieces up to this size are hashed where they are; larger ones on the pool, since a runtime
+/// thread must not be kept longer than some 100 µs.
+const HASH_INLINE_MAX: usize = 128 << 10;
+/// How long requests for a key whose answer could not be shared go ahead by themselves.
+const PASS_FOR: Duration = Duration::from_secs(10);
+/// Keys remembered as not shareable; the oldest go first.
+const PASSING_MAX: usize = 65_536;
+/// How often a lookup starts over when what it saw has changed under it.
+const LOOKUP_TRIES: usize = 4;
+
+/// What the cache says to a request. The only thing `proxy` branches on.
+pub enum Lookup {
+    /// It may be used as it is.
+    Fresh(Arc<Entry>),
+    /// It is there, but has to be validated first, or may be used once more while somebody does.
+    Stale {
+        /// The response.
+        entry: Arc<Entry>,
+        /// Whether it may be used right now (`stale-while-revalidate`, `max-stale`).
+        usable: bool,
+        /// Whether this request is the one to validate it.
+        turn: Turn,
+    },
+    /// Somebody is fetching it.
+    Filling(Following),
+    /// It is not there; whoever gets this must fetch it.
+    Absent(Filler),
+    /// The client wants it from storage only, and from there it cannot have it.
+    Unavailable,
+    /// Its last answers could not be shared: go ahead without waiting for anybody.
+    Pass,
+}
+
+/// Whether a request fetches, or follows one that does.
+pub enum Turn {
+    /// Fetch.
+    Fill(Filler),
+    /// Follow.
+    Follow(Following),
+}
+
+/// What came of a fill, told to everybody who waits for it.
+#[derive(Clone)]
+pub enum Outcome {
+    /// A response that may be shared; its body may still be growing.
+    Shared(Arc<Entry>),
+    /// The stored response still holds.
+    Refreshed(Arc<Entry>),
+    /// The answer was not for everybody.
+    NotShared,
+    /// There is no answer.
+    Failed(ServeError),
+}
+
+/// What a request asks of the cache.
+#[derive(Clone, Copy)]
+pub struct Ask<'a> {
+    /// The key of its URL.
+    pub key: Key,
+    /// Its header fields, for variants.
+    pub headers: &'a HeaderMap,
+    /// Its `Cache-Control`.
+    pub said: &'a CacheControl,
+    /// The site's rules.
+    pub rules: &'a Rules,
+    /// Now, in Unix milliseconds.
+    pub now_ms: u64,
+}
+
+/// The object cache. A clone-able handle.
+#[derive(Clone)]
+pub struct Cache {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    memory: Memory,
+    store: Store,
+    fills: Mutex<HashMap<Key, Arc<Fill>>>,
+    passing: Mutex<Passing>,
+    holdings: Arc<Mutex<Holdings>>,
+    object_bytes_max: u64,
+    store_failures: AtomicU64,
+}
+
+/// One fetch under way.
+struct Fill {
+    outcome: watch::Sender<Option<Outcome>>,
+}
+
+impl Cache {
+    /// A cache of two tiers. `holdings` is what this node claims to hold; the caller has the store
+    /// report evictions to it.
+    pub fn new(
+        memory: Memory,
+        store: Store,
+        holdings: Arc<Mutex<Holdings>>,
+        object_bytes_max: u64,
+    ) -> Self {
+        {
+            let mut held = holdings.lock().expect("nobody panicked with it yet");
+            store.claimed_keys().into_iter().for_each(|key| {
+                held.add(key);
+            });
+        }
+        Self {
+            shared: Arc::new(Shared {
+                memory,
+                store,
+                fills: Mutex::default(),
+                passing: Mutex::default(),
+                holdings,
+                object_bytes_max,
+                store_failures: AtomicU64::new(0),
+            }),
+        }
+    }
+
+    /// Looks `ask` up, once. See [`Lookup`].
+    pub async fn lookup(&self, ask: Ask<'_>) -> Lookup {
+        for _ in 0..LOOKUP_TRIES {
+            if self.passing().is_passing(ask.key) {
+                return Lookup::Pass;
+            }
+            let found = self.find(ask.key, ask.headers).await;
+            let stale = match &found.entry {
+                Some(entry) => {
+                    let freshness = &entry.head.freshness;
+                    match policy::reuse(freshness, ask.said, ask.rules, ask.now_ms) {
+                        Reuse::Fresh => return Lookup::Fresh(entry.clone()),
+                        Reuse::Unavailable => return Lookup::Unavailable,
+                        Reuse::StaleWhileRevalidate | Reuse::StaleAccepted => {
+                            Some((entry.clone(), true))
+                        }
+                        Reuse::Validate(_) => Some((entry.clone(), false)),
+                    }
+                }
+                None if ask.said.only_if_cached => return Lookup::Unavailable,
+                None => None,
+            };
+            let Some(turn) = self.claim(ask.key, &found) else {
+                continue;
+            };
+            return match (stale, turn) {
+                (Some((entry, usable)), turn) => Lookup::Stale {
+                    entry,
+                    usable,
+                    turn,
+                },
+                (None, Turn::Fill(filler)) => Lookup::Absent(filler),
+                (None, Turn::Follow(following)) => Lookup::Filling(following),
+            };
+        }
+        Lookup::Pass
+    }
+
+    /// The stored response for a key and these header fields, from storage only, fresh or not.
+    pub async fn stored(&self, key: Key, headers: &HeaderMap) -> Option<Arc<Entry>> {
+        self.find(key, headers).await.entry
+    }
+
+    /// Forgets everything under `key`; a fill under way will not bring it back.
+    pub async fn forget(&self, key: Key) {
+        self.shared.memory.remove(key);
+        self.fills().remove(&key);
+        self.holdings().remove(key);
+        if let Err(error) = self.shared.store.remove(key).await {
+            debug!(%key, %error, "removal could not be written");
+        }
+    }
+
+    /// Stops claiming `key` in the digest: what is stored is of no use to others.
+    pub fn disclaim(&self, key: Key) {
+        self.holdings().remove(key);
+    }
+
+    /// The newest version of what this node claims to hold.
+    pub fn digest_version(&self) -> DigestVersion {
+        self.holdings().version()
+    }
+
+    /// The digest, or what changed in it since `since`, encoded. Takes milliseconds when it is large:
+    /// not for a runtime thread.
+    pub fn digest(&self, since: Option<DigestVersion>) -> Vec<u8> {
+        let answer = self.holdings().answer(since);
+        answer.encode()
+    }
+
+    /// The disk tier.
+    pub fn store(&self) -> &Store {
+        &self.shared.store
+    }
+
+    /// What the memory tier holds.
+    pub fn memory_usage(&self) -> TierUsage {
+        let (bytes, objects, evicted) = self.shared.memory.usage();
+        TierUsage {
+            bytes,
+            objects,
+            evicted,
+        }
+    }
+
+    /// What the disk tier holds and has been through.
+    pub fn disk_stats(&self) -> StoreStats {
+        self.shared.store.stats()
+    }
+
+    /// Objects that could not be written to disk since the start.
+    pub fn store_failures(&self) -> u64 {
+        self.shared.store_failures.load(Ordering::Relaxed)
+    }
+
+    /// Largest body that is stored.
+    pub fn object_bytes_max(&self) -> u64 {
+        self.shared.object_bytes_max
+    }
+
+    fn fills(&self) -> MutexGuard<'_, HashMap<Key, Arc<Fill>>> {
+        self.shared
+            .fills
+            .lock()
+            .expect("no code panics while it holds this lock")
+    }
+
+    fn passing(&self) -> MutexGuard<'_, Passing> {
+        self.shared
+            .passing
+            .lock()
+            .expect("no code panics while it holds this lock")
+    }
+
+    fn holdings(&self) -> MutexGuard<'_, Holdings> {
+        self.shared
+            .holdings
+            .lock()
+            .expect("no code panics while it holds this lock")
+    }
+
+    async fn find(&self, key: Key, headers: &HeaderMap) -> Found {
+        match self.item(key).await {
+            None => Found {
+                entry: None,
+                object: 0,
+                candidates: vec![key],
+                variants: None,
+            },
+            Some(Item::Entry(entry)) => {
+                let object = entry.object;
+                Found {
+                    entry: Some(entry),
+                    object,
+                    candidates: vec![key],
+                    variants: None,
+                }
+            }
+            Some(Item::Variants(variants)) => {
+                let mut candidates = Vec::with_capacity(variants.specs.len());
+                for spec in &variants.specs {
+                    let values = vary::normal_values(&names(spec), headers);
+                    let variant = key::variant_key(key, variants.salt, &values);
+                    candidates.push(variant);
+                    if let Some(Item::Entry(entry)) = self.item(variant).await {
+                        let object = entry.object;
+                        let variants = Some(variants.clone());
+                        return Found {
+                            entry: Some(entry),
+                            object,
+                            candidates: vec![variant],
+                            variants,
+                        };
+                    }
+                }
+                Found {
+                    entry: None,
+                    object: 0,
+                    candidates,
+                    variants: Some(variants),
+                }
+            }
+        }
+    }
+
+    /// What stands under one key, from memory or else from disk.
+    async fn item(&self, key: Key) -> Option<Item> {
+        let Shared { memory, store, .. } = &*self.shared;
+        if let Some(item) = memory.find(key) {
+            store.touch(key);
+            return Some(item);
+        }
+        if !store.contains(key) {
+            return None;
+        }
+        let item = match store
+            .read_object(key, move |stored| item_of(key, stored))
+            .await
+        {
+            Ok(item) => item?,
+            Err(error) => {
+                warn!(%key, %error, "an object on disk is of no use and is dropped");
+                self.forget(key).await;
+                return None;
+            }
+        };
+        store.touch(key);
+        let fits = match &item {
+            Item::Entry(entry) => match &entry.body {
+                Body::Whole(bytes) => bytes.len() as u64 <= memory.object_bytes_max(),
+                _ => true,
+            },
+            Item::Variants(_) => true,
+        };
+        if fits {
+            memory.insert(key, item.clone());
+        }
+        Some(item)
+    }
+
+    /// Takes a fill that is missing, or follows the one under way. `None` when what was found is no
+    /// longer what is there: look again.
+    fn claim(&self, primary: Key, found: &Found) -> Option<Turn> {
+        let mut fills = self.fills();
+        if let Some(fill) = found.candidates.iter().find_map(|key| fills.get(key)) {
+            return Some(Turn::Follow(Following {
+                outcome: fill.outcome.subscribe(),
+            }));
+        }
+        // A fill may have been completed between the search and this lock.
+        let now = found
+            .candidates
+            .iter()
+            .find_map(|key| self.shared.memory.find(*key));
+        let changed = match now {
+            Some(Item::Entry(entry)) => entry.object != found.object,
+            Some(Item::Variants(_)) => found.variants.is_none(),
+            None => {
+                found.entry.is_none()
+                    && found
+                        .candidates
+                        .iter()
+                        .any(|key| self.shared.store.contains(*key))
+            }
+        };
+        if changed {
+            return None;
+        }
+        let key = found.candidates[0];
+        let fill = Arc::new(Fill {
+            outcome: watch::Sender::new(None),
+        });
+        fills.insert(key, fill.clone());
+        drop(fills);
+        let variants = found.variants.clone();
+        Some(Turn::Fill(Filler {
+            cache: self.clone(),
+            primary,
+            keys: vec![key],
+            variants,
+            fill,
+            concluded: false,
+        }))
+    }
+
+    async fn hash(&self, bytes: Bytes) -> PieceHash {
+        if bytes.len() <= HASH_INLINE_MAX {
+            return *blake3::hash(&bytes).as_bytes();
+        }
+        let hashed = bytes.clone();
+        match self
+            .shared
+            .store
+            .pool()
+            .run(move || *blake3::hash(&hashed).as_bytes())
+            .await
+        {
+            Ok(hash) => hash,
+            // The pool is closing; the process is about to end.
+            Err(_) => *blake3::hash(&bytes).as_bytes(),
+        }
+    }
+}
+
+/// What a record on disk says; `None` when its body is not what its head describes.
+fn item_of(key: Key, stored: StoredObject) -> Option<Item> {
+    let (head, manifest) = match Meta::decode(&stored.meta)? {
+        Meta::Variants(variants) => return Some(Item::Variants(Arc::new(variants))),
+        Meta::Object(head, manifest) => (head, manifest),
+    };
+    let body = match stored.body {
+        store::Body::Inline(bytes) => {
+            let intact = match manifest.pieces.first() {
+                Some(hash) => blake3::hash(&bytes) == *hash,
+                None => bytes.is_empty(),
+            };
+            Body::Whole(intact.then_some(bytes)?)
+        }
+        store::Body::Pieces(_) => Body::Pieces {
+            hashes: manifest.pieces.into(),
+            length: manifest.length,
+        },
+    };
+    let from = Provenance::Store;
+    let entry = Entry {
+        key,
+        object: stored.object,
+        head: *head,
+        body,
+        from,
+    };
+    Some(Item::Entry(Arc::new(entry)))
+}
+
+fn piece_count(manifest: &Manifest) -> u32 {
+    u32::try_from(manifest.pieces.len()).unwrap_or(u32::MAX)
+}
+
+fn names(spec: &[String]) -> Vec<HeaderName> {
+    spec.iter()
+        .filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok())
+        .collect()
+}
+
+struct Found {
+    entry: Option<Arc<Entry>>,
+    /// Object number of `entry`; 0 without one.
+    object: u64,
+    /// Keys under which it could stand, the likeliest first; never empty.
+    candidates: Vec<Key>,
+    variants: Option<Arc<Variants>>,
+}
+
+/// Waits for what comes of a fill.
+pub struct Following {
+    outcome: watch::Receiver<Option<Outcome>>,
+}
+
+impl Following {
+    /// What came of it.
+    pub async fn outcome(mut self) -> Outcome {
+        match self.outcome.wait_for(Option::is_some).await {
+            Ok(outcome) => outcome.clone().expect("waited for it"),
+            Err(_) => Outcome::Failed(abandoned()),
+        }
+    }
+}
+
+fn abandoned() -> ServeError {
+    ServeError::new(crate::error::Kind::Internal, "the fill was abandoned")
+}
+
+/// The right, and the duty, to fetch what is missing. Dropping it without a conclusion tells
+/// everybody who waits that there will be no answer.
+pub struct Filler {
+    cache: Cache,
+    primary: Key,
+    /// Keys under which this fill is found by others; the first is the one claimed.
+    keys: Vec<Key>,
+    variants: Option<Arc<Variants>>,
+    fill: Arc<Fill>,
+    concluded: bool,
+}
+
+impl Filler {
+    /// Waits for what comes of this fill, like anybody else.
+    pub fn follow(&self) -> Following {
+        Following {
+            outcome: self.fill.outcome.subscribe(),
+        }
+    }
+
+    /// The key of the URL being fetched.
+    pub fn primary(&self) -> Key {
+        self.primary
+    }
+
+    /// The answer may be shared: everybody follows its body from here on. With a `Vary` in `head`
+    /// the entry stands under its variant's key.
+    pub fn share(mut self, head: Head, from: Provenance) -> Writing {
+        let store = self.cache.shared.store.clone();
+        let growing = Growing::new(store.clone());
+        let object = store.next_object_id();
+        let key = self.place(&head);
+        let body = Body::Growing(growing.clone());
+        let entry = Arc::new(Entry {
+            key,
+            object,
+            head,
+            body,
+            from,
+        });
+        if key != self.keys[0] {
+            self.cache
+                .fills()
+                .entry(key)
+                .or_insert_with(|| self.fill.clone());
+            self.keys.push(key);
+        }
+        self.conclude(Outcome::Shared(entry.clone()));
+        Writing {
+            filler: self,
+            entry,
+            growing,
+            hashes: Vec::new(),
+            unwritten: Arc::new(Semaphore::new(UNWRITTEN_PIECES_MAX)),
+            storing: true,
+        }
+    }
+
+    /// The stored `entry` still holds, with a new head.
+    pub async fn refresh(mut self, entry: &Entry, head: Head) {
+        let object = entry.object;
+        let (key, body) = (entry.key, entry.body.clone());
+        let fresh = Arc::new(Entry {
+            key,
+            object,
+            head,
+            body,
+            from: Provenance::Origin,
+        });
+        let shared = self.cache.shared.clone();
+        let Shared { memory, store, .. } = &*shared;
+        let keep =
+            !matches!(&fresh.body, Body::Whole(b) if b.len() as u64 > memory.object_bytes_max());
+        if keep {
+            memory.insert(fresh.key, Item::Entry(fresh.clone()));
+        }
+        self.conclude(Outcome::Refreshed(fresh.clone()));
+        self.cache.holdings().add(self.primary);
+        if let Some(manifest) = fresh.manifest() {
+            let body = match &fresh.body {
+                Body::Whole(bytes) => store::Body::Inline(bytes.clone()),
+                _ => store::Body::Pieces(piece_count(&manifest)),
+            };
+            let flags = store.flags(fresh.key).unwrap_or(0);
+            if let Some(meta) = Meta::encode_object(&fresh.head, manifest)
+                && let Err(error) = store
+                    .append_object(fresh.key, object, flags, meta, body)
+                    .await
+            {
+                self.cache.store_failed(&error);
+            }
+        }
+    }
+
+    /// The answer was for this one request. With `remember`, others that ask for it in the next
+    /// seconds go ahead by themselves at once.
+    pub fn not_shared(mut self, remember: bool) {
+        if remember {
+            self.cache.passing().add(self.primary);
+        }
+        self.conclude(Outcome::NotShared);
+    }
+
+    /// There is no answer.
+    pub fn fail(mut self, error: ServeError) {
+        self.conclude(Outcome::Failed(error));
+    }
+
+    fn conclude(&mut self, outcome: Outcome) {
+        self.concluded = true;
+        self.fill.outcome.send_replace(Some(outcome));
+    }
+
+    /// The key for a response with this head; notes the variants, if there are any.
+    fn place(&mut self, head: &Head) -> Key {
+        let Vary::Fields(fields) = vary::selecting_fields(&head.headers) else {
+            self.variants = None;
+            return self.primary;
+        };
+        let spec: Vec<_> = fields.iter().map(|name| name.as_str().to_owned()).collect();
+        let variants = match &self.variants {
+            Some(known) => (**known).clone(),
+            None => Variants {
+                salt: self.cache.shared.store.next_object_id(),
+                specs: Vec::new(),
+            },
+        };
+        let variants = Arc::new(variants.with(spec));
+        let key = key::variant_key(self.primary, variants.salt, &head.selected_by);
+        self.cache
+            .shared
+            .memory
+            .insert(self.primary, Item::Variants(variants.clone()));
+        self.variants = Some(variants);
+        key
+    }
+
+    /// Whether this fill is still the one that counts; a purge or an invalidation takes that away.
+    fn is_current(&self) -> bool {
+        let fills = self.cache.fills();
+        fills
+            .get(&self.keys[0])
+            .is_some_and(|fill| Arc::ptr_eq(fill, &self.fill))
+    }
+
+    fn release(&self) {
+        let mut fills = self.cache.fills();
+        for key in &self.keys {
+            if fills
+                .get(key)
+                .is_some_and(|fill| Arc::ptr_eq(fill, &self.fill))
+            {
+                fills.remove(key);
+            }
+        }
+    }
+}
+
+impl Drop for Filler {
+    fn drop(&mut self) {
+        if !self.concluded {
+            self.conclude(Outcome::Failed(abandoned()));
+        }
+        self.release();
+    }
+}
+
+/// A shared answer whose body is being written. Dropping it before [`Writing::commit`] ends the body
+/// early for all who follow, and stores nothing.
+pub struct Writing {
+    filler: Filler,
+    entry: Arc<Entry>,
+    growing: Arc<Growing>,
+    hashes: Vec<PieceHash>,
+    unwritten: Arc<Semaphore>,
+    storing: bool,
+}
+
+impl Writing {
+    /// The entry that grows.
+    pub fn entry(&self) -> &Arc<Entry> {
+        &self.entry
+    }
+
+    /// Appends `bytes`. Waits when the disk, or for a body that is not stored the slowest follower,
+    /// is behind.
+    ///
+    /// # Errors
+    ///
+    /// Nobody follows a body that cannot be stored either: the fill is pointless.
+    pub async fn write(&mut self, mut bytes: Bytes) -> Result<(), BodyError> {
+        while !bytes.is_empty() {
+            let part = bytes.split_to(self.growing.room().min(bytes.len()));
+            self.growing.push(part);
+            if self.growing.room() == 0 {
+                self.finish_piece().await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn finish_piece(&mut self) -> Result<(), BodyError> {
+        let Some((index, bytes)) = self.growing.finish_piece() else {
+            return Ok(());
+        };
+        let hash = self.filler.cache.hash(bytes.clone()).await;
+        self.hashes.push(hash);
+        let cache = self.filler.cache.clone();
+        if self.storing && self.growing.length() > cache.shared.object_bytes_max {
+            self.stop_storing();
+        }
+        if !self.storing {
+            return match self.growing.room_in_window().await {
+                true => Ok(()),
+                false => Err(BodyError::Abandoned),
+            };
+        }
+        let place = self.unwritten.clone().acquire_owned().await;
+        if self.unwritten.is_closed() {
+            self.stop_storing();
+            return Ok(());
+        }
+        let (store, growing) = (cache.shared.store.clone(), self.growing.clone());
+        let (object, unwritten, cache) = (self.entry.object, self.unwritten.clone(), cache.clone());
+        tokio::spawn(async move {
+            let _place = place;
+            match store.append_piece(object, index, bytes).await {
+                Ok(piece) => growing.stored(index, piece, hash),
+                Err(error) => {
+                    cache.store_failed(&error);
+                    unwritten.close();
+                }
+            }
+        });
+        Ok(())
+    }
+
+    fn stop_storing(&mut self) {
+        self.storing = false;
+        self.growing.stop_storing();
+        // Whoever comes now could not have the beginning of this body any more.
+        self.filler.release();
+    }
+
+    /// The body is complete: keeps it, if it is still wanted.
+    pub async fn commit(mut self) {
+        let length = self.growing.length();
+        let cache = self.filler.cache.clone();
+        let Shared {
+            memory,
+            store,
+            holdings,
+            ..
+        } = &*cache.shared;
+        let (object, key) = (self.entry.object, self.entry.key);
+        // A body of one piece goes into one record together with its head.
+        let whole = if length <= PIECE_BYTES as u64 && self.hashes.is_empty() {
+            let bytes = self
+                .growing
+                .finish_piece()
+                .map(|(_, bytes)| bytes)
+                .unwrap_or_default();
+            if !bytes.is_empty() {
+                self.hashes.push(cache.hash(bytes.clone()).await);
+            }
+            Some(bytes)
+        } else {
+            if self.finish_piece().await.is_err() {
+                self.storing = false;
+            }
+            None
+        };
+        self.growing.end(Ok(()));
+        if whole.is_none() && self.storing {
+            // All pieces are on disk when all places are free again; a failed write closes them.
+            let places = u32::try_from(UNWRITTEN_PIECES_MAX).expect("a small constant");
+            self.storing = self.unwritten.acquire_many(places).await.is_ok();
+        }
+        if !self.storing || !self.filler.is_current() {
+            self.forget_pieces();
+            return;
+        }
+        let mut head = self.entry.head.clone();
+        head.length = Some(length);
+        let manifest = head.manifest(length, std::mem::take(&mut self.hashes));
+        let Some(meta) = Meta::encode_object(&head, manifest.clone())
+            .filter(|meta| meta.len() <= MANIFEST_BYTES_MAX)
+        else {
+            warn!(%key, "object's head is too large to be stored");
+            self.forget_pieces();
+            return;
+        };
+        let pieces = piece_count(&manifest);
+        let body = match &whole {
+            Some(bytes) => Body::Whole(bytes.clone()),
+            None => Body::Pieces {
+                hashes: manifest.pieces.into(),
+                length,
+            },
+        };
+        let from = self.entry.from.clone();
+        let item = Item::Entry(Arc::new(Entry {
+            key,
+            object,
+            head,
+            body,
+            from,
+        }));
+        let fits = whole
+            .as_ref()
+            .is_none_or(|b| b.len() as u64 <= memory.object_bytes_max());
+        if whole.is_some() && fits {
+            memory.insert(key, item.clone());
+        }
+        let primary = self.filler.primary;
+        let flags = if key == primary { CLAIMED } else { 0 };
+        let stored = match &whole {
+            Some(bytes) => store::Body::Inline(bytes.clone()),
+            None => store::Body::Pieces(pieces),
+        };
+        let mut written = store.append_object(key, object, flags, meta, stored).await;
+        if written.is_ok()
+            && let Some(meta) = self
+                .filler
+                .variants
+                .as_ref()
+                .and_then(|v| Meta::encode_variants(v))
+        {
+            let marker = store.next_object_id();
+            written = store
+                .append_object(
+                    primary,
+                    marker,
+                    CLAIMED,
+                    meta,
+                    store::Body::Inline(Bytes::new()),
+                )
+                .await;
+        }
+        match written {
+            Ok(()) => {
+                if whole.is_none() && fits {
+                    memory.insert(key, item);
+                } else if whole.is_some() && !fits {
+                    memory.remove(key);
+                }
+                if let Ok(mut holdings) = holdings.lock() {
+                    holdings.add(primary);
+                }
+            }
+            Err(error) => cache.store_failed(&error),
+        }
+    }
+
+    /// The source failed: everybody who follows is told.
+    pub fn fail(self, error: BodyError) {
+        self.growing.end(Err(error));
+        self.forget_pieces();
+    }
+
+    fn forget_pieces(&self) {
+        self.filler
+            .cache
+            .shared
+            .store
+            .forget_pieces(self.entry.object);
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        // Only counts when the body has not been ended properly.
+        self.growing.end(Err(BodyError::Abandoned));
+    }
+}
+
+impl Cache {
+    fn store_failed(&self, error: &dyn std::fmt::Display) {
+        self.shared.store_failures.fetch_add(1, Ordering::Relaxed);
+        debug!(%error, "object could not be written to disk");
+    }
+}
+
+/// Keys whose last answer could not be shared, for [`PASS_FOR`].
+#[derive(Default)]
+struct Passing {
+    until: HashMap<Key, Instant>,
+}
+
+impl Passing {
+    fn is_passing(&mut self, key: Key) -> bool {
+        if self.until.is_empty() {
+            return false;
+        }
+        match self.until.get(&key) {
+            Some(until) if *until > Instant::now() => true,
+            Some(_) => {
+                self.until.remove(&key);
+                false
+            }
+            None => false,
+        }
+    }
+
+    fn add(&mut self, key: Key) {
+        let now = Instant::now();
+        if self.until.len() >= PASSING_MAX {
+            self.until.retain(|_, until| *until > now);
+        }
+        if self.until.len() < PASSING_MAX {
+            self.until.insert(key, now + PASS_FOR);
+        }
+    }
+}

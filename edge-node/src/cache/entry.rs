@@ -1,0 +1,436 @@
+//! A cached response: its head, and a body that is whole, in pieces on disk, or still growing.
+
+use std::{fmt, ops::Range, pin::Pin, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use cluster::{
+    key::Key,
+    manifest::{Manifest, PIECE_BYTES, PieceHash},
+    node::NodeId,
+};
+use futures_util::{Stream, StreamExt, stream};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+use super::{
+    Cache,
+    fill::{BodyError, Follower, Growing},
+    policy::{Freshness, Rules},
+    store::PieceRef,
+};
+use crate::metrics::Source;
+
+/// Pieces read ahead of a client: one on its way from disk while one goes out. A slow client holds
+/// this many pieces of [`PIECE_BYTES`] and no more.
+const READ_AHEAD: usize = 2;
+/// Most header fields by which variants of one key may be told apart, and most such lists of fields.
+pub const SPECS_MAX: usize = 4;
+/// First byte of every stored meta block; tells what follows and in which encoding.
+const META_OBJECT: u8 = 1;
+const META_VARIANTS: u8 = 2;
+
+/// Everything of a response but its body.
+#[derive(Clone, Debug)]
+pub struct Head {
+    /// Status code.
+    pub status: StatusCode,
+    /// Header fields as stored.
+    pub headers: HeaderMap,
+    /// When it was asked for, in Unix milliseconds; ages count from there.
+    pub asked_ms: u64,
+    /// How long answers of its site stay fresh when nothing else tells.
+    pub default_ttl: Duration,
+    /// How long it may be used: follows from the above, computed once.
+    pub freshness: Freshness,
+    /// The request's values of the fields in `Vary`.
+    pub selected_by: Vec<(String, Option<Vec<u8>>)>,
+    /// Length of the body, if known (while it grows it may not be).
+    pub length: Option<u64>,
+    /// Which edge fetched it from the origin.
+    pub fetched_by: NodeId,
+    /// When, in Unix milliseconds by that edge's clock.
+    pub fetched_at: u64,
+    /// The purge it is known to be newer than.
+    pub as_of: u64,
+}
+
+impl Head {
+    /// What a peer needs to know of it.
+    pub fn manifest(&self, length: u64, pieces: Vec<PieceHash>) -> Manifest {
+        let fields = self
+            .headers
+            .iter()
+            .map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec()));
+        Manifest {
+            status: self.status.as_u16(),
+            fields: fields.collect(),
+            selected_by: self.selected_by.clone(),
+            length,
+            pieces,
+            fetched_by: self.fetched_by.clone(),
+            fetched_at: self.fetched_at,
+            as_of: self.as_of,
+        }
+    }
+
+    /// The head that a manifest describes, asked for at `asked_ms`. `age` overrides the `Age` among
+    /// its fields, as when it has been with a peer meanwhile.
+    pub fn from_manifest(
+        manifest: &Manifest,
+        age: Option<Duration>,
+        asked_ms: u64,
+        default_ttl: Duration,
+    ) -> Self {
+        let mut headers = HeaderMap::with_capacity(manifest.fields.len() + 1);
+        for (name, value) in &manifest.fields {
+            let name = HeaderName::from_bytes(name.as_bytes());
+            if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(value)) {
+                headers.append(name, value);
+            }
+        }
+        if let Some(age) = age {
+            headers.insert(header::AGE, age.as_secs().into());
+        }
+        let status = StatusCode::from_u16(manifest.status).unwrap_or(StatusCode::OK);
+        let rules = Rules {
+            default_ttl,
+            honour_client: false,
+        };
+        Self {
+            freshness: Freshness::of(status, &headers, &rules, asked_ms),
+            status,
+            headers,
+            asked_ms,
+            default_ttl,
+            selected_by: manifest.selected_by.clone(),
+            length: Some(manifest.length),
+            fetched_by: manifest.fetched_by.clone(),
+            fetched_at: manifest.fetched_at,
+            as_of: manifest.as_of,
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        let headers: usize = self
+            .headers
+            .iter()
+            .map(|(n, v)| n.as_str().len() + v.len() + 48)
+            .sum();
+        headers as u64 + 256
+    }
+}
+
+/// Where a body is.
+#[derive(Clone)]
+pub enum Body {
+    /// In memory.
+    Whole(Bytes),
+    /// On disk, in pieces.
+    Pieces {
+        /// Hash of each piece.
+        hashes: Arc<[PieceHash]>,
+        /// Length of all of them together.
+        length: u64,
+    },
+    /// On its way from a peer or the origin.
+    Growing(Arc<Growing>),
+}
+
+/// Where an entry's bytes came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Provenance {
+    /// Read back from the store.
+    Store,
+    /// Another edge.
+    Peer(NodeId),
+    /// The origin.
+    Origin,
+}
+
+impl Provenance {
+    /// What the bytes count as while they arrive.
+    pub fn source(&self) -> Source {
+        match self {
+            Self::Store => Source::Disk,
+            Self::Peer(_) => Source::Peer,
+            Self::Origin => Source::Origin,
+        }
+    }
+}
+
+impl fmt::Display for Provenance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Store => f.write_str("store"),
+            Self::Peer(id) => write!(f, "peer:{id}"),
+            Self::Origin => f.write_str("origin"),
+        }
+    }
+}
+
+/// A cached response.
+pub struct Entry {
+    /// Its key in the store: the variant's, if there are variants.
+    pub key: Key,
+    /// Number of this very object; another response under the same key has another.
+    pub object: u64,
+    /// Everything but the body.
+    pub head: Head,
+    /// The body.
+    pub body: Body,
+    /// Where it came from.
+    pub from: Provenance,
+}
+
+impl Entry {
+    /// Length of the body, if it is known.
+    pub fn length(&self) -> Option<u64> {
+        match &self.body {
+            Body::Whole(bytes) => Some(bytes.len() as u64),
+            Body::Pieces { length, .. } => Some(*length),
+            Body::Growing(_) => self.head.length,
+        }
+    }
+
+    /// What it takes in memory, roughly.
+    pub fn memory_bytes(&self) -> u64 {
+        self.head.bytes()
+            + match &self.body {
+                Body::Whole(bytes) => bytes.len() as u64,
+                Body::Pieces { hashes, .. } => 32 * hashes.len() as u64,
+                Body::Growing(_) => 0,
+            }
+    }
+
+    /// The manifest of a complete entry; `None` while it grows.
+    pub fn manifest(&self) -> Option<Manifest> {
+        match &self.body {
+            Body::Whole(bytes) => {
+                let hashes = bytes
+                    .chunks(PIECE_BYTES)
+                    .map(|p| *blake3::hash(p).as_bytes())
+                    .collect();
+                Some(self.head.manifest(bytes.len() as u64, hashes))
+            }
+            Body::Pieces { hashes, length } => Some(self.head.manifest(*length, hashes.to_vec())),
+            Body::Growing(_) => None,
+        }
+    }
+
+    /// Opens `range` of the body for reading.
+    ///
+    /// # Errors
+    ///
+    /// [`BodyError::Gone`]: a part has been evicted; to the reader this is a miss.
+    pub fn open(&self, range: Range<u64>, cache: &Cache) -> Result<Reading, BodyError> {
+        match &self.body {
+            Body::Whole(bytes) => {
+                let start = usize::try_from(range.start)
+                    .unwrap_or(usize::MAX)
+                    .min(bytes.len());
+                let end = usize::try_from(range.end)
+                    .unwrap_or(usize::MAX)
+                    .min(bytes.len());
+                Ok(Reading::Whole(bytes.slice(start..end.max(start))))
+            }
+            Body::Pieces { hashes, .. } => {
+                let count = u32::try_from(hashes.len()).map_err(|_| BodyError::Gone)?;
+                let pieces = cache
+                    .store()
+                    .pieces(self.object, count)
+                    .ok_or(BodyError::Gone)?;
+                let read = read_pieces(self.key, pieces, hashes.clone(), range, cache.clone());
+                Ok(Reading::Stream(Box::pin(read)))
+            }
+            Body::Growing(growing) => {
+                let follower = growing.follow(range.start)?;
+                Ok(Reading::Stream(Box::pin(follow(follower, range))))
+            }
+        }
+    }
+}
+
+/// Bytes of a body, on their way to somebody.
+pub enum Reading {
+    /// All of them at once.
+    Whole(Bytes),
+    /// As they come.
+    Stream(BodyStream),
+}
+
+/// Bytes as they come.
+pub type BodyStream = Pin<Box<dyn Stream<Item = Result<Bytes, BodyError>> + Send>>;
+
+impl Reading {
+    /// The bytes as they come, even if all of them are there.
+    pub fn into_stream(self) -> BodyStream {
+        match self {
+            Self::Whole(bytes) => Box::pin(stream::once(std::future::ready(Ok(bytes)))),
+            Self::Stream(stream) => stream,
+        }
+    }
+}
+
+fn read_pieces(
+    key: Key,
+    pieces: Vec<PieceRef>,
+    hashes: Arc<[PieceHash]>,
+    range: Range<u64>,
+    cache: Cache,
+) -> impl Stream<Item = Result<Bytes, BodyError>> + Send {
+    let size = PIECE_BYTES as u64;
+    let numbers = range.start / size..range.end.div_ceil(size);
+    let wanted = numbers.filter_map(move |number| {
+        let index = usize::try_from(number).ok()?;
+        let (piece, hash) = (pieces.get(index)?.clone(), *hashes.get(index)?);
+        let from = usize::try_from(range.start.saturating_sub(number * size)).ok()?;
+        let to = usize::try_from((range.end - number * size).min(size)).ok()?;
+        Some((piece, hash, from, to))
+    });
+    stream::iter(wanted)
+        .map(move |(piece, hash, from, to)| {
+            let cache = cache.clone();
+            async move {
+                match cache.store().read_piece(&piece, &hash).await {
+                    Ok(bytes) if to <= bytes.len() => Ok(bytes.slice(from..to)),
+                    Ok(_) => Err(BodyError::Gone),
+                    Err(error) => {
+                        warn!(%key, %error, "a piece on disk is of no use, its object is dropped");
+                        cache.forget(key).await;
+                        Err(BodyError::Source(error.to_string()))
+                    }
+                }
+            }
+        })
+        .buffered(READ_AHEAD)
+}
+
+fn follow(
+    follower: Follower,
+    range: Range<u64>,
+) -> impl Stream<Item = Result<Bytes, BodyError>> + Send {
+    let left = range.end - range.start;
+    stream::unfold((Some(follower), left), |(follower, left)| async move {
+        let mut follower = follower?;
+        if left == 0 {
+            return None;
+        }
+        match follower.next().await? {
+            Ok(mut bytes) => {
+                let take = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
+                bytes.truncate(take);
+                Some((Ok(bytes), (Some(follower), left - take as u64)))
+            }
+            Err(error) => Some((Err(error), (None, 0))),
+        }
+    })
+}
+
+/// That a key has variants, and how they are told apart.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Variants {
+    /// Part of every variant's key; a new one makes all variants of before unreachable.
+    pub salt: u64,
+    /// Lists of field names, the newest first, at most [`SPECS_MAX`].
+    pub specs: Vec<Vec<String>>,
+}
+
+impl Variants {
+    /// With `spec` as the newest list.
+    #[must_use]
+    pub fn with(mut self, spec: Vec<String>) -> Self {
+        self.specs.retain(|s| *s != spec);
+        self.specs.insert(0, spec);
+        self.specs.truncate(SPECS_MAX);
+        self
+    }
+
+    /// What it takes in memory, roughly.
+    pub fn memory_bytes(&self) -> u64 {
+        self.specs
+            .iter()
+            .flatten()
+            .map(|name| name.len() as u64 + 24)
+            .sum::<u64>()
+            + 64
+    }
+}
+
+/// What is stored beside a body, or in place of one.
+pub enum Meta {
+    /// An object.
+    Object(Box<Head>, Manifest),
+    /// Variants under this key.
+    Variants(Variants),
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredHead {
+    manifest: Manifest,
+    asked_ms: u64,
+    default_ttl_ms: u64,
+}
+
+impl Meta {
+    /// The meta block of an object.
+    pub fn encode_object(head: &Head, manifest: Manifest) -> Option<Bytes> {
+        let default_ttl_ms = u64::try_from(head.default_ttl.as_millis()).unwrap_or(u64::MAX);
+        let stored = StoredHead {
+            manifest,
+            asked_ms: head.asked_ms,
+            default_ttl_ms,
+        };
+        encode(META_OBJECT, &stored)
+    }
+
+    /// The meta block that says a key has variants.
+    pub fn encode_variants(variants: &Variants) -> Option<Bytes> {
+        encode(META_VARIANTS, variants)
+    }
+
+    /// Reads a meta block; `None` when it is not one (of this version).
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let (tag, rest) = bytes.split_first()?;
+        match *tag {
+            META_OBJECT => {
+                let stored: StoredHead = postcard::from_bytes(rest).ok()?;
+                let default_ttl = Duration::from_millis(stored.default_ttl_ms);
+                let head =
+                    Head::from_manifest(&stored.manifest, None, stored.asked_ms, default_ttl);
+                Some(Self::Object(Box::new(head), stored.manifest))
+            }
+            META_VARIANTS => postcard::from_bytes(rest).ok().map(Self::Variants),
+            _ => None,
+        }
+    }
+}
+
+fn encode(tag: u8, what: &impl Serialize) -> Option<Bytes> {
+    postcard::to_extend(what, vec![tag]).ok().map(Bytes::from)
+}
+
+/// The tags of a response, from `Surrogate-Key` (spaces), `Cache-Tag` (commas) and `xkey` (both).
+pub fn tags(headers: &HeaderMap) -> Vec<String> {
+    let mut tags = Vec::new();
+    for name in ["surrogate-key", "cache-tag", "xkey"] {
+        for value in headers.get_all(name).iter().filter_map(|v| v.to_str().ok()) {
+            let parts = value
+                .split([' ', ','])
+                .map(str::trim)
+                .filter(|t| !t.is_empty());
+            tags.extend(parts.map(str::to_owned));
+        }
+    }
+    tags
+}
+
+/// The length that a response's own head claims.
+pub fn content_length(headers: &HeaderMap) -> Option<u64> {
+    headers
+        .get(header::CONTENT_LENGTH)?
+        .to_str()
+        .ok()?
+        .parse()
+        .ok()
+}

@@ -1,0 +1,313 @@
+//! One filler, many followers: a body while it grows, and the right to make it grow.
+//!
+//! **Who may write:** only the [`Filler`]'s task appends; a body goes from growing to ended only
+//! once. Followers hold a position and are woken by a `watch`; they never poll.
+//!
+//! **Where the bytes are:** the piece that is growing is in memory as the chunks that arrived. A
+//! finished piece stays in memory until the store has it ([`UNWRITTEN_PIECES_MAX`] at most), and is
+//! read from there afterwards. When nothing can be stored (disk full, body over the limit), pieces
+//! stay in memory until the slowest follower has passed them, and the filler waits for it
+//! ([`WINDOW_PIECES`]); such a body takes no new followers.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard},
+};
+
+use bytes::{Bytes, BytesMut};
+use cluster::manifest::{PIECE_BYTES, PieceHash};
+use tokio::sync::{Notify, watch};
+
+use super::store::{PieceRef, Store};
+
+/// Finished pieces that may wait for the disk, per fill: enough to hide one slow write, small
+/// enough that a thousand fills of large bodies do not fill the memory.
+pub const UNWRITTEN_PIECES_MAX: usize = 4;
+/// Pieces kept in memory for followers of a body that is not stored.
+pub const WINDOW_PIECES: usize = 4;
+
+/// Why a body that others were following ended before its time.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BodyError {
+    /// Its source failed: a short body, a broken connection, silence.
+    #[error("the body's source failed: {0}")]
+    Source(String),
+    /// A part that a follower still needed is no longer there.
+    #[error("a part of the body is no longer there")]
+    Gone,
+    /// The fill ended without saying why: its task is gone.
+    #[error("the fill was abandoned")]
+    Abandoned,
+}
+
+/// A body that is growing, or has just ended.
+pub struct Growing {
+    state: Mutex<State>,
+    /// Moves with every change that a follower could wait for.
+    changed: watch::Sender<()>,
+    /// Told when a follower moves on or leaves; only a fill without storage waits for it.
+    passed: Notify,
+    store: Store,
+}
+
+struct State {
+    done: Vec<Piece>,
+    tail: Vec<Bytes>,
+    tail_bytes: usize,
+    end: Option<Result<(), BodyError>>,
+    /// Position of each follower, by a number of its own.
+    followers: HashMap<u64, u64>,
+    next_follower: u64,
+    /// Whether finished pieces go to the store.
+    stored: bool,
+}
+
+enum Piece {
+    Memory(Bytes),
+    Disk(PieceRef, PieceHash, usize),
+    Gone,
+}
+
+impl Growing {
+    /// An empty body whose finished pieces can be read back from `store`.
+    pub fn new(store: Store) -> Arc<Self> {
+        Arc::new(Self {
+            state: Mutex::new(State {
+                done: Vec::new(),
+                tail: Vec::new(),
+                tail_bytes: 0,
+                end: None,
+                followers: HashMap::new(),
+                next_follower: 0,
+                stored: true,
+            }),
+            changed: watch::Sender::new(()),
+            passed: Notify::new(),
+            store,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state
+            .lock()
+            .expect("no code panics while it holds this lock")
+    }
+
+    /// A follower that will read from `position` on.
+    ///
+    /// # Errors
+    ///
+    /// [`BodyError::Gone`] when the body is not stored and that part has been dropped already.
+    pub fn follow(self: &Arc<Self>, position: u64) -> Result<Follower, BodyError> {
+        let mut state = self.lock();
+        let index = piece_index(position);
+        if matches!(state.done.get(index), Some(Piece::Gone)) {
+            return Err(BodyError::Gone);
+        }
+        let number = state.next_follower;
+        state.next_follower += 1;
+        state.followers.insert(number, position);
+        drop(state);
+        Ok(Follower {
+            body: self.clone(),
+            number,
+            position,
+            changed: self.changed.subscribe(),
+        })
+    }
+
+    /// Appends a chunk of the piece that is growing; `chunk` must not reach beyond its end.
+    pub fn push(&self, chunk: Bytes) {
+        let mut state = self.lock();
+        debug_assert!(state.end.is_none() && state.tail_bytes + chunk.len() <= PIECE_BYTES);
+        state.tail_bytes += chunk.len();
+        state.tail.push(chunk);
+        drop(state);
+        self.changed.send_replace(());
+    }
+
+    /// How many bytes are missing to the end of the growing piece.
+    pub fn room(&self) -> usize {
+        PIECE_BYTES - self.lock().tail_bytes
+    }
+
+    /// How many bytes there are so far.
+    pub fn length(&self) -> u64 {
+        let state = self.lock();
+        (state.done.len() * PIECE_BYTES + state.tail_bytes) as u64
+    }
+
+    /// How many followers there are.
+    pub fn followers(&self) -> usize {
+        self.lock().followers.len()
+    }
+
+    /// Closes the growing piece and returns its number and bytes; `None` when it is empty.
+    pub fn finish_piece(&self) -> Option<(u32, Bytes)> {
+        let mut state = self.lock();
+        if state.tail_bytes == 0 {
+            return None;
+        }
+        // Always a copy: a chunk is a slice of a read buffer many times its size, which it would
+        // keep alive for as long as the object stays in memory.
+        let mut whole = BytesMut::with_capacity(state.tail_bytes);
+        state
+            .tail
+            .iter()
+            .for_each(|chunk| whole.extend_from_slice(chunk));
+        let bytes = whole.freeze();
+        let index = u32::try_from(state.done.len()).expect("object_max keeps pieces under 2^32");
+        state.done.push(Piece::Memory(bytes.clone()));
+        state.tail.clear();
+        state.tail_bytes = 0;
+        Some((index, bytes))
+    }
+
+    /// Piece `index` can be read from the store from now on.
+    pub fn stored(&self, index: u32, piece: PieceRef, hash: PieceHash) {
+        if let Some(slot) = self.lock().done.get_mut(index as usize)
+            && let Piece::Memory(bytes) = slot
+        {
+            *slot = Piece::Disk(piece, hash, bytes.len());
+        }
+    }
+
+    /// From now on nothing is stored: finished pieces live in memory only until they are passed.
+    pub fn stop_storing(&self) {
+        self.lock().stored = false;
+    }
+
+    /// Waits until there is room in memory for another piece of a body that is not stored. `false`
+    /// when nobody follows any more.
+    pub async fn room_in_window(&self) -> bool {
+        loop {
+            let passed = self.passed.notified();
+            {
+                let mut state = self.lock();
+                let Some(slowest) = state.followers.values().min().copied() else {
+                    return false;
+                };
+                let passed_pieces = piece_index(slowest).min(state.done.len());
+                for piece in &mut state.done[..passed_pieces] {
+                    if matches!(piece, Piece::Memory(_)) {
+                        *piece = Piece::Gone;
+                    }
+                }
+                let kept = state.done[passed_pieces..]
+                    .iter()
+                    .filter(|p| matches!(p, Piece::Memory(_)))
+                    .count();
+                if kept < WINDOW_PIECES {
+                    return true;
+                }
+            }
+            passed.await;
+        }
+    }
+
+    /// Ends the body; only the first call counts.
+    pub fn end(&self, how: Result<(), BodyError>) {
+        let mut state = self.lock();
+        if state.end.is_none() {
+            state.end = Some(how);
+        }
+        drop(state);
+        self.changed.send_replace(());
+    }
+}
+
+fn piece_index(position: u64) -> usize {
+    usize::try_from(position / PIECE_BYTES as u64).unwrap_or(usize::MAX)
+}
+
+/// Reads a growing body at its own pace. Dropping it tells the filler that it has left.
+pub struct Follower {
+    body: Arc<Growing>,
+    number: u64,
+    position: u64,
+    changed: watch::Receiver<()>,
+}
+
+enum Next {
+    Bytes(Bytes),
+    Read(PieceRef, PieceHash, usize),
+    End(Result<(), BodyError>),
+    Wait,
+}
+
+impl Follower {
+    /// The next bytes, as many as are there without copying (a chunk, or what is left of a piece);
+    /// `None` at the end.
+    ///
+    /// # Errors
+    ///
+    /// The body ended early, or a part could not be read back.
+    pub async fn next(&mut self) -> Option<Result<Bytes, BodyError>> {
+        loop {
+            self.changed.mark_unchanged();
+            let bytes = match self.look() {
+                Next::Bytes(bytes) => bytes,
+                Next::Read(piece, hash, offset) => {
+                    match self.body.store.read_piece(&piece, &hash).await {
+                        Ok(bytes) => bytes.slice(offset..),
+                        Err(error) => return Some(Err(BodyError::Source(error.to_string()))),
+                    }
+                }
+                Next::End(Ok(())) => return None,
+                Next::End(Err(error)) => return Some(Err(error)),
+                Next::Wait => {
+                    if self.changed.changed().await.is_err() {
+                        return Some(Err(BodyError::Abandoned));
+                    }
+                    continue;
+                }
+            };
+            self.position += bytes.len() as u64;
+            let mut state = self.body.lock();
+            state.followers.insert(self.number, self.position);
+            let waited_for = !state.stored;
+            drop(state);
+            if waited_for {
+                self.body.passed.notify_one();
+            }
+            return Some(Ok(bytes));
+        }
+    }
+
+    fn look(&self) -> Next {
+        let state = self.body.lock();
+        let index = piece_index(self.position);
+        let mut offset = usize::try_from(self.position % PIECE_BYTES as u64).unwrap_or(0);
+        if let Some(piece) = state.done.get(index) {
+            match piece {
+                Piece::Memory(bytes) if offset < bytes.len() => {
+                    return Next::Bytes(bytes.slice(offset..));
+                }
+                Piece::Disk(piece, hash, length) if offset < *length => {
+                    return Next::Read(piece.clone(), *hash, offset);
+                }
+                Piece::Gone => return Next::End(Err(BodyError::Gone)),
+                // The last piece, read to its end.
+                Piece::Memory(_) | Piece::Disk(..) => {}
+            }
+        } else if index == state.done.len() {
+            for chunk in &state.tail {
+                if offset < chunk.len() {
+                    return Next::Bytes(chunk.slice(offset..));
+                }
+                offset -= chunk.len();
+            }
+        }
+        match &state.end {
+            Some(end) => Next::End(end.clone()),
+            None => Next::Wait,
+        }
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.body.lock().followers.remove(&self.number);
+        self.body.passed.notify_one();
+    }
+}

@@ -1,0 +1,382 @@
+//! The table in RAM: where every object and every piece stands on disk.
+//!
+//! It is what the records say when read in the order in which they were written; the same
+//! [`Table::apply`] follows the writer and replays the log at a start. Pure: no disk, no clock, and
+//! no lock is held longer than it takes to walk one shard.
+//!
+//! Locks are taken in the order shard, large; never two shards at once.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher, RandomState},
+    num::NonZeroU32,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use cluster::key::Key;
+
+use super::super::segment::{Entry, Kind};
+
+/// Shards of the table: enough that no lookup waits long for a walk over one of them (1/64 of a
+/// million objects is 0.1 ms).
+const SHARDS: usize = 64;
+/// Most pieces of one object: a body of 64 GiB in pieces of 1 MiB.
+pub(super) const PIECES_MAX: u32 = 1 << 16;
+
+/// Where a record begins. Later records are greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct At {
+    pub(super) segment: u32,
+    pub(super) offset: u32,
+}
+
+/// Where a record is, whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Span {
+    pub(super) at: At,
+    pub(super) len: NonZeroU32,
+}
+
+impl Span {
+    pub(super) fn new(at: At, len: u32) -> Self {
+        let len = NonZeroU32::new(len).expect("a record has a header");
+        Self { at, len }
+    }
+}
+
+/// One object, as the table knows it: 16 bytes beside its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Slot {
+    pub(super) span: Span,
+    pub(super) flags: u8,
+    /// Its body is in pieces.
+    pub(super) large: bool,
+    pub(super) hit: bool,
+}
+
+/// What stands in a segment and was hit since it was written there: one object, or what of a large
+/// object is there.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Hot {
+    pub(super) bytes: u64,
+    pub(super) spans: Vec<Span>,
+}
+
+pub(super) struct Table {
+    shards: Box<[Mutex<HashMap<[u8; 16], Slot>>]>,
+    large: Mutex<Large>,
+    /// Keys may come from strangers; so which shard is theirs is ours to know.
+    hasher: RandomState,
+}
+
+/// Objects whose bodies are in pieces.
+#[derive(Default)]
+struct Large {
+    objects: HashMap<u64, Pieces>,
+    of_key: HashMap<[u8; 16], u64>,
+}
+
+/// The pieces of one object that are on disk.
+#[derive(Default)]
+struct Pieces {
+    /// The object's key and how many pieces it has; nothing while it is being filled.
+    head: Option<(Key, u32)>,
+    spans: Vec<Option<Span>>,
+}
+
+impl Pieces {
+    fn whole(&self, count: u32) -> bool {
+        self.spans
+            .get(..count as usize)
+            .is_some_and(|spans| spans.iter().all(Option::is_some))
+    }
+
+    fn any_in(&self, segment: u32) -> bool {
+        self.spans.iter().flatten().any(|s| s.at.segment == segment)
+    }
+}
+
+impl Large {
+    /// Forgets the large object of `key`, pieces and all, unless it is `but`.
+    fn forget_key(&mut self, key: Key, but: Option<u64>) {
+        if let Some(object) = self.of_key.get(&bytes(key)).copied()
+            && Some(object) != but
+        {
+            self.of_key.remove(&bytes(key));
+            self.objects.remove(&object);
+        }
+    }
+}
+
+impl Table {
+    pub(super) fn new() -> Self {
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            large: Mutex::default(),
+            hasher: RandomState::new(),
+        }
+    }
+
+    pub(super) fn slot(&self, key: Key) -> Option<Slot> {
+        self.shard(key).get(&bytes(key)).copied()
+    }
+
+    /// Changes the slot of `key`, if there is one; says whether there was.
+    pub(super) fn change(&self, key: Key, change: impl FnOnce(&mut Slot)) -> bool {
+        self.shard(key).get_mut(&bytes(key)).map(change).is_some()
+    }
+
+    /// The first `count` pieces of `object`, if all of them are there.
+    pub(super) fn pieces(&self, object: u64, count: u32) -> Option<Vec<Span>> {
+        let large = self.large();
+        let spans = large.objects.get(&object)?.spans.get(..count as usize)?;
+        spans.iter().copied().collect()
+    }
+
+    pub(super) fn whole(&self, object: u64, count: u32) -> bool {
+        let large = self.large();
+        large.objects.get(&object).is_some_and(|p| p.whole(count))
+    }
+
+    /// What the record at `at` says. Records must come in the order in which they were written.
+    ///
+    /// A large object is taken over even if pieces are missing; see [`Table::drop_torn`].
+    pub(super) fn apply(&self, at: At, entry: &Entry) {
+        let span = Span::new(at, entry.len);
+        match entry.kind {
+            Kind::Object => self.install(span, entry),
+            Kind::Piece if entry.index < PIECES_MAX => {
+                let mut large = self.large();
+                let spans = &mut large.objects.entry(entry.object).or_default().spans;
+                let index = entry.index as usize;
+                if spans.len() <= index {
+                    spans.resize(index + 1, None);
+                }
+                spans[index] = Some(span);
+            }
+            Kind::Piece => {}
+            Kind::Tombstone => {
+                self.remove(entry.key);
+            }
+        }
+    }
+
+    fn install(&self, span: Span, entry: &Entry) {
+        let (key, object) = (entry.key, entry.object);
+        let mut shard = self.shard(key);
+        let mut slot = Slot {
+            span,
+            flags: entry.flags,
+            large: entry.index > 0,
+            hit: false,
+        };
+        if slot.large {
+            let mut large = self.large();
+            large.forget_key(key, Some(object));
+            let pieces = large.objects.entry(object).or_default();
+            match pieces.head {
+                // Nobody gives two objects one number; if it happened, the second is no object.
+                Some((other, _)) if other != key => return,
+                // A new head for the same pieces: what was hot stays so.
+                Some(_) => slot.hit = shard.get(&bytes(key)).is_some_and(|old| old.hit),
+                None => {}
+            }
+            pieces.head = Some((key, entry.index));
+            large.of_key.insert(bytes(key), object);
+        } else if shard.get(&bytes(key)).is_some_and(|old| old.large) {
+            self.large().forget_key(key, None);
+        }
+        shard.insert(bytes(key), slot);
+    }
+
+    /// Removes the object of `key` and its pieces; says whether there was one.
+    pub(super) fn remove(&self, key: Key) -> bool {
+        let mut shard = self.shard(key);
+        let old = shard.remove(&bytes(key));
+        if old.is_some_and(|slot| slot.large) {
+            self.large().forget_key(key, None);
+        }
+        old.is_some()
+    }
+
+    /// Forgets the pieces of an object that never came to be. One that did is left alone.
+    pub(super) fn forget_pieces(&self, object: u64) {
+        let mut large = self.large();
+        if large.objects.get(&object).is_some_and(|p| p.head.is_none()) {
+            large.objects.remove(&object);
+        }
+    }
+
+    /// A record was copied: whoever stood at `from` stands at `to`, unless it is gone meanwhile.
+    /// An object must be hit anew to be copied again.
+    pub(super) fn moved(&self, from: At, to: Span, entry: &Entry) {
+        match entry.kind {
+            Kind::Object => {
+                self.change(entry.key, |slot| {
+                    if slot.span.at == from {
+                        slot.span = to;
+                        slot.hit = false;
+                    }
+                });
+            }
+            Kind::Piece => {
+                let mut large = self.large();
+                if let Some(pieces) = large.objects.get_mut(&entry.object)
+                    && let Some(Some(span)) = pieces.spans.get_mut(entry.index as usize)
+                    && span.at == from
+                {
+                    *span = to;
+                }
+            }
+            Kind::Tombstone => {}
+        }
+    }
+
+    /// What in `segment` deserves to be kept, smallest first: that keeps the most objects.
+    pub(super) fn hot(&self, segment: u32) -> Vec<Hot> {
+        let mut hot = Vec::new();
+        let mut large_heads = Vec::new();
+        for shard in &self.shards {
+            for (key, slot) in &*lock(shard) {
+                if slot.hit && slot.large {
+                    large_heads.push((*key, slot.span));
+                } else if slot.hit && slot.span.at.segment == segment {
+                    hot.push(Hot {
+                        bytes: u64::from(slot.span.len.get()),
+                        spans: vec![slot.span],
+                    });
+                }
+            }
+        }
+        let large = self.large();
+        for (key, head) in large_heads {
+            let pieces = large.of_key.get(&key).and_then(|o| large.objects.get(o));
+            let Some(pieces) = pieces else { continue };
+            let spans: Vec<_> = pieces
+                .spans
+                .iter()
+                .flatten()
+                .copied()
+                .chain([head])
+                .filter(|span| span.at.segment == segment)
+                .collect();
+            if !spans.is_empty() {
+                hot.push(Hot {
+                    bytes: spans.iter().map(|s| u64::from(s.len.get())).sum(),
+                    spans,
+                });
+            }
+        }
+        hot.sort_by_key(|hot| hot.bytes);
+        hot
+    }
+
+    /// Removes every object of which anything stands in `segment`, and gives back their keys.
+    pub(super) fn evict(&self, segment: u32) -> Vec<Key> {
+        let mut evicted = Vec::new();
+        for shard in &self.shards {
+            lock(shard).retain(|key, slot| {
+                let stays = slot.span.at.segment != segment;
+                if !stays {
+                    evicted.push(key_of(*key));
+                    if slot.large {
+                        self.large().forget_key(key_of(*key), None);
+                    }
+                }
+                stays
+            });
+        }
+        self.evict_large(|pieces| pieces.any_in(segment), &mut evicted);
+        evicted
+    }
+
+    /// Removes large objects that lack a piece, and pieces that belong to no object. For the end of
+    /// a replay.
+    pub(super) fn drop_torn(&self) -> usize {
+        let mut torn = Vec::new();
+        self.evict_large(
+            |pieces| !pieces.head.is_some_and(|(_, count)| pieces.whole(count)),
+            &mut torn,
+        );
+        torn.len()
+    }
+
+    /// Removes what stands in no segment, or beyond the end of one.
+    pub(super) fn drop_lost(&self, there: impl Fn(Span) -> bool) {
+        for shard in &self.shards {
+            lock(shard).retain(|key, slot| {
+                let stays = there(slot.span);
+                if !stays && slot.large {
+                    self.large().forget_key(key_of(*key), None);
+                }
+                stays
+            });
+        }
+        for pieces in self.large().objects.values_mut() {
+            for span in &mut pieces.spans {
+                *span = span.filter(|span| there(*span));
+            }
+        }
+    }
+
+    fn evict_large(&self, gone: impl Fn(&Pieces) -> bool, evicted: &mut Vec<Key>) {
+        let mut heads = Vec::new();
+        self.large().objects.retain(|object, pieces| {
+            if !gone(pieces) {
+                return true;
+            }
+            heads.extend(pieces.head.map(|(key, _)| (key, *object)));
+            pieces.head.is_some()
+        });
+        for (key, object) in heads {
+            // Another object may have taken the key since.
+            let mut shard = self.shard(key);
+            let mut large = self.large();
+            if large.of_key.get(&bytes(key)) == Some(&object) {
+                large.forget_key(key, None);
+                shard.remove(&bytes(key));
+                evicted.push(key);
+            } else {
+                large.objects.remove(&object);
+            }
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.shards.iter().map(|shard| lock(shard).len()).sum()
+    }
+
+    /// The keys whose flags contain `bits`.
+    pub(super) fn keys_with(&self, bits: u8) -> Vec<Key> {
+        let mut keys = Vec::new();
+        for shard in &self.shards {
+            let shard = lock(shard);
+            let with = shard.iter().filter(|(_, slot)| slot.flags & bits == bits);
+            keys.extend(with.map(|(key, _)| key_of(*key)));
+        }
+        keys
+    }
+
+    fn shard(&self, key: Key) -> MutexGuard<'_, HashMap<[u8; 16], Slot>> {
+        let hash = self.hasher.hash_one(key);
+        lock(&self.shards[usize::try_from(hash % SHARDS as u64).expect("below SHARDS")])
+    }
+
+    fn large(&self) -> MutexGuard<'_, Large> {
+        lock(&self.large)
+    }
+}
+
+/// Keys as bytes: a `u128` would be aligned to 16 and cost a third more memory.
+fn bytes(key: Key) -> [u8; 16] {
+    key.0.to_le_bytes()
+}
+
+fn key_of(bytes: [u8; 16]) -> Key {
+    Key(u128::from_le_bytes(bytes))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing here panics half-way through a change.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

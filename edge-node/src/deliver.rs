@@ -1,0 +1,202 @@
+//! From an entry to a response: HEAD, conditions, ranges, and the fields that say how old it is and
+//! where it came from.
+
+pub mod cache_status;
+pub mod conditional;
+pub mod range;
+
+use std::{future::ready, ops::Range};
+
+use futures_util::{StreamExt, stream};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+
+use self::{
+    conditional::Verdict,
+    range::{Multipart, Ranges},
+};
+use crate::cache::{
+    Cache,
+    entry::{Entry, Reading},
+    fill::BodyError,
+};
+
+/// Status and fields of a response.
+pub struct ResponseHead {
+    /// Status code.
+    pub status: StatusCode,
+    /// Header fields.
+    pub headers: HeaderMap,
+}
+
+/// What to answer with, decided.
+pub struct Delivery {
+    /// Status and fields.
+    pub head: ResponseHead,
+    /// What of the entry to send.
+    pub content: Content,
+    /// How many bytes that are, if it is known.
+    pub length: Option<u64>,
+}
+
+/// What of an entry's body to send.
+pub enum Content {
+    /// Nothing.
+    None,
+    /// One range, or the whole.
+    Range(Range<u64>),
+    /// Several ranges.
+    Multipart(Multipart),
+}
+
+/// Plans the answer to a GET or HEAD for `entry`.
+pub fn plan(method: &Method, request: &HeaderMap, entry: &Entry, now_ms: u64) -> Delivery {
+    let stored = &entry.head;
+    let length = entry.length();
+    let mut headers = stored.headers.clone();
+    headers.insert(header::AGE, stored.freshness.age_s(now_ms).into());
+    let send_body = method != Method::HEAD;
+    if stored.status == StatusCode::OK {
+        match conditional::evaluate(request, stored.status, &stored.headers) {
+            Verdict::Proceed => {}
+            Verdict::NotModified => {
+                let headers = conditional::not_modified_fields(&headers);
+                let head = ResponseHead {
+                    status: StatusCode::NOT_MODIFIED,
+                    headers,
+                };
+                return Delivery {
+                    head,
+                    content: Content::None,
+                    length: None,
+                };
+            }
+            Verdict::PreconditionFailed => {
+                headers.remove(header::CONTENT_TYPE);
+                headers.remove(header::CONTENT_ENCODING);
+                headers.insert(header::CONTENT_LENGTH, 0.into());
+                let head = ResponseHead {
+                    status: StatusCode::PRECONDITION_FAILED,
+                    headers,
+                };
+                return Delivery {
+                    head,
+                    content: Content::None,
+                    length: None,
+                };
+            }
+        }
+        if let Some(length) = length
+            && method == Method::GET
+        {
+            headers
+                .entry(header::ACCEPT_RANGES)
+                .or_insert(HeaderValue::from_static("bytes"));
+            match range::requested(request, &stored.headers, length) {
+                Ranges::One(range) => {
+                    let content = range::content_range(&range, length);
+                    headers.insert(header::CONTENT_RANGE, content);
+                    let length = range.end - range.start;
+                    headers.insert(header::CONTENT_LENGTH, length.into());
+                    let head = ResponseHead {
+                        status: StatusCode::PARTIAL_CONTENT,
+                        headers,
+                    };
+                    return Delivery {
+                        head,
+                        content: Content::Range(range),
+                        length: Some(length),
+                    };
+                }
+                Ranges::Unsatisfiable => {
+                    headers.insert(header::CONTENT_RANGE, range::unsatisfied_range(length));
+                    headers.remove(header::CONTENT_TYPE);
+                    headers.remove(header::CONTENT_ENCODING);
+                    headers.insert(header::CONTENT_LENGTH, 0.into());
+                    let status = StatusCode::RANGE_NOT_SATISFIABLE;
+                    let head = ResponseHead { status, headers };
+                    return Delivery {
+                        head,
+                        content: Content::None,
+                        length: None,
+                    };
+                }
+                Ranges::Many(ranges) => {
+                    let kind = headers.get(header::CONTENT_TYPE);
+                    let multipart = Multipart::new(ranges, kind, length, rand::random());
+                    headers.insert(header::CONTENT_TYPE, multipart.content_type.clone());
+                    headers.insert(header::CONTENT_LENGTH, multipart.length.into());
+                    let length = Some(multipart.length);
+                    let head = ResponseHead {
+                        status: StatusCode::PARTIAL_CONTENT,
+                        headers,
+                    };
+                    return Delivery {
+                        head,
+                        content: Content::Multipart(multipart),
+                        length,
+                    };
+                }
+                Ranges::Whole => {}
+            }
+        }
+    }
+    if let Some(length) = length {
+        headers.insert(header::CONTENT_LENGTH, length.into());
+    }
+    let content = if send_body {
+        Content::Range(0..length.unwrap_or(u64::MAX))
+    } else {
+        Content::None
+    };
+    Delivery {
+        head: ResponseHead {
+            status: stored.status,
+            headers,
+        },
+        content,
+        length,
+    }
+}
+
+/// Opens several ranges of an entry as one body.
+///
+/// # Errors
+///
+/// A part of the body has been evicted.
+pub fn open_parts(
+    entry: &Entry,
+    multipart: Multipart,
+    cache: &Cache,
+) -> Result<Reading, BodyError> {
+    let mut parts = Vec::with_capacity(multipart.parts.len() + 1);
+    for part in multipart.parts {
+        let body = entry.open(part.range, cache)?.into_stream();
+        parts.push(stream::once(ready(Ok(part.head))).chain(body).boxed());
+    }
+    parts.push(stream::once(ready(Ok(multipart.end))).boxed());
+    Ok(Reading::Stream(stream::iter(parts).flatten().boxed()))
+}
+
+/// The path and query of a `Location` or `Content-Location`, when it is on the request's own host
+/// (RFC 9111 §4.4: other origins' objects are none of this origin's business).
+pub fn same_host_target(location: &str, request: &Uri, host: &str) -> Option<String> {
+    let location: Uri = match location.parse() {
+        Ok(uri) => uri,
+        // Relative to the request's path, as in `item/5`.
+        Err(_) => return None,
+    };
+    if let Some(authority) = location.authority()
+        && !authority.as_str().eq_ignore_ascii_case(host)
+    {
+        return None;
+    }
+    let target = location.path_and_query()?.as_str();
+    if target.starts_with('/') {
+        return Some(target.to_owned());
+    }
+    let directory = request
+        .path()
+        .rsplit_once('/')
+        .map_or("", |(directory, _)| directory);
+    Some(format!("{directory}/{target}"))
+}

@@ -1,0 +1,144 @@
+//! Whose fault it was, and what the client is told. The one map from error to status.
+
+use http::{HeaderValue, StatusCode};
+
+/// Who caused an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The client asked for something that cannot be.
+    Client,
+    /// The origin did not answer, or not in a way that can be passed on.
+    Origin,
+    /// This node.
+    Us,
+}
+
+/// What went wrong with a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The request names no host, or more than one.
+    NoHost,
+    /// A host that no site answers to.
+    UnknownHost,
+    /// There is no site at all.
+    NoSites,
+    /// Both `Content-Length` and `Transfer-Encoding` (RFC 9112 §6.1).
+    AmbiguousLength,
+    /// `CONNECT`: this is no forward proxy.
+    Connect,
+    /// The request has been through this node already (RFC 8586).
+    Loop,
+    /// `only-if-cached`, and it is not (RFC 9111 §5.2.1.7).
+    OnlyIfCached,
+    /// The request's body did not come to its end.
+    RequestBody,
+    /// The origin cannot be reached.
+    Unreachable,
+    /// The origin's answer cannot be understood.
+    BadAnswer,
+    /// The origin did not answer in time.
+    Timeout,
+    /// Something failed here.
+    Internal,
+}
+
+/// An error that a client is told of.
+#[derive(Clone, Debug)]
+pub struct ServeError {
+    /// What went wrong.
+    pub kind: Kind,
+    /// For the log only: may name addresses that are not the client's business.
+    pub detail: String,
+}
+
+impl ServeError {
+    /// An error with a detail for the log.
+    pub fn new(kind: Kind, detail: impl ToString) -> Self {
+        Self {
+            kind,
+            detail: detail.to_string(),
+        }
+    }
+
+    /// Who caused it.
+    pub fn side(&self) -> Side {
+        match self.kind {
+            Kind::NoHost
+            | Kind::UnknownHost
+            | Kind::NoSites
+            | Kind::AmbiguousLength
+            | Kind::Connect
+            | Kind::Loop
+            | Kind::OnlyIfCached
+            | Kind::RequestBody => Side::Client,
+            Kind::Unreachable | Kind::BadAnswer | Kind::Timeout => Side::Origin,
+            Kind::Internal => Side::Us,
+        }
+    }
+
+    /// The status it is answered with, and the sentence in the body.
+    pub fn answer(&self) -> (StatusCode, &'static str) {
+        match self.kind {
+            Kind::NoHost => (
+                StatusCode::BAD_REQUEST,
+                "The request needs exactly one valid Host.",
+            ),
+            Kind::UnknownHost => (
+                StatusCode::MISDIRECTED_REQUEST,
+                "No site on this server answers to this host.",
+            ),
+            Kind::NoSites => (StatusCode::NOT_FOUND, "This server has no sites yet."),
+            Kind::AmbiguousLength => (
+                StatusCode::BAD_REQUEST,
+                "Content-Length and Transfer-Encoding must not be sent together.",
+            ),
+            Kind::Connect => (
+                StatusCode::METHOD_NOT_ALLOWED,
+                "CONNECT is not possible here.",
+            ),
+            Kind::Loop => (
+                StatusCode::LOOP_DETECTED,
+                "The request came back to where it has been.",
+            ),
+            Kind::OnlyIfCached => (StatusCode::GATEWAY_TIMEOUT, "Not in this cache."),
+            Kind::RequestBody => (
+                StatusCode::BAD_REQUEST,
+                "The request's body did not arrive.",
+            ),
+            Kind::Unreachable => (StatusCode::BAD_GATEWAY, "The origin cannot be reached."),
+            Kind::BadAnswer => (
+                StatusCode::BAD_GATEWAY,
+                "The origin's answer could not be understood.",
+            ),
+            Kind::Timeout => (
+                StatusCode::GATEWAY_TIMEOUT,
+                "The origin did not answer in time.",
+            ),
+            Kind::Internal => (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "Something failed in this server.",
+            ),
+        }
+    }
+
+    /// Value of `Proxy-Status`-like detail in `Cache-Status`; a token.
+    pub fn token(&self) -> &'static str {
+        match self.kind {
+            Kind::NoHost => "no-host",
+            Kind::UnknownHost => "unknown-host",
+            Kind::NoSites => "no-sites",
+            Kind::AmbiguousLength => "ambiguous-length",
+            Kind::Connect => "connect",
+            Kind::Loop => "loop",
+            Kind::OnlyIfCached => "only-if-cached",
+            Kind::RequestBody => "request-body",
+            Kind::Unreachable => "origin-unreachable",
+            Kind::BadAnswer => "origin-bad-answer",
+            Kind::Timeout => "origin-timeout",
+            Kind::Internal => "internal",
+        }
+    }
+}
+
+/// The content type of error bodies.
+pub const ERROR_TYPE: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");

@@ -1,0 +1,168 @@
+//! What goes on to the origin: the client's request without what was meant for this hop, and with
+//! what the origin may want to know about the hops before it. Pure.
+
+use std::net::IpAddr;
+
+use cluster::node::NodeId;
+use http::{HeaderMap, HeaderName, HeaderValue, Version, header};
+
+/// This CDN's name in `CDN-Loop` (RFC 8586).
+const CDN_ID: &str = "geo-cdn";
+const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
+const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// Fields that make a request conditional or partial. A fill fetches the whole object for everybody,
+/// so they stay here.
+const SELECTIVE: [HeaderName; 6] = [
+    header::RANGE,
+    header::IF_RANGE,
+    header::IF_MATCH,
+    header::IF_NONE_MATCH,
+    header::IF_MODIFIED_SINCE,
+    header::IF_UNMODIFIED_SINCE,
+];
+
+/// How a request reached this node.
+#[derive(Clone, Copy, Debug)]
+pub struct Hop<'a> {
+    /// This node.
+    pub me: &'a NodeId,
+    /// The client's address.
+    pub client: IpAddr,
+    /// The host the client asked for, as it wrote it.
+    pub host: &'a str,
+    /// The protocol version of the client's request.
+    pub version: Version,
+}
+
+/// Whether the request has been through this node before (RFC 8586 §3).
+pub fn is_loop(headers: &HeaderMap, me: &NodeId) -> bool {
+    let mine = loop_member(me);
+    headers
+        .get_all(CDN_LOOP)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|member| member.trim() == mine)
+}
+
+fn loop_member(me: &NodeId) -> String {
+    format!("{CDN_ID}; node={me}")
+}
+
+/// Adds this hop to `headers`, which hold no hop-by-hop fields any more: `Via` (RFC 9110 §7.6.3),
+/// `Forwarded` (RFC 7239) and its older relatives, and `CDN-Loop`.
+pub fn add_hop(headers: &mut HeaderMap, hop: &Hop<'_>) {
+    let client = hop.client.to_canonical();
+    let node = match client {
+        IpAddr::V4(address) => address.to_string(),
+        // RFC 7239 §6: an IPv6 address is bracketed and so must be quoted.
+        IpAddr::V6(address) => format!("\"[{address}]\""),
+    };
+    let host = hop.host.replace(['"', '\\'], "");
+    append_to_list(
+        headers,
+        FORWARDED,
+        &format!("for={node};host=\"{host}\";proto=http"),
+    );
+    append_to_list(headers, X_FORWARDED_FOR, &client.to_string());
+    // What a client says of its own protocol and host is no more true than what it sends.
+    set(headers, X_FORWARDED_PROTO, "http");
+    set(headers, X_FORWARDED_HOST, hop.host);
+    append_to_list(headers, header::VIA, &via(hop.version, hop.me));
+    append_to_list(headers, CDN_LOOP, &loop_member(hop.me));
+}
+
+/// One member of `Via` for a message received with `version`.
+pub fn via(version: Version, me: &NodeId) -> String {
+    let version = match version {
+        Version::HTTP_2 => "2",
+        Version::HTTP_10 => "1.0",
+        _ => "1.1",
+    };
+    format!("{version} {me}")
+}
+
+/// Drops what selects a part of an object, or an object only under a condition.
+pub fn make_whole(headers: &mut HeaderMap) {
+    for name in SELECTIVE {
+        headers.remove(name);
+    }
+}
+
+/// Adds `member` to the comma-separated list `name`, as one field.
+pub fn append_to_list(headers: &mut HeaderMap, name: HeaderName, member: &str) {
+    let mut list: Vec<u8> = Vec::new();
+    for value in headers.get_all(&name) {
+        list.extend_from_slice(value.as_bytes());
+        list.extend_from_slice(b", ");
+    }
+    list.extend_from_slice(member.as_bytes());
+    if let Ok(value) = HeaderValue::from_bytes(&list) {
+        headers.insert(name, value);
+    }
+}
+
+fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hop(me: &NodeId, client: &str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert(X_FORWARDED_FOR, HeaderValue::from_static("10.0.0.9"));
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("https"));
+        headers.append(header::VIA, HeaderValue::from_static("1.1 a"));
+        headers.append(header::VIA, HeaderValue::from_static("1.1 b"));
+        let client = client.parse().unwrap();
+        add_hop(
+            &mut headers,
+            &Hop {
+                me,
+                client,
+                host: "www.test:8080",
+                version: Version::HTTP_2,
+            },
+        );
+        headers
+    }
+
+    #[test]
+    fn the_origin_learns_of_every_hop() {
+        let me: NodeId = "edge-1".parse().unwrap();
+        let headers = hop(&me, "192.0.2.7");
+        assert_eq!(headers["x-forwarded-for"], "10.0.0.9, 192.0.2.7");
+        assert_eq!(headers["x-forwarded-proto"], "http");
+        assert_eq!(headers["x-forwarded-host"], "www.test:8080");
+        assert_eq!(
+            headers["forwarded"],
+            "for=192.0.2.7;host=\"www.test:8080\";proto=http"
+        );
+        assert_eq!(headers["via"], "1.1 a, 1.1 b, 2 edge-1");
+        assert_eq!(headers["cdn-loop"], "geo-cdn; node=edge-1");
+        let headers = hop(&me, "2001:db8::1");
+        assert!(
+            headers["forwarded"]
+                .to_str()
+                .unwrap()
+                .starts_with("for=\"[2001:db8::1]\"")
+        );
+    }
+
+    #[test]
+    fn a_request_that_was_here_before_is_a_loop() {
+        let me: NodeId = "edge-1".parse().unwrap();
+        let headers = hop(&me, "192.0.2.7");
+        assert!(is_loop(&headers, &me));
+        assert!(!is_loop(&headers, &"edge-2".parse().unwrap()));
+        assert!(!is_loop(&HeaderMap::new(), &me));
+    }
+}

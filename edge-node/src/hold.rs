@@ -1,0 +1,243 @@
+//! The peer listener: questions of other edges, answered from storage only. Nothing asked here makes
+//! this node ask anybody else, so requests between nodes cannot loop.
+//!
+//! Who does not prove to know the cluster's secret is cut off without a byte
+//! ([`crate::serve::ConnectionLimits::gated`]).
+
+use std::{
+    collections::HashSet,
+    net::IpAddr,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use cluster::{
+    auth::Verifier, clock::Clock, key::Key, manifest::PIECE_BYTES, node::DigestVersion, wire,
+};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body::{Body, Frame};
+use hyper::body::Incoming;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::warn;
+
+use crate::{
+    cache::{Cache, entry::Reading, fill::BodyError},
+    metrics::Metrics,
+    serve::{Connection, NotAdmitted},
+    upstream::peer,
+};
+
+/// Objects handed to peers at once. More are told at once that this node is busy, and ask elsewhere.
+const TRANSFERS_MAX: usize = 256;
+/// Addresses whose first refusal was logged; beyond that, refusals are only counted.
+const LOGGED_MAX: usize = 1024;
+
+/// Answers peers. A clone-able handle.
+#[derive(Clone)]
+pub struct Hold {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    cache: Cache,
+    verifier: Verifier,
+    metrics: Arc<Metrics>,
+    clock: Clock,
+    transfers: Arc<Semaphore>,
+    logged: Mutex<HashSet<IpAddr>>,
+}
+
+impl Hold {
+    /// Answers from `cache` whoever `verifier` accepts.
+    pub fn new(cache: Cache, verifier: Verifier, metrics: Arc<Metrics>, clock: Clock) -> Self {
+        let transfers = Arc::new(Semaphore::new(TRANSFERS_MAX));
+        let logged = Mutex::default();
+        Self {
+            shared: Arc::new(Shared {
+                cache,
+                verifier,
+                metrics,
+                clock,
+                transfers,
+                logged,
+            }),
+        }
+    }
+
+    /// Answers one question.
+    ///
+    /// # Errors
+    ///
+    /// The sender is not known: the connection must be closed without an answer.
+    pub async fn handle(
+        &self,
+        request: Request<Incoming>,
+        connection: &Connection,
+    ) -> Result<Response<Answer>, NotAdmitted> {
+        let target = request.uri().path_and_query().map_or("", |pq| pq.as_str());
+        let field = |name: &str| request.headers().get(name)?.to_str().ok();
+        let now = self.shared.clock.unix_ms();
+        let verified = self
+            .shared
+            .verifier
+            .verify(request.method().as_str(), target, field, now);
+        if let Err(denied) = verified {
+            self.shared.metrics.peer_denied();
+            self.log_once(connection.from.ip(), &denied);
+            return Err(NotAdmitted);
+        }
+        connection.admit();
+        if request.method() != Method::GET {
+            return Ok(answer(StatusCode::METHOD_NOT_ALLOWED, Answer::Empty));
+        }
+        let path = request.uri().path();
+        if path == wire::DIGEST {
+            return Ok(self.digest(request.uri().query()).await);
+        }
+        match path
+            .strip_prefix(wire::HOLD)
+            .and_then(|rest| rest.strip_prefix('/')?.parse().ok())
+        {
+            Some(key) => Ok(self.hold(key, &request).await),
+            None => Ok(answer(StatusCode::NOT_FOUND, Answer::Empty)),
+        }
+    }
+
+    async fn digest(&self, query: Option<&str>) -> Response<Answer> {
+        let since = query
+            .and_then(|q| q.strip_prefix("since="))
+            .and_then(|text| {
+                let (epoch, seq) = text.split_once(',')?;
+                Some(DigestVersion {
+                    epoch: epoch.parse().ok()?,
+                    seq: seq.parse().ok()?,
+                })
+            });
+        let cache = self.shared.cache.clone();
+        let encoded = self
+            .shared
+            .cache
+            .store()
+            .pool()
+            .run(move || cache.digest(since))
+            .await;
+        self.shared.metrics.peer_answered("digest");
+        match encoded {
+            Ok(bytes) => answer(StatusCode::OK, Answer::Whole(Some(bytes.into()))),
+            Err(_) => answer(StatusCode::SERVICE_UNAVAILABLE, Answer::Empty),
+        }
+    }
+
+    async fn hold(&self, key: Key, request: &Request<Incoming>) -> Response<Answer> {
+        let Shared {
+            cache,
+            metrics,
+            clock,
+            ..
+        } = &*self.shared;
+        let refuse = |word: &'static str, status| {
+            metrics.peer_answered(word);
+            let mut response = answer(status, Answer::Empty);
+            response
+                .headers_mut()
+                .insert(peer::ANSWER_FIELD, HeaderValue::from_static(word));
+            response
+        };
+        let Ok(place) = self.shared.transfers.clone().try_acquire_owned() else {
+            return refuse("busy", StatusCode::SERVICE_UNAVAILABLE);
+        };
+        let Some(entry) = cache.stored(key, request.headers()).await else {
+            return refuse("miss", StatusCode::NOT_FOUND);
+        };
+        let (freshness, now_ms) = (&entry.head.freshness, clock.unix_ms());
+        if freshness.no_cache || !freshness.is_fresh(now_ms) {
+            cache.disclaim(key);
+            return refuse("stale", StatusCode::NOT_FOUND);
+        }
+        let from_piece: u64 = request
+            .headers()
+            .get(peer::FROM_PIECE_FIELD)
+            .and_then(|value| value.to_str().ok()?.parse().ok())
+            .unwrap_or(0);
+        let Some((manifest, encoded)) = entry
+            .manifest()
+            .and_then(|m| m.encode().ok().map(|bytes| (m, bytes)))
+        else {
+            return refuse("miss", StatusCode::NOT_FOUND);
+        };
+        let start = from_piece
+            .saturating_mul(PIECE_BYTES as u64)
+            .min(manifest.length);
+        let Ok(reading) = entry.open(start..manifest.length, cache) else {
+            cache.forget(entry.key).await;
+            return refuse("miss", StatusCode::NOT_FOUND);
+        };
+        metrics.peer_answered("object");
+        let head = peer::encode_answer_head(&encoded);
+        let mut response = answer(StatusCode::OK, Answer::Object(head, Some(reading), place));
+        peer::set_age(response.headers_mut(), freshness.age(now_ms));
+        response
+    }
+
+    fn log_once(&self, from: IpAddr, denied: &cluster::auth::Denied) {
+        let mut logged = self
+            .shared
+            .logged
+            .lock()
+            .expect("no code panics while it holds this lock");
+        if logged.len() < LOGGED_MAX && logged.insert(from) {
+            warn!(%from, reason = %denied, "peer request refused; further ones from there are only counted");
+        }
+    }
+}
+
+fn answer(status: StatusCode, body: Answer) -> Response<Answer> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    response
+}
+
+/// The body of an answer to a peer.
+pub enum Answer {
+    /// None.
+    Empty,
+    /// All at once.
+    Whole(Option<Bytes>),
+    /// The manifest, then the bytes of the pieces; the transfer keeps its place until the end.
+    Object(Bytes, Option<Reading>, OwnedSemaphorePermit),
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let bytes = match &mut *self {
+            Self::Empty => None,
+            Self::Whole(bytes) => bytes.take().map(Ok),
+            Self::Object(head, reading, _) => {
+                if head.is_empty() {
+                    match reading {
+                        None => None,
+                        Some(Reading::Whole(bytes)) => {
+                            let bytes = std::mem::take(bytes);
+                            *reading = None;
+                            (!bytes.is_empty()).then_some(Ok(bytes))
+                        }
+                        Some(Reading::Stream(stream)) => {
+                            std::task::ready!(stream.as_mut().poll_next(context))
+                        }
+                    }
+                } else {
+                    Some(Ok(std::mem::take(head)))
+                }
+            }
+        };
+        Poll::Ready(bytes.map(|read| read.map(Frame::data)))
+    }
+}

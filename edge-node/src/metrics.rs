@@ -1,0 +1,517 @@
+//! Every number this node tells Prometheus. The only file that names the prometheus crate.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use cluster::node::NodeId;
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+use crate::upstream::Events;
+
+/// How a request was answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// From a stored, fresh object.
+    Hit,
+    /// From a stored object past its freshness, as a directive or an error allows.
+    Stale,
+    /// From a stored object after the origin said that it still holds.
+    Revalidated,
+    /// From a fill that this request began.
+    Miss,
+    /// From a fill that another request began.
+    Collapsed,
+    /// Passed through; nothing was stored.
+    Pass,
+    /// With an error of ours.
+    Error,
+}
+
+impl Outcome {
+    const ALL: [Self; 7] = [
+        Self::Hit,
+        Self::Stale,
+        Self::Revalidated,
+        Self::Miss,
+        Self::Collapsed,
+        Self::Pass,
+        Self::Error,
+    ];
+
+    /// The value of the `outcome` label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Stale => "stale",
+            Self::Revalidated => "revalidated",
+            Self::Miss => "miss",
+            Self::Collapsed => "collapsed",
+            Self::Pass => "pass",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// Where the bytes of a response came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The memory tier.
+    Memory,
+    /// The disk tier.
+    Disk,
+    /// Another edge.
+    Peer,
+    /// The origin.
+    Origin,
+}
+
+impl Source {
+    const ALL: [Self; 4] = [Self::Memory, Self::Disk, Self::Peer, Self::Origin];
+
+    /// The value of the `source` label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Disk => "disk",
+            Self::Peer => "peer",
+            Self::Origin => "origin",
+        }
+    }
+}
+
+/// The counters of one site, resolved once.
+#[derive(Debug)]
+pub struct SiteMetrics {
+    requests: [IntCounter; Outcome::ALL.len()],
+    bytes: [IntCounter; Source::ALL.len()],
+    /// Requests sent to the site's origins.
+    pub origin_requests: IntCounter,
+}
+
+/// What the tiers hold, as gauges to set at each scrape.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TierUsage {
+    /// Bytes used.
+    pub bytes: u64,
+    /// Objects held.
+    pub objects: u64,
+    /// Objects evicted since the start.
+    pub evicted: u64,
+}
+
+/// All metrics of the process.
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    bytes: IntCounterVec,
+    duration: [Histogram; Outcome::ALL.len()],
+    origin_requests: IntCounterVec,
+    peer_requests: IntCounterVec,
+    peer_served: IntCounterVec,
+    denied: IntCounter,
+    cache_bytes: IntGaugeVec,
+    cache_objects: IntGaugeVec,
+    evictions: IntCounterVec,
+    store: HashMap<&'static str, IntCounter>,
+    members: IntGaugeVec,
+    gossip: IntCounterVec,
+    purge_seq: IntGauge,
+    sites_version: IntGauge,
+    digests: IntGaugeVec,
+    digest_pulls: IntCounterVec,
+    in_flight: IntGauge,
+    sites: Mutex<HashMap<String, Arc<SiteMetrics>>>,
+    /// Digests that claimed an object which the peer then did not have.
+    pub digest_false_hits: IntCounter,
+    /// Pieces from peers that did not match their hash.
+    pub peer_corrupt_pieces: IntCounter,
+    store_failures: IntCounter,
+    /// Bytes of responses sent so far; what load is computed from.
+    pub sent_bytes: AtomicU64,
+}
+
+const STORE_COUNTERS: [(&str, &str); 5] = [
+    (
+        "edge_index_rebuilds_total",
+        "Times the index was damaged and rebuilt from the segments",
+    ),
+    (
+        "edge_checksum_failures_total",
+        "Reads from disk that did not match their checksum",
+    ),
+    ("edge_disk_write_errors_total", "Writes to disk that failed"),
+    (
+        "edge_reinserted_objects_total",
+        "Objects moved to a new segment because they were in use",
+    ),
+    (
+        "edge_disk_written_bytes_total",
+        "Bytes of records written to segments",
+    ),
+];
+
+impl Metrics {
+    /// Registers everything on a new registry.
+    ///
+    /// # Panics
+    ///
+    /// When two metrics have one name: a mistake in this file, found by any test.
+    pub fn new() -> Arc<Self> {
+        let registry = Registry::new();
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            let family = IntCounterVec::new(Opts::new(name, help), labels).expect("a valid name");
+            registry
+                .register(Box::new(family.clone()))
+                .expect("names are unique");
+            family
+        };
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            let family = IntGaugeVec::new(Opts::new(name, help), labels).expect("a valid name");
+            registry
+                .register(Box::new(family.clone()))
+                .expect("names are unique");
+            family
+        };
+        let counter = |name: &str, help: &str| {
+            let counter = IntCounter::new(name, help).expect("a valid name");
+            registry
+                .register(Box::new(counter.clone()))
+                .expect("names are unique");
+            counter
+        };
+        let gauge = |name: &str, help: &str| {
+            let gauge = IntGauge::new(name, help).expect("a valid name");
+            registry
+                .register(Box::new(gauge.clone()))
+                .expect("names are unique");
+            gauge
+        };
+        // From a memory hit to a slow origin.
+        let buckets = vec![
+            0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0,
+            2.5, 5.0, 10.0, 30.0,
+        ];
+        let duration = HistogramVec::new(
+            HistogramOpts::new(
+                "edge_request_duration_seconds",
+                "Time from the request's head to the head of its response",
+            )
+            .buckets(buckets),
+            &["outcome"],
+        )
+        .expect("a valid name");
+        registry
+            .register(Box::new(duration.clone()))
+            .expect("names are unique");
+        let build = gauges(
+            "edge_build_info",
+            "Always 1; the version is in the label",
+            &["version"],
+        );
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        #[cfg(target_os = "linux")]
+        registry
+            .register(Box::new(
+                prometheus::process_collector::ProcessCollector::for_self(),
+            ))
+            .expect("names are unique");
+        Arc::new(Self {
+            requests: counters(
+                "edge_requests_total",
+                "Requests on the public listener, by how they were answered",
+                &["site", "outcome"],
+            ),
+            bytes: counters(
+                "edge_response_bytes_total",
+                "Bytes of response bodies sent to clients, by where they came from",
+                &["site", "source"],
+            ),
+            duration: Outcome::ALL.map(|o| duration.with_label_values(&[o.label()])),
+            origin_requests: counters(
+                "edge_origin_requests_total",
+                "Requests sent to origins, revalidations and retries included",
+                &["site"],
+            ),
+            peer_requests: counters(
+                "edge_peer_requests_total",
+                "Objects asked of peers, by what came of it",
+                &["peer", "result"],
+            ),
+            peer_served: counters(
+                "edge_peer_answers_total",
+                "Questions of peers answered by this node, by the answer",
+                &["answer"],
+            ),
+            denied: counter(
+                "edge_peer_denied_total",
+                "Requests on the peer listener that did not prove to know the cluster's secret",
+            ),
+            cache_bytes: gauges("edge_cache_bytes", "Bytes in use by the cache", &["tier"]),
+            cache_objects: gauges("edge_cache_objects", "Objects in the cache", &["tier"]),
+            evictions: counters(
+                "edge_evictions_total",
+                "Objects evicted for lack of room",
+                &["tier"],
+            ),
+            store: STORE_COUNTERS
+                .iter()
+                .map(|&(name, help)| (name, counter(name, help)))
+                .collect(),
+            members: gauges(
+                "edge_members",
+                "Nodes in this node's view, itself included",
+                &["state"],
+            ),
+            gossip: counters(
+                "edge_gossip_datagrams_total",
+                "Gossip datagrams, by what came of them",
+                &["result"],
+            ),
+            purge_seq: gauge("edge_purge_seq_applied", "Number of the last purge applied"),
+            sites_version: gauge("edge_sites_version", "Version of the site registry in use"),
+            digests: gauges(
+                "edge_digest_objects",
+                "Objects that a peer's digest claims",
+                &["peer"],
+            ),
+            digest_pulls: counters(
+                "edge_digest_pulls_total",
+                "Pulls of peers' digests, by what came of them",
+                &["peer", "result"],
+            ),
+            in_flight: gauge(
+                "edge_requests_in_flight",
+                "Requests being answered right now",
+            ),
+            sites: Mutex::default(),
+            digest_false_hits: counter(
+                "edge_digest_false_hits_total",
+                "Objects that a peer's digest claimed and the peer did not have",
+            ),
+            peer_corrupt_pieces: counter(
+                "edge_peer_corrupt_pieces_total",
+                "Pieces from peers that did not match their hash and were thrown away",
+            ),
+            store_failures: counter(
+                "edge_store_failures_total",
+                "Objects that could not be written to disk",
+            ),
+            sent_bytes: AtomicU64::new(0),
+            registry,
+        })
+    }
+
+    /// The counters of `site`; all of them exist from the first call on.
+    pub fn site(&self, site: &str) -> Arc<SiteMetrics> {
+        let mut sites = self
+            .sites
+            .lock()
+            .expect("no code panics while it holds this lock");
+        if let Some(metrics) = sites.get(site) {
+            return metrics.clone();
+        }
+        let metrics = Arc::new(SiteMetrics {
+            requests: Outcome::ALL.map(|o| self.requests.with_label_values(&[site, o.label()])),
+            bytes: Source::ALL.map(|s| self.bytes.with_label_values(&[site, s.label()])),
+            origin_requests: self.origin_requests.with_label_values(&[site]),
+        });
+        sites.insert(site.to_owned(), metrics.clone());
+        metrics
+    }
+
+    /// A request for which there is no site.
+    pub fn siteless_request(&self) {
+        self.requests
+            .with_label_values(&["", Outcome::Error.label()])
+            .inc();
+    }
+
+    /// How long the head of an answer took.
+    pub fn answered(&self, outcome: Outcome, took: Duration) {
+        self.duration[outcome as usize].observe(took.as_secs_f64());
+    }
+
+    /// One more (or less) request being answered.
+    pub fn in_flight(&self) -> &IntGauge {
+        &self.in_flight
+    }
+
+    /// A question of a peer, and what it was told.
+    pub fn peer_answered(&self, answer: &str) {
+        self.peer_served.with_label_values(&[answer]).inc();
+    }
+
+    /// Somebody on the peer listener did not know the secret.
+    pub fn peer_denied(&self) {
+        self.denied.inc();
+    }
+
+    /// Sets what a tier holds.
+    pub fn tier(&self, tier: &str, usage: TierUsage) {
+        self.cache_bytes
+            .with_label_values(&[tier])
+            .set(as_i64(usage.bytes));
+        self.cache_objects
+            .with_label_values(&[tier])
+            .set(as_i64(usage.objects));
+        raise(&self.evictions.with_label_values(&[tier]), usage.evicted);
+    }
+
+    /// Raises one of the store's counters to `total`.
+    pub fn store(&self, name: &str, total: u64) {
+        if let Some(counter) = self.store.get(name) {
+            raise(counter, total);
+        }
+    }
+
+    /// Raises the number of objects that could not be stored to `total`.
+    pub fn store_failures(&self, total: u64) {
+        raise(&self.store_failures, total);
+    }
+
+    /// Sets how many members there are in each state.
+    pub fn members(&self, states: &[(&str, usize)]) {
+        for (state, count) in states {
+            self.members
+                .with_label_values(&[state])
+                .set(as_i64(*count as u64));
+        }
+    }
+
+    /// Raises the gossip counters to these totals.
+    pub fn gossip(&self, totals: &[(&str, u64)]) {
+        for (result, total) in totals {
+            raise(&self.gossip.with_label_values(&[result]), *total);
+        }
+    }
+
+    /// Sets the versions in use.
+    pub fn versions(&self, purge_seq: u64, sites_version: u64) {
+        self.purge_seq.set(as_i64(purge_seq));
+        self.sites_version.set(as_i64(sites_version));
+    }
+
+    /// Sets what each peer's digest claims; peers that are gone disappear.
+    pub fn digests(&self, peers: &[(String, usize)]) {
+        self.digests.reset();
+        for (peer, objects) in peers {
+            self.digests
+                .with_label_values(&[peer])
+                .set(as_i64(*objects as u64));
+        }
+    }
+
+    /// Everything, in Prometheus' text format.
+    pub fn text(&self) -> String {
+        let mut text = Vec::new();
+        // Encoding into memory fails only for a family without metrics, which is left out anyway.
+        let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);
+        String::from_utf8_lossy(&text).into_owned()
+    }
+}
+
+impl SiteMetrics {
+    /// One request was answered.
+    pub fn request(&self, outcome: Outcome) {
+        self.requests[outcome as usize].inc();
+    }
+
+    /// Bytes of a body were handed to a client's connection.
+    pub fn bytes(&self, source: Source, bytes: u64) {
+        self.bytes[source as usize].inc_by(bytes);
+    }
+}
+
+fn as_i64(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// Brings a counter up to a total that is kept elsewhere.
+fn raise(counter: &IntCounter, total: u64) {
+    counter.inc_by(total.saturating_sub(counter.get()));
+}
+
+impl Events for Metrics {
+    fn origin_attempt(&self, site: &str) {
+        self.site(site).origin_requests.inc();
+    }
+
+    fn peer_result(&self, peer: &NodeId, result: &'static str) {
+        self.peer_requests
+            .with_label_values(&[peer.as_str(), result])
+            .inc();
+    }
+
+    fn digest_false_hit(&self, _: &NodeId) {
+        self.digest_false_hits.inc();
+    }
+
+    fn digest_pulled(&self, peer: &NodeId, result: &'static str) {
+        self.digest_pulls
+            .with_label_values(&[peer.as_str(), result])
+            .inc();
+    }
+}
+
+impl Metrics {
+    /// Counts bytes sent, for this node's load.
+    pub fn sent(&self, bytes: u64) {
+        self.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_family_of_the_contract_is_there_once_used() {
+        let metrics = Metrics::new();
+        metrics.site("a").request(Outcome::Hit);
+        metrics.site("a").bytes(Source::Memory, 5);
+        metrics.answered(Outcome::Hit, Duration::from_millis(1));
+        metrics.peer_result(&"edge-2".parse().unwrap(), "ok");
+        metrics.tier(
+            "memory",
+            TierUsage {
+                bytes: 1,
+                objects: 1,
+                evicted: 3,
+            },
+        );
+        metrics.tier(
+            "memory",
+            TierUsage {
+                bytes: 1,
+                objects: 1,
+                evicted: 3,
+            },
+        );
+        metrics.members(&[("ready", 1)]);
+        let text = metrics.text();
+        for line in [
+            "edge_requests_total{outcome=\"hit\",site=\"a\"} 1",
+            "edge_response_bytes_total{site=\"a\",source=\"memory\"} 5",
+            "edge_request_duration_seconds_count{outcome=\"hit\"} 1",
+            "edge_origin_requests_total{site=\"a\"} 0",
+            "edge_peer_requests_total{peer=\"edge-2\",result=\"ok\"} 1",
+            "edge_digest_false_hits_total 0",
+            "edge_cache_bytes{tier=\"memory\"} 1",
+            "edge_cache_objects{tier=\"memory\"} 1",
+            "edge_evictions_total{tier=\"memory\"} 3",
+            "edge_purge_seq_applied 0",
+            "edge_members{state=\"ready\"} 1",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line}\n{text}");
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! The body of a response on its way to the client, and the one place where a request ends: what was
+//! sent is counted when this is dropped.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::StatusCode;
+use http_body::{Body, Frame, SizeHint};
+use tokio::time::Instant;
+use tracing::debug;
+
+use crate::{
+    cache::entry::{BodyStream, Reading},
+    metrics::{Metrics, Outcome, SiteMetrics, Source},
+    upstream::origin::OriginBody,
+};
+
+/// A response's body, or why it ended early.
+pub struct Payload {
+    bytes: Content,
+    length: Option<u64>,
+    trace: Trace,
+}
+
+enum Content {
+    Empty,
+    Whole(Bytes),
+    Reading(BodyStream),
+    Origin(Box<OriginBody>),
+}
+
+/// What is known of a request when it ends: one access event and the counters.
+pub struct Trace {
+    /// Metrics of the process.
+    pub metrics: Arc<Metrics>,
+    /// Metrics of the site; `None` when there is no site.
+    pub site: Option<Arc<SiteMetrics>>,
+    /// Name of the site.
+    pub site_name: Arc<str>,
+    /// Method and target, for the log.
+    pub what: String,
+    /// When its head was there.
+    pub started: Instant,
+    /// How it was answered.
+    pub outcome: Outcome,
+    /// Where the bytes come from.
+    pub source: Source,
+    /// Status of the answer.
+    pub status: StatusCode,
+    /// Bytes of body sent so far.
+    pub sent: u64,
+}
+
+impl Payload {
+    /// No body.
+    pub fn empty(trace: Trace) -> Self {
+        Self {
+            bytes: Content::Empty,
+            length: Some(0),
+            trace,
+        }
+    }
+
+    /// Bytes in memory.
+    pub fn whole(bytes: Bytes, trace: Trace) -> Self {
+        let length = Some(bytes.len() as u64);
+        Self {
+            bytes: Content::Whole(bytes),
+            length,
+            trace,
+        }
+    }
+
+    /// A cached body; `length` if it is known.
+    pub fn reading(reading: Reading, length: Option<u64>, trace: Trace) -> Self {
+        match reading {
+            Reading::Whole(bytes) => Self::whole(bytes, trace),
+            Reading::Stream(stream) => Self {
+                bytes: Content::Reading(stream),
+                length,
+                trace,
+            },
+        }
+    }
+
+    /// The origin's own body, passed through.
+    pub fn origin(body: OriginBody, trace: Trace) -> Self {
+        let length = body.size_hint().exact();
+        Self {
+            bytes: Content::Origin(Box::new(body)),
+            length,
+            trace,
+        }
+    }
+}
+
+impl Body for Payload {
+    type Data = Bytes;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let this = &mut *self;
+        let frame = match &mut this.bytes {
+            Content::Empty => None,
+            Content::Whole(bytes) => {
+                let bytes = std::mem::take(bytes);
+                this.bytes = Content::Empty;
+                (!bytes.is_empty()).then(|| Ok(Frame::data(bytes)))
+            }
+            Content::Reading(stream) => std::task::ready!(stream.as_mut().poll_next(context))
+                .map(|read| read.map(Frame::data).map_err(Into::into)),
+            Content::Origin(body) => std::task::ready!(Pin::new(body.as_mut()).poll_frame(context))
+                .map(|frame| frame.map_err(Into::into)),
+        };
+        if let Some(Ok(data)) = frame.as_ref().map(|f| f.as_ref().map(Frame::data_ref)) {
+            this.trace.sent += data.map_or(0, |bytes| bytes.len() as u64);
+        }
+        if let Some(Err(error)) = &frame {
+            let error: &Self::Error = error;
+            debug!(what = this.trace.what, %error, "response ended early");
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.bytes {
+            Content::Empty => true,
+            Content::Whole(bytes) => bytes.is_empty(),
+            Content::Reading(_) => self.length == Some(0),
+            Content::Origin(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match (&self.bytes, self.length) {
+            (Content::Empty, _) => SizeHint::with_exact(0),
+            (Content::Whole(bytes), _) => SizeHint::with_exact(bytes.len() as u64),
+            (Content::Origin(body), _) => body.size_hint(),
+            (Content::Reading(_), Some(length)) => {
+                SizeHint::with_exact(length.saturating_sub(self.trace.sent))
+            }
+            (Content::Reading(_), None) => SizeHint::default(),
+        }
+    }
+}
+
+impl Drop for Trace {
+    fn drop(&mut self) {
+        self.metrics.in_flight().dec();
+        self.metrics.sent(self.sent);
+        match &self.site {
+            Some(site) => {
+                site.request(self.outcome);
+                site.bytes(self.source, self.sent);
+            }
+            None => self.metrics.siteless_request(),
+        }
+        debug!(
+            target: "access",
+            site = %self.site_name,
+            what = self.what,
+            status = self.status.as_u16(),
+            outcome = self.outcome.label(),
+            source = self.source.label(),
+            bytes = self.sent,
+            ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            "request"
+        );
+    }
+}

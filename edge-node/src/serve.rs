@@ -1,0 +1,231 @@
+//! Listeners: accept, bound, serve, drain. What is served is the caller's business.
+
+pub mod framing;
+mod stream;
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use cluster::net::Listener;
+use http::{Request, Response};
+use hyper::{body::Incoming, service::Service};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{conn::auto, graceful::GracefulShutdown},
+};
+use tokio::sync::{Semaphore, watch};
+use tracing::{debug, warn};
+
+use crate::config::LimitsSection;
+
+/// Pause after a failed accept: a process without file descriptors recovers only by time.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// HTTP/2 receive window per stream and per connection: uploads at 10 Gbit/s over 1 ms, or at
+/// 80 Mbit/s over 100 ms, while 256 streams cannot ask for more than the connection's.
+const H2_STREAM_WINDOW: u32 = 1 << 20;
+const H2_CONNECTION_WINDOW: u32 = 4 << 20;
+/// Streams a client may reset before they were served (CVE-2023-44487) until it is cut off.
+const H2_RESETS_MAX: usize = 64;
+/// Silence after which an HTTP/2 connection is asked for a sign of life, and how long it has.
+const H2_PING_AFTER: Duration = Duration::from_secs(20);
+const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What a listener allows a connection.
+#[derive(Clone, Debug)]
+pub struct ConnectionLimits {
+    /// Connections at once.
+    pub connections: usize,
+    /// Largest request head, in bytes.
+    pub head_bytes_max: usize,
+    /// Longest time for a request head, or between requests.
+    pub head_timeout: Duration,
+    /// Longest time the other side may take nothing.
+    pub write_timeout: Duration,
+    /// Streams at once per HTTP/2 connection; 0: HTTP/1.1 only.
+    pub h2_streams: u32,
+    /// Nothing is written before [`Connection::admit`] was called: who is not admitted does not get
+    /// a byte, not even an error.
+    pub gated: bool,
+}
+
+impl ConnectionLimits {
+    /// Limits of the public listener.
+    pub fn public(limits: &LimitsSection) -> Self {
+        Self {
+            connections: limits.connections,
+            head_bytes_max: usize::try_from(limits.head.0).unwrap_or(usize::MAX),
+            head_timeout: limits.head_timeout.0,
+            write_timeout: limits.write_timeout.0,
+            h2_streams: limits.h2_streams,
+            gated: false,
+        }
+    }
+
+    /// Limits of the peer listener: a cluster's worth of connections, HTTP/1.1, only who proves to
+    /// know the secret.
+    pub fn peer() -> Self {
+        Self {
+            connections: 4096,
+            head_bytes_max: 64 << 10,
+            head_timeout: Duration::from_secs(120),
+            write_timeout: Duration::from_secs(30),
+            h2_streams: 0,
+            gated: true,
+        }
+    }
+
+    /// Limits of the admin listener.
+    pub fn admin() -> Self {
+        Self {
+            connections: 128,
+            head_bytes_max: 16 << 10,
+            head_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(30),
+            h2_streams: 16,
+            gated: false,
+        }
+    }
+}
+
+/// One accepted connection, as the service sees it.
+#[derive(Debug)]
+pub struct Connection {
+    /// Who opened it.
+    pub from: SocketAddr,
+    admitted: AtomicBool,
+    requests: AtomicU64,
+    /// 1 + the number of the first request with ambiguous framing; 0: none.
+    ambiguous: AtomicU64,
+}
+
+impl Connection {
+    fn new(from: SocketAddr) -> Self {
+        Self {
+            from,
+            admitted: AtomicBool::new(false),
+            requests: AtomicU64::new(0),
+            ambiguous: AtomicU64::new(0),
+        }
+    }
+
+    /// Lets answers out on a gated listener.
+    pub fn admit(&self) {
+        self.admitted.store(true, Ordering::Release);
+    }
+
+    /// Called once per request, in order: whether its head held both `Content-Length` and
+    /// `Transfer-Encoding`.
+    pub fn next_is_ambiguous(&self) -> bool {
+        let number = self.requests.fetch_add(1, Ordering::AcqRel) + 1;
+        self.ambiguous.load(Ordering::Acquire) == number
+    }
+}
+
+/// Accepts until `stop` turns true; then lets running exchanges finish for at most `drain`.
+///
+/// `service` makes the service of one connection.
+pub async fn listen<S, B>(
+    name: &'static str,
+    listener: Box<dyn Listener>,
+    limits: ConnectionLimits,
+    mut stop: watch::Receiver<bool>,
+    drain: Duration,
+    service: impl Fn(Arc<Connection>) -> S,
+) where
+    S: Service<Request<Incoming>, Response = Response<B>> + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    B: http_body::Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let builder = builder(&limits);
+    let places = Arc::new(Semaphore::new(limits.connections));
+    let running = GracefulShutdown::new();
+    loop {
+        let place = tokio::select! {
+            place = places.clone().acquire_owned() => place.expect("the semaphore is never closed"),
+            () = stopped(&mut stop) => break,
+        };
+        let (stream, from) = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    debug!(listener = name, %error, "accept failed");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            },
+            () = stopped(&mut stop) => break,
+        };
+        let connection = Arc::new(Connection::new(from));
+        let stream = stream::Guarded::new(stream, &limits, connection.clone());
+        let served = builder
+            .serve_connection_with_upgrades(TokioIo::new(stream), service(connection))
+            .into_owned();
+        let served = running.watch(served);
+        tokio::spawn(async move {
+            if let Err(error) = served.await {
+                debug!(listener = name, %from, error = %error, "connection ended");
+            }
+            drop(place);
+        });
+    }
+    drop(listener);
+    if tokio::time::timeout(drain, running.shutdown())
+        .await
+        .is_err()
+    {
+        warn!(
+            listener = name,
+            "transfers were still running at the end of the drain time"
+        );
+    }
+}
+
+/// Returns when `stop` has turned true, or can never turn.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+fn builder(limits: &ConnectionLimits) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    if limits.h2_streams == 0 {
+        builder = builder.http1_only();
+    }
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.head_timeout)
+        .max_buf_size(limits.head_bytes_max)
+        .pipeline_flush(true);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.h2_streams.max(1))
+        .max_header_list_size(u32::try_from(limits.head_bytes_max).unwrap_or(u32::MAX))
+        .initial_stream_window_size(H2_STREAM_WINDOW)
+        .initial_connection_window_size(H2_CONNECTION_WINDOW)
+        .max_pending_accept_reset_streams(H2_RESETS_MAX)
+        .keep_alive_interval(H2_PING_AFTER)
+        .keep_alive_timeout(H2_PING_TIMEOUT);
+    builder
+}
+
+/// Why a connection is closed without an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not admitted")]
+pub struct NotAdmitted;
+
+impl From<Infallible> for NotAdmitted {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
+}

@@ -1,0 +1,130 @@
+//! The stream of one connection, with what hyper does not watch: a client that takes nothing,
+//! heads with ambiguous framing, and the gate in front of those who are not admitted.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use cluster::net::BoxStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Sleep, sleep},
+};
+
+use super::{Connection, ConnectionLimits, framing::Scanner};
+
+pub(super) struct Guarded {
+    stream: BoxStream,
+    connection: Arc<Connection>,
+    scanner: Scanner,
+    gated: bool,
+    write_timeout: Duration,
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+impl Guarded {
+    pub(super) fn new(
+        stream: BoxStream,
+        limits: &ConnectionLimits,
+        connection: Arc<Connection>,
+    ) -> Self {
+        Self {
+            stream,
+            connection,
+            scanner: Scanner::new(limits.head_bytes_max),
+            gated: limits.gated,
+            write_timeout: limits.write_timeout,
+            stalled: None,
+        }
+    }
+
+    fn may_write(&self) -> io::Result<()> {
+        if self.gated && !self.connection.admitted.load(Ordering::Acquire) {
+            return Err(io::Error::new(
+                io::ErrorKind::PermissionDenied,
+                "not admitted",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Passes `written` on, unless it has been pending for too long.
+    fn watch<T>(
+        &mut self,
+        written: Poll<io::Result<T>>,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let timeout = self.write_timeout;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(timeout)));
+        match stalled.as_mut().poll(context) {
+            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl AsyncRead for Guarded {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if read.is_ready()
+            && let Some(number) = self.scanner.scan(&buffer.filled()[before..])
+        {
+            // Only the first counts: its connection is closed.
+            let _ = self.connection.ambiguous.compare_exchange(
+                0,
+                number,
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            );
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Guarded {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.may_write()?;
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.watch(written, context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.may_write()?;
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.watch(written, context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(context);
+        self.watch(flushed, context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

@@ -1,0 +1,82 @@
+//! Brings the gauges up to date with what the parts know. Called before every scrape.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use arc_swap::ArcSwap;
+use cluster::{
+    membership::Membership,
+    node::{NodeId, Phase},
+    site::SiteMap,
+};
+
+use crate::{
+    cache::Cache,
+    metrics::{Metrics, TierUsage},
+    upstream::Upstream,
+};
+
+/// Handles of everything that has something to tell.
+#[derive(Clone)]
+pub struct Gauges {
+    /// This node.
+    pub me: NodeId,
+    /// The cache.
+    pub cache: Cache,
+    /// The upstream.
+    pub upstream: Upstream,
+    /// Gossip, in a cluster.
+    pub membership: Option<Arc<Membership>>,
+    /// The sites served.
+    pub sites: Arc<ArcSwap<SiteMap>>,
+    /// Where to tell it.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Gauges {
+    /// Reads everything once.
+    pub fn refresh(&self) {
+        let metrics = &*self.metrics;
+        metrics.tier("memory", self.cache.memory_usage());
+        let disk = self.cache.disk_stats();
+        metrics.tier(
+            "disk",
+            TierUsage {
+                bytes: disk.disk_bytes,
+                objects: disk.objects,
+                evicted: disk.evicted_objects_total,
+            },
+        );
+        metrics.store("edge_index_rebuilds_total", disk.rebuilds_total);
+        metrics.store("edge_checksum_failures_total", disk.checksum_failures_total);
+        metrics.store("edge_disk_write_errors_total", disk.write_errors_total);
+        metrics.store("edge_reinserted_objects_total", disk.reinserted_total);
+        metrics.store("edge_disk_written_bytes_total", disk.appended_bytes_total);
+        metrics.store_failures(self.cache.store_failures());
+        metrics.versions(0, self.sites.load().version());
+        let Some(membership) = &self.membership else {
+            metrics.members(&[("ready", 1), ("starting", 0), ("draining", 0), ("gone", 0)]);
+            return;
+        };
+        let view = membership.view().borrow().clone();
+        let count = |phase| view.nodes().filter(|node| node.phase == phase).count();
+        metrics.members(&[
+            ("ready", count(Phase::Ready)),
+            ("starting", count(Phase::Starting)),
+            ("draining", count(Phase::Draining)),
+            ("gone", membership.departed().len()),
+        ]);
+        let stats = membership.stats();
+        metrics.gossip(&[
+            ("sent", stats.datagrams_sent.load(Ordering::Relaxed)),
+            ("received", stats.datagrams_received.load(Ordering::Relaxed)),
+            ("rejected", stats.datagrams_rejected.load(Ordering::Relaxed)),
+        ]);
+        let digests: Vec<_> = self
+            .upstream
+            .peers_report()
+            .into_iter()
+            .filter_map(|peer| Some((peer.id.to_string(), peer.digest?.objects)))
+            .collect();
+        metrics.digests(&digests);
+    }
+}
