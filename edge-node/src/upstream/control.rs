@@ -119,13 +119,12 @@ impl ControlPlanes {
     }
 
     async fn bytes(&self, url: &str, path: &str, bytes_max: usize) -> Result<Bytes, String> {
-        let request = pool::get(url, HeaderMap::new()).map_err(|e| e.to_string())?;
+        let request = || pool::get(url, HeaderMap::new()).map_err(|e| e.to_string());
         let deadline = Instant::now() + DOCUMENT_TIMEOUT;
         let document = self
             .pool
-            .document(request, PATIENCE, bytes_max, deadline)
-            .await;
-        let document = document.map_err(|e| e.to_string())?;
+            .document::<String>(request, PATIENCE, bytes_max, deadline)
+            .await?;
         if document.head.status != http::StatusCode::OK {
             let said: Option<wire::ErrorAnswer> = serde_json::from_slice(&document.body).ok();
             return Err(format!(
@@ -210,5 +209,132 @@ pub async fn follow_sites(
         if gossip_is_gone {
             sleep(SITES_INTERVAL).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use cluster::{net::SystemNet, node::NodeInfo, site::Site};
+    use http::{Request, Response};
+    use http_body_util::Full;
+    use hyper::body::Incoming;
+
+    use super::*;
+    use crate::upstream::scripted::{Scripted, eventually, serving};
+
+    fn secret(text: &str) -> ClusterSecret {
+        ClusterSecret::from_bytes(text.repeat(4).as_bytes()).unwrap()
+    }
+
+    type Shelf = Arc<Mutex<SiteSet>>;
+
+    /// A control plane that signs with `secret`.
+    async fn control_plane(shelf: Shelf, secret: Option<ClusterSecret>) -> Scripted {
+        serving(move |request: Request<Incoming>| {
+            let path = request.uri().path_and_query().unwrap().as_str();
+            let body = serde_json::to_vec(&*shelf.lock().unwrap()).unwrap();
+            let mut answer = Response::builder();
+            if let Some(secret) = &secret {
+                answer = answer.header(wire::MAC_FIELD, auth::document_mac(secret, path, &body));
+            }
+            if path != wire::SITES {
+                answer = answer.status(404);
+            }
+            let answer = answer.body(Full::from(body)).unwrap();
+            async move { answer }
+        })
+        .await
+    }
+
+    fn shelf(version: u64, hosts: &[&str]) -> Shelf {
+        let sites = vec![Site::new("www", hosts, &["http://origin.test"])];
+        Arc::new(Mutex::new(SiteSet { version, sites }))
+    }
+
+    fn planes(servers: &[&Scripted], secret: Option<ClusterSecret>) -> ControlPlanes {
+        let bases: Vec<String> = servers.iter().map(|server| server.url() + "/").collect();
+        ControlPlanes::new(Pool::new(Arc::new(SystemNet)), &bases, secret)
+    }
+
+    async fn sites(planes: &ControlPlanes) -> Result<SiteSet, ControlError> {
+        let accept = |set: &SiteSet| SiteMap::new(set).map(drop).map_err(|e| e.to_string());
+        planes
+            .document(wire::SITES, SITES_BYTES_MAX, accept)
+            .await
+            .map(|(set, _)| set)
+    }
+
+    #[tokio::test]
+    async fn only_whoever_knows_the_secret_hands_out_documents() {
+        let ours = secret("0123456789abcdef");
+        let good = control_plane(shelf(3, &["a.test"]), Some(ours.clone())).await;
+        let foreign = control_plane(shelf(4, &["b.test"]), Some(secret("fedcba9876543210"))).await;
+        let unsigned = control_plane(shelf(5, &["c.test"]), None).await;
+        let ask = |servers: &[&Scripted]| {
+            let planes = planes(servers, Some(ours.clone()));
+            async move { sites(&planes).await.map(|set| set.version) }
+        };
+        assert_eq!(ask(&[&foreign, &unsigned, &good]).await, Ok(3));
+        let error = ask(&[&foreign]).await.unwrap_err();
+        assert!(
+            error.reason.contains("does not know the cluster's secret"),
+            "{error}"
+        );
+        let error = ask(&[&unsigned]).await.unwrap_err();
+        assert!(error.reason.contains("no proof"), "{error}");
+        // Without a secret there is nothing to check against.
+        assert_eq!(sites(&planes(&[&unsigned], None)).await.unwrap().version, 5);
+    }
+
+    #[tokio::test]
+    async fn the_next_control_plane_is_asked_when_one_is_of_no_use() {
+        let broken = shelf(1, &["not a host"]);
+        let broken = control_plane(broken, None).await;
+        let wordy = serving(|_| async { Response::new(Full::from(vec![b' '; 100])) }).await;
+        let good = control_plane(shelf(2, &["a.test"]), None).await;
+        let gone = Scripted::refusing().await;
+        let bases = [gone, broken.url(), wordy.url(), good.url()];
+        let planes = ControlPlanes::new(Pool::new(Arc::new(SystemNet)), &bases, None);
+        assert_eq!(sites(&planes).await.unwrap().version, 2);
+        let cut = planes
+            .document::<SiteSet>(wire::SITES, 50, |_| Ok(()))
+            .await
+            .unwrap_err();
+        assert!(cut.reason.contains("over 50 bytes"), "{cut}");
+        let none = planes
+            .document::<SiteSet>("/v1/none", 5000, |_| Ok(()))
+            .await
+            .unwrap_err();
+        assert!(none.reason.contains("404"), "{none}");
+    }
+
+    #[tokio::test]
+    async fn a_registry_that_changed_is_pulled_when_gossip_says_so() {
+        let shelf = shelf(1, &["a.test"]);
+        let server = control_plane(shelf.clone(), None).await;
+        let view = watch::Sender::new(Arc::<ClusterView>::default());
+        let published = watch::Sender::new(None);
+        let follow = follow_sites(
+            planes(&[&server], None),
+            view.subscribe(),
+            published.clone(),
+            0,
+        );
+        let running = tokio::spawn(follow);
+        let version = || {
+            published
+                .borrow()
+                .as_ref()
+                .map(|set: &Arc<SiteSet>| set.version)
+        };
+        eventually(|| version() == Some(1)).await;
+        shelf.lock().unwrap().version = 2;
+        let mut control = NodeInfo::new("control".parse().unwrap(), Role::Control);
+        control.sites_version = 2;
+        view.send_replace(Arc::new(ClusterView::new([control])));
+        eventually(|| version() == Some(2)).await;
+        running.abort();
     }
 }

@@ -249,7 +249,7 @@ async fn pull_once(
         }
         None => (wire::DIGEST.to_owned(), "snapshot"),
     };
-    let request = asker.request(peer, addr, &path, HeaderMap::new())?;
+    let request = || asker.request(peer, addr, &path, HeaderMap::new());
     let patience = Patience {
         connect: CONNECT_TIMEOUT,
         head: HEAD_TIMEOUT,
@@ -258,8 +258,7 @@ async fn pull_once(
     let answer = asker
         .pool
         .document(request, patience, ANSWER_BYTES_MAX, deadline)
-        .await;
-    let answer = answer.map_err(PeerError::from)?;
+        .await?;
     if answer.head.status != StatusCode::OK {
         return Err(PullError::Status(answer.head.status));
     }
@@ -275,4 +274,230 @@ async fn pull_once(
         round_trip,
         kind,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use bytes::Bytes;
+    use cluster::{
+        auth::{Signer, Verifier},
+        clock::Clock,
+        digest::Holdings,
+        key::Key,
+        net::SystemNet,
+        node::Role,
+        secret::ClusterSecret,
+    };
+    use http::{Request, Response};
+    use http_body_util::Full;
+    use hyper::body::Incoming;
+
+    use super::*;
+    use crate::upstream::{
+        health::Standing,
+        pool::Pool,
+        scripted::{Counted, Scripted, eventually, serving},
+    };
+
+    fn id(name: &str) -> NodeId {
+        name.parse().unwrap()
+    }
+
+    fn key(n: u32) -> Key {
+        Key::of(&[&n.to_le_bytes()])
+    }
+
+    fn secret() -> ClusterSecret {
+        ClusterSecret::from_bytes(b"0123456789abcdef0123456789abcdef").unwrap()
+    }
+
+    /// A peer with a real digest. `garble` answers to `?since=` with something else.
+    async fn peer(holdings: Arc<Mutex<Holdings>>, garble: bool) -> Scripted {
+        let verifier = Arc::new(Verifier::new(secret(), id("peer")));
+        serving(move |request: Request<Incoming>| {
+            let field = |name: &str| request.headers().get(name)?.to_str().ok();
+            let target = request.uri().path_and_query().unwrap().as_str();
+            verifier
+                .verify("GET", target, field, Clock::system().unix_ms())
+                .unwrap();
+            let since = request.uri().query().map(|query| {
+                let (epoch, seq) = query
+                    .strip_prefix("since=")
+                    .unwrap()
+                    .split_once(',')
+                    .unwrap();
+                DigestVersion {
+                    epoch: epoch.parse().unwrap(),
+                    seq: seq.parse().unwrap(),
+                }
+            });
+            let body = match since {
+                Some(_) if garble => b"no digest".to_vec(),
+                since => holdings.lock().unwrap().answer(since).encode(),
+            };
+            async move { Response::new(Full::from(Bytes::from(body))) }
+        })
+        .await
+    }
+
+    struct Bench {
+        digests: Digests,
+        health: Arc<Health>,
+        events: Arc<Counted>,
+        view: watch::Sender<Arc<ClusterView>>,
+        addr: String,
+    }
+
+    impl Bench {
+        fn puller(addr: String) -> (Self, DigestPuller) {
+            let bench = Self {
+                digests: Digests::default(),
+                health: Arc::default(),
+                events: Arc::default(),
+                view: watch::Sender::new(Arc::default()),
+                addr,
+            };
+            let puller = DigestPuller {
+                digests: bench.digests.clone(),
+                asker: Asker {
+                    pool: Pool::new(Arc::new(SystemNet)),
+                    signer: Signer::new(secret(), id("me")),
+                    clock: Clock::system(),
+                },
+                me: id("me"),
+                view: bench.view.subscribe(),
+                reach: Arc::default(),
+                health: bench.health.clone(),
+                events: bench.events.clone(),
+            };
+            (bench, puller)
+        }
+
+        /// What gossip says of the peer's digest.
+        fn gossip(&self, version: DigestVersion) {
+            let mut peer = NodeInfo::new(id("peer"), Role::Edge);
+            peer.peer.clone_from(&self.addr);
+            peer.digest = Some(version);
+            let mut me = NodeInfo::new(id("me"), Role::Edge);
+            me.digest = Some(version);
+            self.view
+                .send_replace(Arc::new(ClusterView::new([me, peer])));
+        }
+
+        fn claims(&self, key: Key) -> bool {
+            self.digests
+                .load()
+                .get(&id("peer"))
+                .is_some_and(|digest| digest.contains(key))
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_peer_holds_is_known_soon_after_gossip_says_that_it_changed() {
+        let holdings = Arc::new(Mutex::new(Holdings::new(7)));
+        for n in 0..1000 {
+            holdings.lock().unwrap().add(key(n));
+        }
+        let server = peer(holdings.clone(), false).await;
+        let (bench, puller) = Bench::puller(server.address());
+        let running = tokio::spawn(puller.run());
+        bench.gossip(holdings.lock().unwrap().version());
+        eventually(|| bench.claims(key(999))).await;
+        assert!(!bench.claims(key(1000)) && !bench.digests.load().contains_key(&id("me")));
+
+        let changed = {
+            let mut holdings = holdings.lock().unwrap();
+            holdings.add(key(1000));
+            holdings.remove(key(0));
+            holdings.version()
+        };
+        bench.gossip(changed);
+        eventually(|| bench.claims(key(1000)) && !bench.claims(key(0))).await;
+        assert_eq!(
+            bench.events.all(),
+            ["peer digest snapshot", "peer digest delta"]
+        );
+        // A delta is a small request: it tells the round trip.
+        assert!(bench.health.of(&id("peer")).round_trip_ms().is_some());
+
+        // Restarted: another epoch, nothing held.
+        *holdings.lock().unwrap() = Holdings::new(8);
+        bench.gossip(DigestVersion { epoch: 8, seq: 0 });
+        eventually(|| !bench.claims(key(1000))).await;
+        running.abort();
+    }
+
+    #[tokio::test]
+    async fn a_delta_that_does_not_fit_is_followed_by_a_snapshot() {
+        let holdings = Arc::new(Mutex::new(Holdings::new(7)));
+        holdings.lock().unwrap().add(key(1));
+        let server = peer(holdings.clone(), true).await;
+        let (bench, puller) = Bench::puller(server.address());
+        let running = tokio::spawn(puller.run());
+        bench.gossip(holdings.lock().unwrap().version());
+        eventually(|| bench.claims(key(1))).await;
+        holdings.lock().unwrap().add(key(2));
+        bench.gossip(holdings.lock().unwrap().version());
+        eventually(|| bench.claims(key(2))).await;
+        assert_eq!(bench.events.of("peer digest snapshot"), 2);
+        running.abort();
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_cannot_be_reached_is_ejected_and_asked_again_later() {
+        let holdings = Arc::new(Mutex::new(Holdings::new(7)));
+        holdings.lock().unwrap().add(key(1));
+        let nobody = Scripted::refusing().await;
+        let (mut bench, puller) = Bench::puller(nobody.trim_start_matches("http://").into());
+        let running = tokio::spawn(puller.run());
+        bench.gossip(holdings.lock().unwrap().version());
+        eventually(|| bench.events.of("peer digest failed") > 0).await;
+        assert_eq!(bench.health.of(&id("peer")).last_failure(), Some("connect"));
+        assert_ne!(
+            bench.health.of(&id("peer")).standing(Instant::now()),
+            Standing::Good
+        );
+        let server = peer(holdings.clone(), false).await;
+        bench.addr = server.address();
+        bench.gossip(holdings.lock().unwrap().version());
+        eventually(|| bench.claims(key(1))).await;
+        running.abort();
+    }
+
+    #[tokio::test]
+    async fn the_digest_of_a_peer_out_of_sight_is_kept_for_a_while() {
+        let (bench, puller) = Bench::puller(String::new());
+        bench
+            .digests
+            .change(|all| drop(all.insert(id("peer"), Arc::default())));
+        let mut subscriptions = HashMap::new();
+        let mut pulls = JoinSet::new();
+        bench.gossip(DigestVersion::default());
+        let view = bench.view.borrow().clone();
+        puller.begin(&view, &mut subscriptions, &mut pulls);
+        let nobody = ClusterView::default();
+        puller.begin(&nobody, &mut subscriptions, &mut pulls);
+        assert_eq!(bench.digests.load().len(), 1);
+        subscriptions.get_mut(&id("peer")).unwrap().seen -= KEPT_FOR;
+        puller.begin(&nobody, &mut subscriptions, &mut pulls);
+        assert!(bench.digests.load().is_empty() && subscriptions.is_empty());
+    }
+
+    #[test]
+    fn gossip_may_be_ahead_of_us_or_behind() {
+        let v = |epoch, seq| DigestVersion { epoch, seq };
+        for (mine, theirs, behind) in [
+            (None, v(7, 0), true),
+            (Some(v(7, 3)), v(7, 3), false),
+            (Some(v(7, 3)), v(7, 4), true),
+            (Some(v(7, 4)), v(7, 3), false),
+            (Some(v(7, 4)), v(8, 0), true),
+            // Restarted with a clock that was set back.
+            (Some(v(7, 4)), v(6, 0), true),
+        ] {
+            assert_eq!(is_behind(mine, theirs), behind, "{mine:?} {theirs:?}");
+        }
+    }
 }

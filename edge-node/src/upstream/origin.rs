@@ -233,10 +233,8 @@ impl fmt::Debug for OriginBody {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
     use async_trait::async_trait;
-    use cluster::{net::SystemNet, node::NodeId, quantity::Span};
+    use cluster::{net::SystemNet, quantity::Span};
     use http_body_util::{BodyExt as _, Full, StreamBody};
     use hyper_util::rt::TokioIo;
     use tokio::{
@@ -247,23 +245,11 @@ mod tests {
 
     use super::super::pool::{FIELDS_MAX, HEAD_BYTES_MAX};
     use super::*;
-    use crate::upstream::scripted::{Scripted, pending, read_head};
-
-    #[derive(Default)]
-    struct Attempts(AtomicUsize);
-
-    impl Events for Attempts {
-        fn origin_attempt(&self, _: &str) {
-            self.0.fetch_add(1, Ordering::SeqCst);
-        }
-        fn peer_result(&self, _: &NodeId, _: &'static str) {}
-        fn digest_false_hit(&self, _: &NodeId) {}
-        fn digest_pulled(&self, _: &NodeId, _: &'static str) {}
-    }
+    use crate::upstream::scripted::{Counted, Scripted, pending, read_head};
 
     struct Bench {
         origins: Origins,
-        attempts: Arc<Attempts>,
+        events: Arc<Counted>,
         site: Site,
     }
 
@@ -273,14 +259,14 @@ mod tests {
         }
 
         fn over(pool: Pool, urls: &[&str]) -> Self {
-            let attempts = Arc::new(Attempts::default());
+            let events = Arc::new(Counted::default());
             let mut site = Site::new("www", &["*"], urls);
             site.connect_timeout = Span(Duration::from_secs(20));
             site.first_byte_timeout = Span(Duration::from_secs(20));
             site.between_bytes_timeout = Span(Duration::from_secs(20));
             Self {
-                origins: Origins::new(pool, attempts.clone()),
-                attempts,
+                origins: Origins::new(pool, events.clone()),
+                events,
                 site,
             }
         }
@@ -303,7 +289,7 @@ mod tests {
         }
 
         fn attempts(&self) -> usize {
-            self.attempts.0.load(Ordering::SeqCst)
+            self.events.of("origin www")
         }
     }
 

@@ -21,7 +21,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use http_body_util::BodyExt as _;
 use tokio::time::{Instant, timeout};
 
-use super::pool::{self, Answer, Fault, Incoming, Patience, Pool, Reuse};
+use super::pool::{self, Answer, Fault, Incoming, Patience, Pool};
 
 /// Request: the first piece to send; 0 when absent.
 pub const FROM_PIECE_FIELD: &str = "cdn-from-piece";
@@ -287,17 +287,12 @@ impl Asker {
             head: HEAD_TIMEOUT,
         };
         let asked = Instant::now();
-        let request = self.request(to, addr, &path, selecting.clone())?;
-        let mut sent = self.pool.send(request, patience, Reuse::Allowed).await;
-        if matches!(&sent, Err(e) if e.reused) {
-            // Signed anew: a peer that did see the first would take the second for a replay.
-            let request = self.request(to, addr, &path, selecting)?;
-            sent = self.pool.send(request, patience, Reuse::Never).await;
-        }
+        // A second attempt is signed anew: who did see the first would take it for a replay.
+        let request = || self.request(to, addr, &path, selecting.clone());
         let Answer {
             response,
             round_trip,
-        } = sent?;
+        } = self.pool.ask(request, patience).await?;
         let (head, incoming) = response.into_parts();
         match head.status {
             StatusCode::OK => {}
@@ -410,4 +405,391 @@ fn age_of(fields: &HeaderMap) -> Option<Duration> {
     number(AGE_MS_FIELD)
         .map(Duration::from_millis)
         .or_else(seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use cluster::{auth::Verifier, manifest::PIECE_BYTES, net::SystemNet, secret::ClusterSecret};
+    use http::{Request, Response};
+    use http_body_util::Full;
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::*;
+    use crate::upstream::scripted::{Scripted, pending, read_head, serving};
+
+    fn secret() -> ClusterSecret {
+        ClusterSecret::from_bytes(b"0123456789abcdef0123456789abcdef").unwrap()
+    }
+
+    fn id(name: &str) -> NodeId {
+        name.parse().unwrap()
+    }
+
+    fn asker() -> Asker {
+        Asker {
+            pool: Pool::new(Arc::new(SystemNet)),
+            signer: Signer::new(secret(), id("edge-1")),
+            clock: Clock::system(),
+        }
+    }
+
+    /// Bytes that repeat nowhere at piece boundaries, and their manifest.
+    fn object(length: usize) -> (Vec<u8>, Manifest) {
+        let body: Vec<u8> = (0..length).map(|i| (i / 7 + i % 251) as u8).collect();
+        let manifest = Manifest {
+            status: 200,
+            fields: vec![("etag".into(), b"\"a\"".to_vec())],
+            selected_by: vec![],
+            length: length as u64,
+            pieces: body
+                .chunks(PIECE_BYTES)
+                .map(|piece| *blake3::hash(piece).as_bytes())
+                .collect(),
+            fetched_by: id("edge-2"),
+            fetched_at: 1,
+            as_of: 0,
+        };
+        (body, manifest)
+    }
+
+    fn answer(manifest: &Manifest, bytes: &[u8]) -> Response<Full<Bytes>> {
+        let mut body = encode_answer_head(&manifest.encode().unwrap()).to_vec();
+        body.extend_from_slice(bytes);
+        let mut answer = Response::new(Full::from(body));
+        set_age(answer.headers_mut(), Duration::from_millis(61_500));
+        answer
+    }
+
+    async fn ask(peer: &Scripted, from_piece: u32) -> Result<PeerObject, PeerError> {
+        let fields = HeaderMap::new();
+        let held = asker()
+            .hold(&id("edge-2"), &peer.address(), Key(7), &fields, from_piece)
+            .await;
+        held.map(|(object, _)| object)
+    }
+
+    /// The pieces, and the error they ended with.
+    async fn all(mut pieces: PieceStream) -> (Vec<Bytes>, Option<PeerError>) {
+        let mut good = Vec::new();
+        while let Some(piece) = pieces.next().await {
+            match piece {
+                Ok(piece) => good.push(piece),
+                Err(error) => {
+                    assert!(
+                        pieces.next().await.is_none(),
+                        "nothing comes after an error"
+                    );
+                    return (good, Some(error));
+                }
+            }
+        }
+        (good, None)
+    }
+
+    #[tokio::test]
+    async fn a_peer_is_asked_as_a_member_and_learns_nothing_of_the_client() {
+        let (body, manifest) = object(2 * PIECE_BYTES + 5);
+        let verifier = Arc::new(Verifier::new(secret(), id("edge-2")));
+        let seen: Arc<Mutex<HeaderMap>> = Arc::default();
+        let peer = serving({
+            let (body, manifest, seen) = (body.clone(), manifest.clone(), seen.clone());
+            move |request: Request<Incoming>| {
+                let field = |name: &str| request.headers().get(name)?.to_str().ok();
+                let target = request.uri().path_and_query().unwrap().as_str();
+                let from = verifier.verify("GET", target, field, Clock::system().unix_ms());
+                assert_eq!(from, Ok(id("edge-1")));
+                assert_eq!(target, "/v1/hold/00000000000000000000000000000007");
+                *seen.lock().unwrap() = request.headers().clone();
+                let answer = answer(&manifest, &body);
+                async move { answer }
+            }
+        })
+        .await;
+        let mut fields = HeaderMap::new();
+        for (name, value) in [
+            ("accept-encoding", "br"),
+            ("accept-language", "de"),
+            ("x-variant", "b"),
+            ("cookie", "a=b"),
+            ("authorization", "Basic x"),
+            ("referer", "http://r.test"),
+            ("user-agent", "curl"),
+            ("x-forwarded-for", "192.0.2.1"),
+            ("forwarded", "for=192.0.2.1"),
+            ("x-real-ip", "192.0.2.1"),
+            ("proxy-authorization", "Basic x"),
+            ("from", "a@b.test"),
+            ("via", "1.1 me"),
+            ("cdn-loop", "me"),
+            ("cdn-node", "edge-9"),
+            ("cdn-from-piece", "1"),
+            ("host", "www.example.com"),
+            ("connection", "close"),
+        ] {
+            fields.insert(name, value.try_into().unwrap());
+        }
+        let asker = asker();
+        let held = asker
+            .hold(&id("edge-2"), &peer.address(), Key(7), &fields, 0)
+            .await;
+        let (object, _) = held.unwrap();
+        assert_eq!(object.manifest, manifest);
+        assert!(
+            object.age >= Duration::from_millis(61_500),
+            "{:?}",
+            object.age
+        );
+        let (pieces, error) = all(object.pieces).await;
+        assert_eq!(
+            (pieces.concat() == body, pieces.len(), error),
+            (true, 3, None)
+        );
+
+        let seen = std::mem::take(&mut *seen.lock().unwrap());
+        let mut names: Vec<&str> = seen.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        let expected = [
+            "accept-encoding",
+            "accept-language",
+            "cdn-mac",
+            "cdn-node",
+            "cdn-nonce",
+            "cdn-time",
+            "host",
+            "x-variant",
+        ];
+        assert_eq!(names, expected);
+        assert_eq!(seen["cdn-node"], "edge-1");
+        assert_eq!(seen["host"], peer.address());
+    }
+
+    #[tokio::test]
+    async fn a_body_can_be_taken_up_at_any_piece() {
+        let (body, manifest) = object(2 * PIECE_BYTES + 5);
+        let peer = serving({
+            let (body, manifest) = (body.clone(), manifest.clone());
+            move |request: Request<Incoming>| {
+                let from = request.headers().get(FROM_PIECE_FIELD);
+                let from: usize = from.map_or(0, |n| n.to_str().unwrap().parse().unwrap());
+                let answer = answer(&manifest, &body[(from * PIECE_BYTES).min(body.len())..]);
+                async move { answer }
+            }
+        })
+        .await;
+        for from in 0..4 {
+            let object = ask(&peer, from).await.unwrap();
+            assert_eq!(object.pieces.position(), from);
+            let (pieces, error) = all(object.pieces).await;
+            let rest = &body[(from as usize * PIECE_BYTES).min(body.len())..];
+            assert!(
+                pieces.concat() == rest && error.is_none(),
+                "from {from}: {error:?}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn frames_may_be_cut_anywhere() {
+        let (body, manifest) = object(PIECE_BYTES + 70_000);
+        for cut in [1_000, 4_093, 65_536, PIECE_BYTES + 1] {
+            let (whole, manifest) = (answer(&manifest, &body).into_body(), manifest.clone());
+            let whole = whole.collect().await.unwrap().to_bytes();
+            let peer = Scripted::start(move |_, mut stream| {
+                let whole = whole.clone();
+                async move {
+                    read_head(&mut stream).await;
+                    let head = b"HTTP/1.1 200 OK\r\nage: 1\r\ntransfer-encoding: chunked\r\n\r\n";
+                    stream.write_all(head).await.unwrap();
+                    for chunk in whole.chunks(cut) {
+                        stream
+                            .write_all(format!("{:x}\r\n", chunk.len()).as_bytes())
+                            .await
+                            .unwrap();
+                        stream.write_all(chunk).await.unwrap();
+                        stream.write_all(b"\r\n").await.unwrap();
+                    }
+                    stream.write_all(b"0\r\n\r\n").await.unwrap();
+                }
+            })
+            .await;
+            let object = ask(&peer, 0).await.unwrap();
+            assert_eq!(object.manifest, manifest);
+            let (pieces, error) = all(object.pieces).await;
+            assert!(
+                pieces.concat() == body && error.is_none(),
+                "cut {cut}: {error:?}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_wrong_piece_reaches_nobody() {
+        let (mut body, manifest) = object(3 * PIECE_BYTES);
+        body[PIECE_BYTES + 17] ^= 1;
+        let peer = serving(move |_| {
+            let answer = answer(&manifest, &body);
+            async move { answer }
+        })
+        .await;
+        let (pieces, error) = all(ask(&peer, 0).await.unwrap().pieces).await;
+        assert_eq!(
+            (pieces.len(), error),
+            (1, Some(PeerError::Corrupt { piece: 1 }))
+        );
+    }
+
+    #[tokio::test]
+    async fn an_object_without_body_is_whole_at_once() {
+        let (_, manifest) = object(0);
+        let peer = serving(move |_| {
+            let answer = answer(&manifest, b"");
+            async move { answer }
+        })
+        .await;
+        let mut object = ask(&peer, 0).await.unwrap();
+        let told = Arc::new(AtomicUsize::new(0));
+        let counter = told.clone();
+        object.pieces.report_to(Box::new(move |result| {
+            assert_eq!(result, Ok(()));
+            counter.fetch_add(1, Ordering::SeqCst);
+        }));
+        assert!(object.pieces.next().await.is_none());
+        assert_eq!(told.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn what_a_peer_can_say_has_a_name() {
+        let (body, manifest) = object(100);
+        let good = manifest.encode().unwrap();
+        let head =
+            |status: &str| format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n").into_bytes();
+        let with = |bytes: &[u8]| [b"HTTP/1.1 200 OK\r\nage: 1\r\n\r\n", bytes].concat();
+        let whole = [&*encode_answer_head(&good), &body].concat();
+        for (says, label) in [
+            (head("404 Not Found\r\ncdn-answer: miss"), "miss"),
+            (head("404 Not Found\r\ncdn-answer: stale"), "stale"),
+            (head("404 Not Found"), "miss"),
+            (head("429 Too Many Requests"), "busy"),
+            (head("503 Service Unavailable"), "busy"),
+            (head("401 Unauthorized"), "denied"),
+            (head("403 Forbidden"), "denied"),
+            (head("500 Oh"), "garbage"),
+            (b"nonsense\r\n\r\n".to_vec(), "garbage"),
+            (b"".to_vec(), "closed_early"),
+            ([b"HTTP/1.1 200 OK\r\n\r\n", &*whole].concat(), "garbage"),
+            (with(b"\x01"), "closed_early"),
+            (with(&encode_answer_head(&good)[..20]), "closed_early"),
+            (with(&u32::MAX.to_le_bytes()), "garbage"),
+            (with(&encode_answer_head(b"no manifest")), "garbage"),
+            (with(&whole[..whole.len() - 1]), "closed_early"),
+            (with(&whole), "hit"),
+        ] {
+            let text = String::from_utf8_lossy(&says[..says.len().min(60)]).into_owned();
+            let peer = Scripted::start(move |_, mut stream| {
+                let says = says.clone();
+                async move {
+                    read_head(&mut stream).await;
+                    stream.write_all(&says).await.unwrap();
+                }
+            })
+            .await;
+            let told = match ask(&peer, 0).await {
+                Err(error) => error.label(),
+                Ok(object) => all(object.pieces)
+                    .await
+                    .1
+                    .map_or("hit", |error| error.label()),
+            };
+            assert_eq!(told, label, "{text:?}");
+        }
+        let nobody = Scripted::refusing().await;
+        let addr = nobody.strip_prefix("http://").unwrap();
+        let error = asker()
+            .hold(&id("edge-2"), addr, Key(7), &HeaderMap::new(), 0)
+            .await
+            .unwrap_err();
+        assert_eq!(error.label(), "connect");
+        let error = asker()
+            .hold(
+                &id("edge-2"),
+                "not an address",
+                Key(7),
+                &HeaderMap::new(),
+                0,
+            )
+            .await;
+        assert_eq!(error.unwrap_err().label(), "connect");
+    }
+
+    #[tokio::test]
+    async fn a_silent_peer_is_given_up() {
+        let (body, manifest) = object(100);
+        let whole = [&*encode_answer_head(&manifest.encode().unwrap()), &body].concat();
+        let head = b"HTTP/1.1 200 OK\r\nage: 1\r\n\r\n";
+        let silent_after = |says: Vec<u8>| async move {
+            let peer = Scripted::start(move |_, mut stream| {
+                let says = says.clone();
+                async move {
+                    read_head(&mut stream).await;
+                    stream.write_all(&says).await.unwrap();
+                    pending::<()>().await;
+                }
+            })
+            .await;
+            match ask(&peer, 0).await {
+                Err(error) => Some(error),
+                Ok(object) => all(object.pieces).await.1,
+            }
+        };
+        let (at_once, in_manifest, in_body) = tokio::join!(
+            silent_after(Vec::new()),
+            silent_after([head, &whole[..20]].concat()),
+            silent_after([head, &whole[..whole.len() - 1]].concat()),
+        );
+        let timeout = Some(PeerError::Timeout);
+        assert_eq!(
+            [at_once, in_manifest, in_body],
+            [timeout.clone(), timeout.clone(), timeout]
+        );
+    }
+
+    #[tokio::test]
+    async fn a_question_that_met_a_closing_connection_is_asked_again_under_a_new_signature() {
+        let nonces: Arc<Mutex<Vec<String>>> = Arc::default();
+        let seen = nonces.clone();
+        let peer = Scripted::start(move |connection, mut stream| {
+            let seen = seen.clone();
+            async move {
+                let miss = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n";
+                // The first connection answers once, and closes when it is asked again.
+                for answered in 0..2 {
+                    let head = read_head(&mut stream).await;
+                    let nonce = head.lines().find(|line| line.starts_with("cdn-nonce"));
+                    seen.lock().unwrap().extend(nonce.map(str::to_owned));
+                    if connection == 0 && answered == 1 {
+                        return;
+                    }
+                    stream.write_all(miss).await.unwrap();
+                }
+            }
+        })
+        .await;
+        let asker = asker();
+        for _ in 0..2 {
+            let held = asker
+                .hold(&id("edge-2"), &peer.address(), Key(7), &HeaderMap::new(), 0)
+                .await;
+            assert_eq!(held.unwrap_err(), PeerError::Miss);
+        }
+        assert_eq!(peer.connections(), 2);
+        let mut nonces = nonces.lock().unwrap().clone();
+        nonces.sort();
+        nonces.dedup();
+        assert_eq!(nonces.len(), 3);
+    }
 }

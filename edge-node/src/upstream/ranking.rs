@@ -258,11 +258,19 @@ async fn write(file: &Path, bytes: &[u8]) -> io::Result<()> {
 mod tests {
     use cluster::{
         geo::GeoPoint,
+        net::SystemNet,
         node::{Load, Role},
     };
+    use http::{Request, Response};
+    use http_body_util::Full;
+    use hyper::body::Incoming;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::upstream::{
+        pool::Pool,
+        scripted::{Scripted, eventually, serving},
+    };
 
     fn node(id: &str, region: &str, place: Option<(f64, f64)>) -> NodeInfo {
         let mut node = NodeInfo::new(id.parse().unwrap(), Role::Edge);
@@ -337,7 +345,7 @@ mod tests {
         let measured = [("tokyo", 3.0), ("paris", 80.0)].map(|(id, ms)| (id.parse().unwrap(), ms));
         let placed = order(None, &me, &view, &measured.into());
         assert_eq!(names(&placed)[..2], ["tokyo", "somewhere"]);
-        assert_eq!(placed[0].explain(), "3.0 ms measured, 9339 km");
+        assert_eq!(placed[0].explain(), "3.0 ms measured, 9331 km");
     }
 
     #[test]
@@ -399,6 +407,44 @@ mod tests {
         assert_eq!(read(&file).await.unwrap(), Some(one));
         std::fs::write(&file, b"{").unwrap();
         assert!(read(&file).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_node_that_restarts_without_control_plane_still_has_its_ranking() {
+        let answer = ranking(&["paris", "tokyo"]);
+        let json = serde_json::to_vec(&answer).unwrap();
+        let server = serving(move |request: Request<Incoming>| {
+            assert!(request.uri().to_string().starts_with("/v1/peers?node=me"));
+            let json = json.clone();
+            async move { Response::new(Full::from(json)) }
+        })
+        .await;
+        let dir = tempfile::tempdir().unwrap();
+        let follow = |base: String, me: &str| {
+            let current = Arc::<ArcSwapOption<PeersAnswer>>::default();
+            let pool = Pool::new(Arc::new(SystemNet));
+            let planes = ControlPlanes::new(pool, &[base], None);
+            let (me, dir) = (me.parse().unwrap(), dir.path().to_owned());
+            let running = tokio::spawn(follow_ranking(planes, me, dir, current.clone()));
+            (current, running)
+        };
+        let (current, running) = follow(server.url(), "me");
+        eventually(|| current.load().as_deref() == Some(&answer)).await;
+        eventually(|| dir.path().join(FILE).exists()).await;
+        running.abort();
+
+        let gone = Scripted::refusing().await;
+        let (current, running) = follow(gone.clone(), "me");
+        eventually(|| current.load().as_deref() == Some(&answer)).await;
+        running.abort();
+
+        // Of another node that had this directory before, and from a control plane that errs.
+        let (current, running) = follow(gone, "other");
+        let (wrong, also_running) = follow(server.url(), "me2");
+        sleep(Duration::from_millis(300)).await;
+        assert!(current.load().is_none() && wrong.load().is_none());
+        running.abort();
+        also_running.abort();
     }
 
     proptest! {

@@ -1,18 +1,29 @@
 //! Servers that do exactly what a test tells them, byte by byte.
 
 use std::{
+    convert::Infallible,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
+use bytes::Bytes;
+use cluster::node::NodeId;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
 use tokio::{
     io::AsyncReadExt as _,
     net::{TcpListener, TcpStream},
-    task::JoinHandle,
+    task::{JoinHandle, JoinSet},
+    time::{Instant, sleep},
 };
+
+use super::Events;
 
 pub(super) use std::future::pending;
 
@@ -35,9 +46,10 @@ impl Scripted {
         let connections = Arc::new(AtomicUsize::new(0));
         let counter = connections.clone();
         let accepting = tokio::spawn(async move {
+            let mut running = JoinSet::new();
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                tokio::spawn(script(counter.fetch_add(1, Ordering::SeqCst), stream));
+                running.spawn(script(counter.fetch_add(1, Ordering::SeqCst), stream));
             }
         });
         Self {
@@ -72,6 +84,64 @@ impl Drop for Scripted {
     }
 }
 
+/// An HTTP/1.1 server on loopback that answers with `handler`.
+pub(super) async fn serving<H, F>(handler: H) -> Scripted
+where
+    H: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+    F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
+{
+    Scripted::start(move |_, stream| {
+        let handler = handler.clone();
+        async move {
+            let answer = service_fn(move |request| {
+                let answer = handler(request);
+                async move { Ok::<_, Infallible>(answer.await) }
+            });
+            // Clients that break off are part of some tests.
+            let _ = http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), answer)
+                .await;
+        }
+    })
+    .await
+}
+
+/// Keeps what is counted.
+#[derive(Default)]
+pub(super) struct Counted(Mutex<Vec<String>>);
+
+impl Counted {
+    pub(super) fn all(&self) -> Vec<String> {
+        self.0.lock().unwrap().clone()
+    }
+
+    pub(super) fn of(&self, what: &str) -> usize {
+        self.all().iter().filter(|counted| *counted == what).count()
+    }
+
+    fn count(&self, what: String) {
+        self.0.lock().unwrap().push(what);
+    }
+}
+
+impl Events for Counted {
+    fn origin_attempt(&self, site: &str) {
+        self.count(format!("origin {site}"));
+    }
+
+    fn peer_result(&self, peer: &NodeId, result: &'static str) {
+        self.count(format!("{peer} {result}"));
+    }
+
+    fn digest_false_hit(&self, peer: &NodeId) {
+        self.count(format!("{peer} false hit"));
+    }
+
+    fn digest_pulled(&self, peer: &NodeId, result: &'static str) {
+        self.count(format!("{peer} digest {result}"));
+    }
+}
+
 /// Reads up to the end of a head; what it read if the other end closes before.
 pub(super) async fn read_head(stream: &mut TcpStream) -> String {
     let mut head = Vec::new();
@@ -82,4 +152,13 @@ pub(super) async fn read_head(stream: &mut TcpStream) -> String {
         }
     }
     String::from_utf8_lossy(&head).into_owned()
+}
+
+/// Waits until `holds`, for as long as a busy machine may need.
+pub(super) async fn eventually(holds: impl Fn() -> bool) {
+    let patience = Instant::now() + Duration::from_secs(30);
+    while !holds() {
+        assert!(Instant::now() < patience, "it did not come to that");
+        sleep(Duration::from_millis(5)).await;
+    }
 }

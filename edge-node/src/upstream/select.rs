@@ -57,7 +57,6 @@ pub struct Claim<'a> {
 /// and its failures add.
 pub fn score(cost_ms: f64, load: Load, standing: Standing, errors: f64) -> f64 {
     let in_flight = f64::from(load.in_flight) / IN_FLIGHT_DOUBLES;
-    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
     let bytes = load.bytes_per_s as f64 / BYTES_PER_S_DOUBLES;
     let busy = if standing == Standing::Busy {
         BUSY_FACTOR
