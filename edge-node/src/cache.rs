@@ -20,6 +20,8 @@ pub mod policy;
 pub mod pool;
 pub mod segment;
 pub mod store;
+#[cfg(test)]
+mod tests;
 pub mod vary;
 
 use std::{
@@ -176,7 +178,7 @@ impl Cache {
     /// Looks `ask` up, once. See [`Lookup`].
     pub async fn lookup(&self, ask: Ask<'_>) -> Lookup {
         for _ in 0..LOOKUP_TRIES {
-            if self.passing().is_passing(ask.key) {
+            if self.passing().is_passing(ask.key, Instant::now()) {
                 return Lookup::Pass;
             }
             let found = self.find(ask.key, ask.headers).await;
@@ -603,7 +605,7 @@ impl Filler {
     /// seconds go ahead by themselves at once.
     pub fn not_shared(mut self, remember: bool) {
         if remember {
-            self.cache.passing().add(self.primary);
+            self.cache.passing().add(self.primary, Instant::now());
         }
         self.conclude(Outcome::NotShared);
     }
@@ -895,12 +897,12 @@ struct Passing {
 }
 
 impl Passing {
-    fn is_passing(&mut self, key: Key) -> bool {
+    fn is_passing(&mut self, key: Key, now: Instant) -> bool {
         if self.until.is_empty() {
             return false;
         }
         match self.until.get(&key) {
-            Some(until) if *until > Instant::now() => true,
+            Some(until) if *until > now => true,
             Some(_) => {
                 self.until.remove(&key);
                 false
@@ -909,8 +911,7 @@ impl Passing {
         }
     }
 
-    fn add(&mut self, key: Key) {
-        let now = Instant::now();
+    fn add(&mut self, key: Key, now: Instant) {
         if self.until.len() >= PASSING_MAX {
             self.until.retain(|_, until| *until > now);
         }

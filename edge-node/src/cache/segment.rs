@@ -440,7 +440,7 @@ mod tests {
             prop_assert_eq!(&read.meta[..], &meta[..]);
             prop_assert_eq!(&read.body[..], &body[..]);
             let at = at.index(HEADER_BYTES + meta.len());
-            bytes[at] ^= 1 << bit;
+            bytes[at] ^= 1_u8 << bit;
             prop_assert_eq!(Record::decode(Bytes::from(bytes)), None);
         }
 

@@ -83,8 +83,12 @@ impl Proxy {
             Some(entry) if response.status() == StatusCode::NOT_MODIFIED => {
                 let now_ms = self.shared.clock.unix_ms();
                 let fresh = policy::freshen(&entry.head.headers, response.headers(), now_ms);
-                let Some(headers) = fresh else {
-                    // It speaks of another response than ours; who asks next fetches it whole.
+                // The 304 may speak of another response, or forbid from now on to share this one.
+                let (facts, status) = (asked.facts(), entry.head.status);
+                let renewed = fresh.filter(|headers| {
+                    policy::storable(&facts, status, headers, &asked.rules, asked_ms).is_ok()
+                });
+                let Some(headers) = renewed else {
                     self.shared.cache.forget(entry.key).await;
                     return filler.not_shared(false);
                 };

@@ -1,0 +1,340 @@
+//! The cache as a whole: who fills, who follows, and what is there afterwards.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use http::{HeaderMap, StatusCode};
+
+use super::{
+    entry::{Provenance, Reading},
+    policy::Freshness,
+    store::StoreConfig,
+    *,
+};
+use crate::error::Kind;
+
+const NOW: u64 = 1_800_000_000_000;
+const RULES: Rules = Rules {
+    default_ttl: Duration::ZERO,
+    honour_client: true,
+};
+const KEY: Key = Key(7);
+
+fn open(dir: &Path, object_max: u64) -> Cache {
+    let config = StoreConfig {
+        dir: dir.to_owned(),
+        disk_bytes_max: 256 << 20,
+        read_threads: 2,
+    };
+    let store = Store::open(&config, Arc::new(|_| {})).unwrap();
+    let holdings = Arc::new(Mutex::new(Holdings::new(1)));
+    Cache::new(Memory::new(16 << 20), store, holdings, object_max)
+}
+
+fn fields(list: &[(&'static str, &'static str)]) -> HeaderMap {
+    list.iter()
+        .map(|(n, v)| (n.parse().unwrap(), v.parse().unwrap()))
+        .collect::<HeaderMap>()
+}
+
+async fn look(cache: &Cache, headers: &HeaderMap) -> Lookup {
+    let said = CacheControl::default();
+    cache
+        .lookup(Ask {
+            key: KEY,
+            headers,
+            said: &said,
+            rules: &RULES,
+            now_ms: NOW,
+        })
+        .await
+}
+
+async fn filler(cache: &Cache) -> Filler {
+    match look(cache, &HeaderMap::new()).await {
+        Lookup::Absent(filler) => filler,
+        _ => panic!("expected to be the one that fills"),
+    }
+}
+
+fn head(headers: HeaderMap, request: &HeaderMap) -> Head {
+    let selected_by = match vary::selecting_fields(&headers) {
+        Vary::Fields(fields) => vary::normal_values(&fields, request),
+        _ => Vec::new(),
+    };
+    Head {
+        status: StatusCode::OK,
+        freshness: Freshness::of(StatusCode::OK, &headers, &RULES, NOW),
+        headers,
+        asked_ms: NOW,
+        default_ttl: Duration::ZERO,
+        selected_by,
+        length: None,
+        fetched_by: "edge-1".parse().unwrap(),
+        fetched_at: NOW,
+        as_of: 0,
+    }
+}
+
+fn plain() -> Head {
+    head(
+        fields(&[("cache-control", "max-age=60")]),
+        &HeaderMap::new(),
+    )
+}
+
+async fn read(entry: &Entry, cache: &Cache) -> Result<Vec<u8>, BodyError> {
+    let mut all = Vec::new();
+    match entry.open(0..u64::MAX.min(entry.length().unwrap_or(u64::MAX)), cache)? {
+        Reading::Whole(bytes) => all.extend_from_slice(&bytes),
+        Reading::Stream(mut stream) => {
+            while let Some(bytes) = stream.next().await {
+                all.extend_from_slice(&bytes?);
+            }
+        }
+    }
+    Ok(all)
+}
+
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length)
+        .map(|i| (i.wrapping_mul(31) >> 3) as u8)
+        .collect()
+}
+
+#[tokio::test]
+async fn one_fills_others_follow_and_a_restart_keeps_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path(), 1 << 30);
+    let filler = filler(&cache).await;
+    let Lookup::Filling(second) = look(&cache, &HeaderMap::new()).await else {
+        panic!("the second request follows");
+    };
+    let mut writing = filler.share(plain(), Provenance::Origin);
+    writing.write(Bytes::from_static(b"hello ")).await.unwrap();
+    let Outcome::Shared(entry) = second.outcome().await else {
+        panic!("it is shared")
+    };
+    let Reading::Stream(mut early) = entry.open(0..11, &cache).unwrap() else {
+        panic!("it is still growing");
+    };
+    assert_eq!(
+        early.next().await.unwrap().unwrap(),
+        "hello ",
+        "before the body is complete"
+    );
+    writing.write(Bytes::from_static(b"world")).await.unwrap();
+    assert_eq!(early.next().await.unwrap().unwrap(), "world");
+    writing.commit().await;
+    assert!(early.next().await.is_none());
+    let Lookup::Fresh(entry) = look(&cache, &HeaderMap::new()).await else {
+        panic!("stored")
+    };
+    assert_eq!(read(&entry, &cache).await.unwrap(), b"hello world");
+    cache.store().close().await;
+    drop((cache, entry, early));
+
+    let cache = open(dir.path(), 1 << 30);
+    let Lookup::Fresh(entry) = look(&cache, &HeaderMap::new()).await else {
+        panic!("still there")
+    };
+    assert_eq!(read(&entry, &cache).await.unwrap(), b"hello world");
+    assert_eq!(
+        cache.digest_version().seq,
+        1,
+        "what is on disk is claimed again"
+    );
+}
+
+#[tokio::test]
+async fn a_large_body_is_the_same_for_the_early_the_late_and_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path(), 1 << 30);
+    let body = pattern(9 * PIECE_BYTES + 12_345);
+    let mut writing = filler(&cache).await.share(plain(), Provenance::Origin);
+    let entry = writing.entry().clone();
+    let (early, cached) = (entry.clone(), cache.clone());
+    let early = tokio::spawn(async move { read(&early, &cached).await });
+    for chunk in body.chunks(100_000) {
+        writing.write(Bytes::copy_from_slice(chunk)).await.unwrap();
+    }
+    let (late, cached) = (entry.clone(), cache.clone());
+    let late = tokio::spawn(async move { read(&late, &cached).await });
+    writing.commit().await;
+    assert!(early.await.unwrap().unwrap() == body);
+    assert!(late.await.unwrap().unwrap() == body);
+    let Lookup::Fresh(entry) = look(&cache, &HeaderMap::new()).await else {
+        panic!("stored")
+    };
+    assert!(matches!(entry.body, Body::Pieces { .. }));
+    assert!(read(&entry, &cache).await.unwrap() == body);
+}
+
+#[tokio::test]
+async fn a_body_over_the_limit_passes_to_whoever_follows_and_is_not_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path(), 2 * PIECE_BYTES as u64);
+    let body = pattern(12 * PIECE_BYTES);
+    let mut writing = filler(&cache).await.share(plain(), Provenance::Origin);
+    let (entry, cached) = (writing.entry().clone(), cache.clone());
+    let follower = entry.open(0..u64::MAX, &cached).unwrap();
+    let follower = tokio::spawn(async move {
+        let mut all = Vec::new();
+        let mut stream = follower.into_stream();
+        while let Some(bytes) = stream.next().await {
+            all.extend_from_slice(&bytes.unwrap());
+        }
+        all
+    });
+    for chunk in body.chunks(300_000) {
+        writing.write(Bytes::copy_from_slice(chunk)).await.unwrap();
+    }
+    writing.commit().await;
+    assert!(follower.await.unwrap() == body);
+    assert!(matches!(
+        look(&cache, &HeaderMap::new()).await,
+        Lookup::Absent(_)
+    ));
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_filler_that_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path(), 1 << 30);
+    let filler = filler(&cache).await;
+    let following = filler.follow();
+    drop(filler);
+    let Outcome::Failed(error) = following.outcome().await else {
+        panic!("there is no answer")
+    };
+    assert_eq!(error.kind, Kind::Internal);
+    assert!(matches!(
+        look(&cache, &HeaderMap::new()).await,
+        Lookup::Absent(_)
+    ));
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_is_an_error_and_is_not_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path(), 1 << 30);
+    let mut writing = filler(&cache).await.share(plain(), Provenance::Origin);
+    writing
+        .write(Bytes::from(pattern(2 * PIECE_BYTES + 5)))
+        .await
+        .unwrap();
+    let entry = writing.entry().clone();
+    writing.fail(BodyError::Source("cut".into()));
+    assert_eq!(
+        read(&entry, &cache).await,
+        Err(BodyError::Source("cut".into()))
+    );
+    assert!(matches!(
+        look(&cache, &HeaderMap::new()).await,
+        Lookup::Absent(_)
+    ));
+}
+
+#[tokio::test]
+async fn who_cannot_share_goes_ahead_alone_for_a_while() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path(), 1 << 30);
+    let filler = filler(&cache).await;
+    let Lookup::Filling(other) = look(&cache, &HeaderMap::new()).await else {
+        panic!("follows")
+    };
+    filler.not_shared(true);
+    assert!(matches!(other.outcome().await, Outcome::NotShared));
+    assert!(matches!(
+        look(&cache, &HeaderMap::new()).await,
+        Lookup::Pass
+    ));
+    let later = Instant::now() + PASS_FOR;
+    assert!(!cache.passing().is_passing(KEY, later));
+    assert!(matches!(
+        look(&cache, &HeaderMap::new()).await,
+        Lookup::Absent(_)
+    ));
+}
+
+#[tokio::test]
+async fn variants_stand_side_by_side_and_survive_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let answer = || fields(&[("cache-control", "max-age=60"), ("vary", "Accept-Language")]);
+    let (en, fr) = (
+        fields(&[("accept-language", "en")]),
+        fields(&[("accept-language", "fr")]),
+    );
+    let cache = open(dir.path(), 1 << 30);
+    for request in [&en, &fr] {
+        let Lookup::Absent(filler) = look(&cache, request).await else {
+            panic!("not there yet")
+        };
+        let mut writing = filler.share(head(answer(), request), Provenance::Origin);
+        let body = request["accept-language"].as_bytes().to_vec();
+        writing.write(body.into()).await.unwrap();
+        writing.commit().await;
+    }
+    cache.store().close().await;
+    drop(cache);
+    let cache = open(dir.path(), 1 << 30);
+    for request in [&en, &fr] {
+        let Lookup::Fresh(entry) = look(&cache, request).await else {
+            panic!("there")
+        };
+        let body = read(&entry, &cache).await.unwrap();
+        assert_eq!(body, request["accept-language"].as_bytes());
+    }
+    assert!(matches!(
+        look(&cache, &HeaderMap::new()).await,
+        Lookup::Absent(_)
+    ));
+    cache.forget(KEY).await;
+    assert!(
+        matches!(look(&cache, &en).await, Lookup::Absent(_)),
+        "all variants go together"
+    );
+}
+
+#[tokio::test]
+async fn what_was_forgotten_while_it_was_fetched_does_not_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path(), 1 << 30);
+    let mut writing = filler(&cache).await.share(plain(), Provenance::Origin);
+    cache.forget(KEY).await;
+    writing.write(Bytes::from_static(b"old")).await.unwrap();
+    writing.commit().await;
+    assert!(matches!(
+        look(&cache, &HeaderMap::new()).await,
+        Lookup::Absent(_)
+    ));
+}
+
+#[tokio::test]
+async fn a_scribbled_disk_gives_a_miss_and_never_other_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path(), 1 << 30);
+    let mut writing = filler(&cache).await.share(plain(), Provenance::Origin);
+    writing.write(Bytes::from(vec![b'a'; 5000])).await.unwrap();
+    writing.commit().await;
+    cache.store().close().await;
+    drop(cache);
+    for file in std::fs::read_dir(dir.path().join("segments")).unwrap() {
+        let path = file.unwrap().path();
+        let mut bytes = std::fs::read(&path).unwrap();
+        if let Some(at) = bytes
+            .windows(100)
+            .position(|w| w.iter().all(|&b| b == b'a'))
+        {
+            bytes[at + 50] ^= 1;
+            std::fs::write(path, bytes).unwrap();
+        }
+    }
+    let cache = open(dir.path(), 1 << 30);
+    assert!(matches!(
+        look(&cache, &HeaderMap::new()).await,
+        Lookup::Absent(_)
+    ));
+    assert_eq!(cache.disk_stats().checksum_failures_total, 1);
+}
