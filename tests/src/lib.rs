@@ -9,7 +9,8 @@
 //! - [`client`] and [`cache_status`]: asks, measures, and reads what the edge says it did;
 //! - [`proxy`]: a TCP line with delay, limited rate, stalls and cuts;
 //! - [`process`] and [`cluster`]: the real binaries, alone and together;
-//! - [`mirror`]: fetches a whole directory through an edge and compares every byte.
+//! - [`mirror`]: fetches a whole directory through an edge and compares every byte;
+//! - [`simulation`]: the network as a simulation.
 
 pub mod cache_status;
 pub mod client;
@@ -20,3 +21,4 @@ pub mod pattern;
 pub mod process;
 pub mod proxy;
 pub mod region;
+pub mod simulation;

@@ -1,0 +1,3 @@
+//! The cluster in simulated time: what holds whatever the network does.
+
+mod membership;

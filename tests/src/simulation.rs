@@ -1,0 +1,204 @@
+//! The network of a simulation behind [`cluster::net::Net`], and what drives it.
+//!
+//! turmoil gives every host a runtime, a clock and sockets of its own; messages take time, links
+//! break and heal as the test says. chitchat draws on the system's randomness, so two runs of one
+//! seed differ: scenarios assert properties, not traces.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Result, anyhow, bail};
+use async_trait::async_trait;
+use cluster::{
+    clock::Clock,
+    net::{BoxStream, Datagrams, Listener, Net},
+};
+use turmoil::net::{TcpListener, TcpStream, UdpSocket};
+
+/// Simulated time of one step.
+pub const TICK: Duration = Duration::from_millis(1);
+/// 2026-01-01, when every simulation begins.
+const EPOCH_S: u64 = 1_767_225_600;
+
+/// The simulated network, as seen by the host that uses it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SimNet;
+
+#[async_trait]
+impl Net for SimNet {
+    async fn listen(&self, at: SocketAddr) -> io::Result<Box<dyn Listener>> {
+        let listener = TcpListener::bind(at).await?;
+        let local = listener.local_addr()?;
+        Ok(Box::new(SimListener { listener, local }))
+    }
+
+    async fn connect(&self, to: &str) -> io::Result<BoxStream> {
+        Ok(Box::new(TcpStream::connect(address_of(to)?).await?))
+    }
+
+    async fn datagrams(&self, at: SocketAddr) -> io::Result<Arc<dyn Datagrams>> {
+        let socket = UdpSocket::bind(at).await?;
+        let local = socket.local_addr()?;
+        Ok(Arc::new(SimDatagrams { socket, local }))
+    }
+
+    async fn resolve(&self, name: &str) -> io::Result<Vec<SocketAddr>> {
+        Ok(vec![address_of(name)?])
+    }
+}
+
+/// Host names of the simulation are known without asking anybody.
+fn address_of(name: &str) -> io::Result<SocketAddr> {
+    if let Ok(address) = name.parse() {
+        return Ok(address);
+    }
+    let bad = || {
+        io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{name:?} is not host:port"),
+        )
+    };
+    let (host, port) = name.rsplit_once(':').ok_or_else(bad)?;
+    let port = port.parse().map_err(|_| bad())?;
+    Ok((turmoil::lookup(host), port).into())
+}
+
+struct SimListener {
+    listener: TcpListener,
+    local: SocketAddr,
+}
+
+#[async_trait]
+impl Listener for SimListener {
+    async fn accept(&self) -> io::Result<(BoxStream, SocketAddr)> {
+        let (stream, from) = self.listener.accept().await?;
+        Ok((Box::new(stream), from))
+    }
+
+    fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+}
+
+struct SimDatagrams {
+    socket: UdpSocket,
+    local: SocketAddr,
+}
+
+#[async_trait]
+impl Datagrams for SimDatagrams {
+    async fn send_to(&self, datagram: &[u8], to: SocketAddr) -> io::Result<()> {
+        self.socket.send_to(datagram, to).await.map(|_| ())
+    }
+
+    async fn recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        self.socket.recv_from(buffer).await
+    }
+
+    fn local_addr(&self) -> SocketAddr {
+        self.local
+    }
+}
+
+/// The wall clock of the host that calls this, in step with everybody's.
+pub fn sim_clock() -> Clock {
+    let passed = turmoil::sim_elapsed().unwrap_or_default();
+    Clock::tokio(SystemTime::UNIX_EPOCH + Duration::from_secs(EPOCH_S) + passed)
+}
+
+/// A simulation, its seed, and the pace it is driven at.
+pub struct Simulation {
+    /// turmoil's own handle, for partitions and crashes.
+    pub sim: turmoil::Sim<'static>,
+    /// What its randomness follows from.
+    pub seed: u64,
+    /// Real time that a step takes at least. Disks are real: without a pace, simulated deadlines
+    /// would pass while a real thread reads.
+    pub pace: Duration,
+}
+
+impl Simulation {
+    /// A simulation with messages that take 1 to 100 ms. The seed is the variable `SIM_SEED`, else
+    /// random, and printed either way.
+    pub fn new() -> Self {
+        let given = std::env::var_os("SIM_SEED").and_then(|v| v.to_str()?.parse().ok());
+        let seed = given.unwrap_or_else(rand::random);
+        #[expect(clippy::print_stdout, reason = "a failing test must tell its seed")]
+        {
+            println!("SIM_SEED={seed}");
+        }
+        let sim = turmoil::Builder::new()
+            .rng_seed(seed)
+            .enable_random_order()
+            .tick_duration(TICK)
+            .min_message_latency(Duration::from_millis(1))
+            .max_message_latency(Duration::from_millis(100))
+            .simulation_duration(Duration::from_secs(24 * 3600))
+            .tcp_capacity(64 * 1024)
+            .udp_capacity(64 * 1024)
+            .build();
+        Self {
+            sim,
+            seed,
+            pace: Duration::ZERO,
+        }
+    }
+
+    /// Lets that much simulated time pass.
+    ///
+    /// # Errors
+    ///
+    /// A host's software failed.
+    pub fn pass(&mut self, time: Duration) -> Result<()> {
+        self.until("", time, || false).or_else(|error| {
+            if error.to_string().starts_with(NOT_YET) {
+                Ok(())
+            } else {
+                Err(error)
+            }
+        })
+    }
+
+    /// Runs until `holds`.
+    ///
+    /// # Errors
+    ///
+    /// It does not hold within `limit` of simulated time, or a host's software failed.
+    pub fn until(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        mut holds: impl FnMut() -> bool,
+    ) -> Result<()> {
+        let end = self.sim.elapsed() + limit;
+        while !holds() {
+            if self.sim.elapsed() >= end {
+                bail!("{NOT_YET} {limit:?} (seed {}): {what}", self.seed);
+            }
+            let begun = tokio::time::Instant::now();
+            self.sim
+                .step()
+                .map_err(|e| anyhow!("seed {}: {e}", self.seed))?;
+            if let Some(rest) = self.pace.checked_sub(begun.elapsed()) {
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "this thread drives the simulation; no task of it runs meanwhile"
+                )]
+                std::thread::sleep(rest);
+            }
+        }
+        Ok(())
+    }
+}
+
+const NOT_YET: &str = "not within";
+
+impl Default for Simulation {
+    fn default() -> Self {
+        Self::new()
+    }
+}
