@@ -25,6 +25,9 @@ pub const IN_FLIGHT_DOUBLES: f64 = 200.0;
 pub const BYTES_PER_S_DOUBLES: f64 = 125e6;
 /// Bound on what load adds: past it, a far node is better in any case, and all are alike.
 pub const LOAD_FACTOR_MAX: f64 = 9.0;
+/// Least round trip per kilometre that light in fibre allows. One measured below it says that a
+/// place is wrong, or simulated (many nodes on one machine); then the places decide.
+const LIGHT_MS_PER_KM: f64 = 2.0 / 200.0;
 /// Shortest round trip that is believed; a clock's grain must not make a node free of cost.
 const RTT_MS_MIN: f64 = 0.1;
 
@@ -52,7 +55,7 @@ pub struct Vantage<'a> {
 /// the distance makes likely, else what the regions do.
 pub fn expected_ms(rtt_ms: Option<f64>, distance_km: Option<f64>, same_region: bool) -> f64 {
     match (rtt_ms, distance_km) {
-        (Some(rtt), _) => rtt.max(RTT_MS_MIN),
+        (Some(rtt), km) => rtt.max(RTT_MS_MIN).max(km.unwrap_or(0.0) * LIGHT_MS_PER_KM),
         (None, Some(km)) => NEAR_MS + km * MS_PER_KM,
         (None, None) if same_region => SAME_REGION_MS,
         (None, None) => ELSEWHERE_MS,

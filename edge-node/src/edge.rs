@@ -151,7 +151,9 @@ impl Edge {
         let holdings = Arc::new(Mutex::new(Holdings::new(boot_ms)));
         let store = open_store(&config, &holdings).await?;
         let memory = Memory::new(config.cache.memory.0);
-        let cache = Cache::new(memory, store, holdings, config.cache.object_max.0);
+        // A body over half the disk would push itself out while it is written.
+        let object_bytes_max = config.cache.object_max.0.min(config.cache.disk.0 / 2);
+        let cache = Cache::new(memory, store, holdings, object_bytes_max);
 
         let sites = workers::sites::load(&config)?;
         let sites = Arc::new(ArcSwap::from_pointee(sites));
@@ -178,7 +180,7 @@ impl Edge {
                     generation: boot_ms,
                     listen: config.listen.gossip,
                     advertise: config.advertise.gossip.clone().unwrap_or_default(),
-                    seeds: cluster.seeds.clone(),
+                    seeds: workers::seeds::with_remembered(&cluster.seeds, &config.data_dir),
                     secret: cluster.secret.clone(),
                     interval: cluster.gossip_interval,
                 };
@@ -341,6 +343,11 @@ impl Edge {
         let background = upstream.spawn();
         let mut work = JoinSet::new();
         work.spawn(workers::publish::run(gauges, membership.clone()));
+        work.spawn(workers::seeds::remember(
+            config.id.clone(),
+            membership.clone(),
+            config.data_dir.clone(),
+        ));
         work.spawn(workers::sites::follow(
             config.clone(),
             upstream.clone(),

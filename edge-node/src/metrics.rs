@@ -449,6 +449,9 @@ impl Events for Metrics {
         self.peer_requests
             .with_label_values(&[peer.as_str(), result])
             .inc();
+        if result == "corrupt" {
+            self.peer_corrupt_pieces.inc();
+        }
     }
 
     fn digest_false_hit(&self, _: &NodeId) {

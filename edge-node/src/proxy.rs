@@ -7,7 +7,6 @@
 
 mod fetch;
 mod tunnel;
-mod upload;
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -41,7 +40,7 @@ use crate::{
     metrics::{Metrics, Outcome, SiteMetrics, Source},
     payload::{Payload, Trace},
     serve::Connection,
-    upstream::{Upstream, origin::OriginBody},
+    upstream::{Upstream, origin::OriginBody, pool},
 };
 
 /// How often a request starts over because what it followed turned out not to be for it.
@@ -458,8 +457,8 @@ impl Proxy {
         let mut headers = asked.headers.clone();
         forward::add_hop(&mut headers, &self.hop(asked));
         let body = match body {
-            Some(body) => upload::patient(body, self.shared.body_timeout),
-            None => crate::upstream::pool::empty(),
+            Some(body) => pool::patient(body, self.shared.body_timeout),
+            None => pool::empty(),
         };
         let mut request = Request::new(body);
         *request.method_mut() = asked.method.clone();

@@ -2,4 +2,14 @@
 
 pub mod gauges;
 pub mod publish;
+pub mod seeds;
 pub mod sites;
+
+use std::{io, path::Path};
+
+/// Replaces a small file as a whole: a crash leaves the old one or the new one.
+fn replace_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("new");
+    std::fs::write(&new, bytes)?;
+    std::fs::rename(new, path)
+}

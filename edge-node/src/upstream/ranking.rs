@@ -30,9 +30,9 @@ const NEAR_MS: f64 = 5.0;
 const SAME_REGION_MS: f64 = 15.0;
 /// Expected between regions, when either place is unknown.
 const ELSEWHERE_MS: f64 = 150.0;
-/// What distance adds to a measured round trip: a tenth of what it costs a real one, so that nodes
-/// whose round trips tell nothing apart (one machine, one rack) still stand in order of distance.
-const TIE_MS_PER_KM: f64 = 0.001;
+/// Least round trip per kilometre that light in fibre allows. One measured below it says that a
+/// place is wrong, or simulated (many nodes on one machine); then the places decide.
+const LIGHT_MS_PER_KM: f64 = 2.0 / 200.0;
 /// Shortest round trip that is believed; a clock's grain must not make a peer free of cost.
 const RTT_MS_MIN: f64 = 0.1;
 
@@ -167,7 +167,7 @@ fn place(
             } else {
                 Why::Reported
             };
-            (rtt.max(RTT_MS_MIN) + km.unwrap_or(0.0) * TIE_MS_PER_KM, why)
+            (rtt.max(RTT_MS_MIN).max(km.unwrap_or(0.0) * LIGHT_MS_PER_KM), why)
         }
         (None, Some(km)) => (NEAR_MS + km * MS_PER_KM, Why::Distance),
         (None, None) if same_region => (SAME_REGION_MS, Why::Region),

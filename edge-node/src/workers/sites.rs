@@ -112,9 +112,6 @@ fn read(path: &Path) -> io::Result<SiteSet> {
     serde_json::from_slice(&std::fs::read(path)?).map_err(io::Error::from)
 }
 
-/// Replaces the file as a whole: a crash leaves the old one or the new one.
 fn write(path: &Path, set: &SiteSet) -> io::Result<()> {
-    let new = path.with_extension("json.new");
-    std::fs::write(&new, serde_json::to_vec_pretty(set)?)?;
-    std::fs::rename(new, path)
+    super::replace_file(path, &serde_json::to_vec_pretty(set)?)
 }
