@@ -1,1 +1,120 @@
+//! The real binaries over real sockets: what a user of the CDN would notice.
+//!
+//! - [`serving`]: one edge, and what HTTP promises;
+//! - [`sharing`]: several edges, and where the bytes come from;
+//! - [`losing`]: processes that are killed, stopped, or cut off;
+//! - [`refusing`]: what must be refused, and how clearly;
+//! - [`operating`]: what operators see and scrape.
 
+mod losing;
+mod operating;
+mod refusing;
+mod serving;
+mod sharing;
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use harness::{
+    cluster::{Cluster, Node, Plan},
+    origin::{Directory, Origin},
+    process::eventually,
+};
+
+/// One edge alone in front of a scripted origin.
+async fn alone() -> (Origin, Cluster) {
+    let origin = Origin::start().await.expect("a free port");
+    let cluster = started(Plan::alone(&origin.url())).await;
+    (origin, cluster)
+}
+
+async fn started(plan: Plan) -> Cluster {
+    match plan.start().await {
+        Ok(cluster) => cluster,
+        Err(error) => panic!("{error:#}"),
+    }
+}
+
+/// A directory with files of many sizes, and an origin that serves it: the toolchain's own
+/// documentation where it is installed, generated files elsewhere.
+struct Docs {
+    root: PathBuf,
+    origin: Origin,
+    _generated: Option<tempfile::TempDir>,
+}
+
+impl Docs {
+    async fn new() -> Self {
+        let (root, generated) = match installed_docs().await {
+            Some(root) => (root, None),
+            None => {
+                let dir = tempfile::tempdir().expect("a temporary directory");
+                generate(dir.path()).expect("room for a few MB");
+                (dir.path().to_owned(), Some(dir))
+            }
+        };
+        let directory = Directory {
+            root: root.clone(),
+            cache_control: |_| Some("max-age=3600"),
+        };
+        let at = ([127, 0, 0, 1], 0).into();
+        let origin = Origin::start_at(at, Some(directory)).await.expect("a free port");
+        Self {
+            root,
+            origin,
+            _generated: generated,
+        }
+    }
+}
+
+async fn installed_docs() -> Option<PathBuf> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let output = tokio::process::Command::new(rustc)
+        .args(["--print", "sysroot"])
+        .output()
+        .await
+        .ok()?;
+    let sysroot = String::from_utf8(output.stdout).ok()?;
+    let docs = Path::new(sysroot.trim()).join("share/doc/rust/html/std");
+    docs.is_dir().then_some(docs)
+}
+
+fn generate(root: &Path) -> std::io::Result<()> {
+    use harness::pattern::Pattern;
+    for n in 0..2_000_u64 {
+        let directory = root.join(format!("part {}", n % 40));
+        std::fs::create_dir_all(&directory)?;
+        let body = Pattern::new(n, n * n % 60_000).bytes();
+        std::fs::write(directory.join(format!("page-{n}.html")), body)?;
+    }
+    Ok(())
+}
+
+/// Waits until the object for `path` is in the edge's store: a hit.
+async fn stored(edge: &Node, path: &str) {
+    eventually(&format!("{path} is stored"), async || {
+        let answer = edge.get(path).await?;
+        ensure!(answer.cache_status().hit, "{:?}", answer.cache_status());
+        Ok(())
+    })
+    .await
+    .expect("it is stored");
+}
+
+/// Waits until `edge` has heard that `of` holds at least `objects` objects.
+async fn heard_of(edge: &Node, of: &str, objects: u64) -> Result<()> {
+    eventually(&format!("{} hears what {of} holds", edge.id), async || {
+        let answer = edge.ask("/peers").await?.json()?;
+        let peers = answer["peers"].as_array().context("no peers")?;
+        let peer = peers.iter().find(|p| p["id"] == of).context("not a peer")?;
+        let held = peer["digest"]["objects"].as_u64().unwrap_or_default();
+        ensure!(held >= objects, "{held} of {objects}");
+        Ok(())
+    })
+    .await
+}
+
+const SECOND: Duration = Duration::from_secs(1);

@@ -390,20 +390,21 @@ impl Cluster {
         Ok(())
     }
 
-    /// Asks everything to end, edges first, and waits.
+    /// Asks everything to end, and waits.
     ///
     /// # Errors
     ///
     /// Something goes on for a minute.
     pub async fn stop(&mut self) -> Result<()> {
-        for node in self.edges.iter().chain(&self.control) {
+        for node in self.nodes() {
             if let Some(process) = &node.process {
                 process.ask_to_end();
             }
         }
+        // A second signal would end them at once, so this only waits.
         for node in self.edges.iter_mut().chain(&mut self.control) {
-            if node.process.is_some() {
-                node.terminate().await?;
+            if let Some(mut process) = node.process.take() {
+                process.wait().await?;
             }
         }
         Ok(())

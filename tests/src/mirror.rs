@@ -97,12 +97,13 @@ impl Mirror {
     /// Fetches every file from `edge` (a base URL) under `host`, at most `at_once` at a time.
     pub async fn fetch(&self, edge: &str, host: &str, at_once: usize) -> Tally {
         let client = Client::new();
-        let mut outcomes = stream::iter(self.files.iter().zip(self.targets()))
+        let jobs: Vec<_> = self.files.iter().cloned().zip(self.targets()).collect();
+        let mut outcomes = stream::iter(jobs)
             .map(|(file, target)| {
                 let client = client.clone();
                 async move {
                     let url = format!("{edge}{target}");
-                    fetch_one(&client, &url, host, file)
+                    fetch_one(&client, &url, host, &file)
                         .await
                         .with_context(|| target)
                 }

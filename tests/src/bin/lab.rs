@@ -322,15 +322,8 @@ async fn description(
     }
     writeln!(text, "  kept in        {}", cluster.root.display())?;
 
-    let page = if arguments.origin.is_none() && arguments.site.is_none() {
-        "/images/"
-    } else {
-        "/"
-    };
-    let path = match page {
-        "/images/" => "/style.css",
-        other => other,
-    };
+    let demo = arguments.origin.is_none() && arguments.site.is_none();
+    let path = if demo { "/style.css" } else { "/" };
     let first = &cluster.edges[0];
     let last = &cluster.edges[cluster.edges.len() - 1];
     let at = |node: &Node| format!("http://localhost:{}", node.http.port());
@@ -355,7 +348,7 @@ async fn description(
             at(last)
         )?;
     }
-    if page == "/images/" {
+    if demo {
         writeln!(
             text,
             "  curl -s {}/download/horizons.bin | sha256sum; curl -s {}/download/SHA256SUMS",
