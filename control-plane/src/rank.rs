@@ -180,9 +180,15 @@ mod tests {
         let [mut me, near, far] = ["me", "near", "far"].map(edge);
         let seats = [seat(&near, Some(PARIS)), seat(&far, Some(SINGAPORE))];
         assert_eq!(order(&seat(&me, Some(FRANKFURT)), &seats), ["near", "far"]);
-        // Own measurement.
-        me.round_trips_ms.insert("far".parse().unwrap(), 2.0);
+        // Own measurements: a poor path to the near one.
+        me.round_trips_ms.insert("near".parse().unwrap(), 300.0);
+        me.round_trips_ms.insert("far".parse().unwrap(), 160.0);
         assert_eq!(order(&seat(&me, Some(FRANKFURT)), &seats), ["far", "near"]);
+        // Faster than light: the places are simulated, and decide.
+        me.round_trips_ms.insert("near".parse().unwrap(), 2.0);
+        me.round_trips_ms.insert("far".parse().unwrap(), 1.0);
+        assert_eq!(order(&seat(&me, Some(FRANKFURT)), &seats), ["near", "far"]);
+        me.round_trips_ms.clear();
         // The other's measurement, where there is no own one.
         let mut measuring = near.clone();
         measuring.round_trips_ms.insert("me".parse().unwrap(), 1.0);

@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use axum::{
-    Json, Router,
+    BoxError, Json, Router,
+    error_handling::HandleErrorLayer,
     extract::{Query, State},
     http::{HeaderMap, StatusCode, Uri, header},
     response::{IntoResponse, Response},
@@ -13,6 +14,7 @@ use axum::{
 use cluster::{clock::Clock, node::NodeId, site::SiteMap, wire::ErrorAnswer};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use tower::ServiceBuilder;
 
 use crate::{
     cache::{Cache, entry, key},
@@ -22,6 +24,8 @@ use crate::{
 
 /// Longest time for an answer; an operator's question may need the disk.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Answers at once; an operator and a few scrapers need far fewer.
+const ANSWERS_MAX: usize = 32;
 
 /// What the admin listener tells of.
 #[derive(Clone)]
@@ -62,14 +66,22 @@ pub fn router(admin: Admin) -> Router {
         .route("/peers", get(peers))
         .route("/explain", get(explain))
         .with_state(admin)
-        .layer(axum::middleware::from_fn(in_time))
+        .layer(
+            ServiceBuilder::new()
+                .layer(HandleErrorLayer::new(overloaded))
+                .load_shed()
+                .concurrency_limit(ANSWERS_MAX)
+                .timeout(ANSWER_TIMEOUT),
+        )
 }
 
-async fn in_time(request: axum::extract::Request, next: axum::middleware::Next) -> Response {
-    match tokio::time::timeout(ANSWER_TIMEOUT, next.run(request)).await {
-        Ok(response) => response,
-        Err(_) => failure(StatusCode::SERVICE_UNAVAILABLE, "took too long", None),
-    }
+async fn overloaded(error: BoxError) -> Response {
+    let why = if error.is::<tower::timeout::error::Elapsed>() {
+        "took too long"
+    } else {
+        "busy"
+    };
+    failure(StatusCode::SERVICE_UNAVAILABLE, why, None)
 }
 
 async fn ready(State(admin): State<Admin>) -> Response {

@@ -316,6 +316,9 @@ impl Proxy {
                     }
                 }
                 Filled::Refreshed(entry) => {
+                    if !self.may_share(asked, &entry) {
+                        return self.pass(asked, None, Fwd::Request).await;
+                    }
                     let mut how = How::filled(leads, Fwd::Stale, StatusCode::NOT_MODIFIED);
                     how.outcome = Outcome::Revalidated;
                     match self.deliver(asked, &entry, how).await {

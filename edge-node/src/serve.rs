@@ -204,8 +204,8 @@ fn builder(limits: &ConnectionLimits) -> auto::Builder<TokioExecutor> {
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head_timeout)
-        .max_buf_size(limits.head_bytes_max)
-        .pipeline_flush(true);
+        // Not `pipeline_flush`: with it hyper buffers a body without bound while the client is slow.
+        .max_buf_size(limits.head_bytes_max);
     builder
         .http2()
         .timer(TokioTimer::new())

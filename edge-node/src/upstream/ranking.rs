@@ -167,7 +167,10 @@ fn place(
             } else {
                 Why::Reported
             };
-            (rtt.max(RTT_MS_MIN).max(km.unwrap_or(0.0) * LIGHT_MS_PER_KM), why)
+            (
+                rtt.max(RTT_MS_MIN).max(km.unwrap_or(0.0) * LIGHT_MS_PER_KM),
+                why,
+            )
         }
         (None, Some(km)) => (NEAR_MS + km * MS_PER_KM, Why::Distance),
         (None, None) if same_region => (SAME_REGION_MS, Why::Region),

@@ -26,14 +26,23 @@ pub fn with_remembered(configured: &[String], data_dir: &Path) -> Vec<String> {
 }
 
 /// Keeps the list up to date, until it is dropped.
-pub async fn remember(me: NodeId, membership: Option<Arc<Membership>>, data_dir: std::path::PathBuf) {
+pub async fn remember(
+    me: NodeId,
+    membership: Option<Arc<Membership>>,
+    data_dir: std::path::PathBuf,
+) {
     let Some(membership) = membership else { return };
     let mut known = BTreeSet::new();
     loop {
         sleep(EVERY).await;
         let view = membership.view().borrow().clone();
-        let others = view.nodes().filter(|node| node.id != me && !node.gossip.is_empty());
-        let now: BTreeSet<_> = others.map(|node| node.gossip.clone()).take(REMEMBERED_MAX).collect();
+        let others = view
+            .nodes()
+            .filter(|node| node.id != me && !node.gossip.is_empty());
+        let now: BTreeSet<_> = others
+            .map(|node| node.gossip.clone())
+            .take(REMEMBERED_MAX)
+            .collect();
         // Alone is no news: it is then that the list is needed.
         if now.is_empty() || now == known {
             continue;
