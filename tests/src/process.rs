@@ -70,7 +70,19 @@ impl Binaries {
         };
         // With `tests` among the packages, the dependencies' features are those that this
         // executable was built with, so nothing is compiled twice.
-        let output = Command::new(cargo)
+        let mut command = Command::new(cargo);
+        for (variable, _) in std::env::vars_os() {
+            // What cargo tells a process of its package: build scripts (ring's) would take them for
+            // their own, find them changed, and be run again, with all that depends on them.
+            let text = variable.to_string_lossy();
+            if ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"]
+                .iter()
+                .any(|prefix| text.starts_with(prefix))
+            {
+                command.env_remove(&variable);
+            }
+        }
+        let output = command
             .current_dir(checkout())
             .args(["build", "--locked", "--profile", profile, "--bins"])
             .args(["-p", "edge-node", "-p", "control-plane", "-p", "tests"])
