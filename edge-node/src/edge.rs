@@ -33,7 +33,7 @@ use crate::{
     cache::{
         Cache,
         memory::Memory,
-        store::{OpenError, Store, StoreConfig},
+        store::{OnEvicted, OpenError, Store, StoreConfig},
     },
     config::Config,
     hold::Hold,
@@ -404,7 +404,7 @@ async fn open_store(config: &Config, holdings: &Arc<Mutex<Holdings>>) -> Result<
         read_threads: config.cache.disk_threads,
     };
     let holdings = holdings.clone();
-    let on_evicted: Arc<dyn Fn(&[cluster::key::Key]) + Send + Sync> = Arc::new(move |keys| {
+    let on_evicted: OnEvicted = Arc::new(move |keys| {
         let mut held = holdings
             .lock()
             .expect("no code panics while it holds this lock");

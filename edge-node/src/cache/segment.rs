@@ -254,7 +254,7 @@ impl Segment {
     /// # Errors
     ///
     /// As the system says.
-    pub fn len(&self) -> io::Result<u64> {
+    pub fn file_len(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
     }
 
@@ -328,7 +328,7 @@ impl Segment {
     ///
     /// As the system says.
     pub fn scan(&self, offset: u32, mut visit: impl FnMut(u32, Entry)) -> io::Result<End> {
-        let file_len = self.len()?;
+        let file_len = self.file_len()?;
         let mut window = Window {
             file: &self.file,
             file_len,
@@ -432,7 +432,7 @@ mod tests {
             meta in prop::collection::vec(any::<u8>(), 0..200),
             body in prop::collection::vec(any::<u8>(), 0..200),
             at in any::<prop::sample::Index>(),
-            bit in 0..8,
+            bit in 0..8u8,
         ) {
             let mut bytes = record(&meta, &body);
             let read = Record::decode(Bytes::from(bytes.clone())).unwrap();
@@ -440,7 +440,7 @@ mod tests {
             prop_assert_eq!(&read.meta[..], &meta[..]);
             prop_assert_eq!(&read.body[..], &body[..]);
             let at = at.index(HEADER_BYTES + meta.len());
-            bytes[at] ^= 1_u8 << bit;
+            bytes[at] ^= 1u8 << bit;
             prop_assert_eq!(Record::decode(Bytes::from(bytes)), None);
         }
 

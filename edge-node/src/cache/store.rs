@@ -110,6 +110,10 @@ struct Counters {
     appended_bytes: AtomicU64,
 }
 
+/// Hears the keys of objects that went with their segment, on the writer's thread, which it must not
+/// hold up. Objects that were replaced or removed are not among them.
+pub type OnEvicted = Arc<dyn Fn(&[Key]) + Send + Sync>;
+
 /// The body of an object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Body {
@@ -205,16 +209,10 @@ impl Store {
     /// Blocks, for as long as the index takes to read (seconds for millions of objects) or, without
     /// an index, the segments.
     ///
-    /// `on_evicted` hears the keys of objects that went with their segment, on the writer's thread;
-    /// it must not block. Replaced and removed objects are not among them.
-    ///
     /// # Errors
     ///
     /// See [`OpenError`]. Damage is none: what is damaged is set aside.
-    pub fn open(
-        config: &StoreConfig,
-        on_evicted: Arc<dyn Fn(&[Key]) + Send + Sync>,
-    ) -> Result<Self, OpenError> {
+    pub fn open(config: &StoreConfig, on_evicted: OnEvicted) -> Result<Self, OpenError> {
         open::open(config, on_evicted)
     }
 

@@ -228,7 +228,8 @@ pub async fn follow_ranking(
             Err(error) => {
                 failures += 1;
                 match failures {
-                    1 => warn!(%error, "ranking cannot be pulled, going on with what is known"),
+                    // The first may just be early: the control plane has not heard of this node.
+                    2 => warn!(%error, "ranking cannot be pulled, going on with what is known"),
                     _ => debug!(%error, failures, "ranking cannot be pulled"),
                 }
                 sleep(retry_after(failures)).await;

@@ -9,12 +9,13 @@ use std::{
     thread,
 };
 
-use cluster::{clock::Clock, key::Key};
+use cluster::clock::Clock;
 use tokio::{sync::Semaphore, time::Instant};
 use tracing::{info, warn};
 
 use super::{
-    Counters, DISK_BYTES_MIN, QUEUE_BYTES, QUEUE_RECORD_BYTES_MIN, Shared, Store, StoreConfig,
+    Counters, DISK_BYTES_MIN, OnEvicted, QUEUE_BYTES, QUEUE_RECORD_BYTES_MIN, Shared, Store,
+    StoreConfig,
     table::{At, Table},
     writer::Writer,
 };
@@ -125,10 +126,7 @@ pub(super) fn index_dir(dir: &Path) -> PathBuf {
     dir.join("index")
 }
 
-pub(super) fn open(
-    config: &StoreConfig,
-    on_evicted: Arc<dyn Fn(&[Key]) + Send + Sync>,
-) -> Result<Store, OpenError> {
+pub(super) fn open(config: &StoreConfig, on_evicted: OnEvicted) -> Result<Store, OpenError> {
     let (dir, budget) = (&config.dir, config.disk_bytes_max);
     if budget < DISK_BYTES_MIN {
         return Err(OpenError::BudgetTooSmall { found: budget });
@@ -139,26 +137,28 @@ pub(super) fn open(
 
     let counters = Counters::default();
     let found = Segment::open_all(&segments_dir).map_err(OpenError::at(&segments_dir))?;
-    let mut index = open_index(dir, &counters)
+    let index = open_index(dir, &counters)
         .inspect_err(|error| warn!(%error, "no index; the segments are read"))
         .ok();
-    let loaded = match load(index.as_ref(), found) {
-        Ok(loaded) => loaded,
+    let (
+        Loaded {
+            table,
+            files,
+            known,
+        },
+        mut index,
+    ) = match load(index.as_ref(), found) {
+        Ok(loaded) => (loaded, index),
         Err((error, found)) => {
-            index = None;
+            drop(index);
             set_index_aside(dir, &counters, &error);
-            index = Index::open(&index_dir(dir)).ok().or(index);
-            load(None, found).map_err(|(error, _)| OpenError::Io {
+            let loaded = load(None, found).map_err(|(error, _)| OpenError::Io {
                 path: index_dir(dir),
                 source: io::Error::other(error),
-            })?
+            })?;
+            (loaded, Index::open(&index_dir(dir)).ok())
         }
     };
-    let Loaded {
-        table,
-        files,
-        known,
-    } = loaded;
     let next_segment = files.keys().chain(&known).max().map_or(1, |id| id + 1);
 
     let mut segments = BTreeMap::new();
@@ -383,7 +383,7 @@ fn load(
             files.insert(
                 id,
                 Found {
-                    len: segment.len().unwrap_or(0),
+                    len: segment.file_len().unwrap_or(0),
                     segment,
                     covered: image.covered,
                     tail,

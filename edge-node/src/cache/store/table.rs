@@ -62,8 +62,10 @@ pub(super) struct Hot {
     pub(super) spans: Vec<Span>,
 }
 
+type Shard = HashMap<[u8; 16], Slot>;
+
 pub(super) struct Table {
-    shards: Box<[Mutex<HashMap<[u8; 16], Slot>>]>,
+    shards: Box<[Mutex<Shard>]>,
     large: Mutex<Large>,
     /// Keys may come from strangers; so which shard is theirs is ours to know.
     hasher: RandomState,
@@ -357,7 +359,7 @@ impl Table {
         keys
     }
 
-    fn shard(&self, key: Key) -> MutexGuard<'_, HashMap<[u8; 16], Slot>> {
+    fn shard(&self, key: Key) -> MutexGuard<'_, Shard> {
         let hash = self.hasher.hash_one(key);
         lock(&self.shards[usize::try_from(hash % SHARDS as u64).expect("below SHARDS")])
     }

@@ -21,7 +21,7 @@ use tokio::{
 use tracing::{error, warn};
 
 use super::{
-    AppendError, Body, PieceRef, Shared, lock, open,
+    AppendError, Body, OnEvicted, PieceRef, Shared, lock, open,
     table::{At, Span},
 };
 use crate::cache::{
@@ -104,7 +104,7 @@ impl Then {
 
 pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
-    pub(super) on_evicted: Arc<dyn Fn(&[Key]) + Send + Sync>,
+    pub(super) on_evicted: OnEvicted,
     pub(super) dir: PathBuf,
     pub(super) disk_bytes_max: u64,
     pub(super) segment_bytes: u32,
@@ -276,14 +276,14 @@ impl Writer {
             counters.appended_bytes.fetch_add(u64::from(len), Relaxed);
         }
         buffer.clear();
+        if let Err(error) = &written {
+            self.complain(error);
+        }
         for record in pending {
             match &written {
                 Ok(()) => self.written(&segment, record),
                 Err(error) => record.then.fail(AppendError::from(error)),
             }
-        }
-        if let Err(error) = written {
-            self.complain(&error);
         }
     }
 
@@ -384,13 +384,14 @@ impl Writer {
         u64::from(self.segment_bytes / 2).min(REINSERT_BYTES_MAX)
     }
 
-    /// Reclaims the oldest segments until there is room on disk for a full active segment, and for
-    /// what the next reclaim copies before it frees anything.
+    /// Reclaims the oldest segments until there is room on disk for all of the active segment, and
+    /// for what the next reclaim copies before it frees anything.
     fn make_room(&mut self) {
         loop {
+            let active = self.active.as_ref().map_or(0, |_| self.segment_bytes);
             let counters = &self.shared.counters;
             let used = self.sealed.iter().map(|(_, len)| len).sum::<u64>()
-                + u64::from(self.segment_bytes)
+                + u64::from(active)
                 + self.reinsert_bytes_max()
                 + counters.index_bytes.load(Relaxed)
                 + counters.aside_bytes.load(Relaxed);
@@ -423,6 +424,9 @@ impl Writer {
         self.write_out();
         // What was copied no longer stands there; so this is everything else.
         let evicted = self.shared.table.evict(segment.id);
+        if !evicted.is_empty() {
+            (self.on_evicted)(&evicted);
+        }
         self.shared.segments_mut().remove(&segment.id);
         if let Err(error) = segment.unlink() {
             self.complain(&Arc::new(error));
@@ -434,9 +438,6 @@ impl Writer {
             .fetch_add(evicted.len() as u64, Relaxed);
         self.with_index(|index| index.drop_segment(segment.id));
         self.measure_index();
-        if !evicted.is_empty() {
-            (self.on_evicted)(&evicted);
-        }
     }
 
     fn copy(&mut self, from: &Segment, span: Span) {
