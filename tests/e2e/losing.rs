@@ -23,9 +23,13 @@ async fn an_edge_killed_mid_mirror_is_not_missed_and_comes_back_warm() {
     cluster.settled().await.unwrap();
     let tally = mirror.fetch(&cluster.edges[0].url(""), HOST, 8).await;
     assert_eq!(tally.equal, files, "{tally}");
-    let [victim, other] = &cluster.edges[..] else { unreachable!() };
+    let [victim, other] = &cluster.edges[..] else {
+        unreachable!()
+    };
     eventually("all is on disk", async || {
-        let held = victim.metric("edge_cache_objects", &["tier=\"disk\""]).await?;
+        let held = victim
+            .metric("edge_cache_objects", &["tier=\"disk\""])
+            .await?;
         ensure!(held >= files as f64, "{held} of {files}");
         Ok(())
     })
@@ -39,7 +43,9 @@ async fn an_edge_killed_mid_mirror_is_not_missed_and_comes_back_warm() {
         async move { mirror.fetch(&url, HOST, 4).await }
     });
     eventually("the mirror is in the middle", async || {
-        let from_peer = other.metric("edge_peer_requests_total", &["peer=\"edge-1\""]).await?;
+        let from_peer = other
+            .metric("edge_peer_requests_total", &["peer=\"edge-1\""])
+            .await?;
         ensure!(from_peer >= files as f64 / 8.0, "{from_peer}");
         Ok(())
     })
@@ -66,13 +72,19 @@ async fn an_edge_killed_mid_mirror_is_not_missed_and_comes_back_warm() {
 async fn edges_go_on_and_restart_without_the_control_plane() {
     let origin = Origin::start().await.unwrap();
     for n in 0..6 {
-        origin.route(&format!("/{n}"), Answer::bytes(format!("page {n}")).max_age(600));
+        origin.route(
+            &format!("/{n}"),
+            Answer::bytes(format!("page {n}")).max_age(600),
+        );
     }
     let mut cluster = started(Plan::new(3, &origin.url())).await;
     cluster.settled().await.unwrap();
     cluster.control().terminate().await.unwrap();
     for (n, edge) in cluster.edges.iter().enumerate() {
-        assert_eq!(edge.get(&format!("/{n}")).await.unwrap().text(), format!("page {n}"));
+        assert_eq!(
+            edge.get(&format!("/{n}")).await.unwrap().text(),
+            format!("page {n}")
+        );
     }
     // All at once: nobody is left to remember them but they themselves.
     for edge in &mut cluster.edges {
@@ -118,8 +130,16 @@ async fn without_the_origin_fresh_objects_are_served_and_others_fail_clearly() {
     let answer = edge.get("/new").await.unwrap();
     assert!(matches!(answer.status, 502 | 504), "{}", answer.status);
     let status = answer.cache_status();
-    assert_eq!((status.node.as_str(), status.hit), ("edge-1", false), "{status:?}");
-    assert!(!answer.text().contains(&address.to_string()), "{}", answer.text());
+    assert_eq!(
+        (status.node.as_str(), status.hit),
+        ("edge-1", false),
+        "{status:?}"
+    );
+    assert!(
+        !answer.text().contains(&address.to_string()),
+        "{}",
+        answer.text()
+    );
     // And it comes back without anybody touching the edge.
     let origin = Origin::start_at(address, None).await.unwrap();
     origin.route("/new", Answer::bytes("new").max_age(600));
@@ -135,7 +155,9 @@ async fn without_the_origin_fresh_objects_are_served_and_others_fail_clearly() {
 async fn an_edge_that_is_asked_to_end_finishes_what_it_sends() {
     let origin = Origin::start().await.unwrap();
     let body = Pattern::new(1, 4 << 20);
-    let slow = Answer::pattern(&body).max_age(60).slowly(128 << 10, Duration::from_millis(95));
+    let slow = Answer::pattern(&body)
+        .max_age(60)
+        .slowly(128 << 10, Duration::from_millis(95));
     origin.route("/slow", slow);
     origin.route("/quick", Answer::bytes("quick").max_age(60));
     let mut cluster = started(Plan::new(2, &origin.url())).await;
@@ -171,7 +193,9 @@ async fn a_damaged_index_is_rebuilt_from_the_segments() {
     const OBJECTS: usize = 60;
     let (origin, mut cluster) = alone().await;
     let edge = &mut cluster.edges[0];
-    let bodies: Vec<_> = (0..OBJECTS).map(|n| Pattern::new(n as u64, 1 + 3_000 * n as u64)).collect();
+    let bodies: Vec<_> = (0..OBJECTS)
+        .map(|n| Pattern::new(n as u64, 1 + 3_000 * n as u64))
+        .collect();
     for (n, body) in bodies.iter().enumerate() {
         origin.route(&format!("/{n}"), Answer::pattern(body).max_age(600));
         assert_eq!(edge.get(&format!("/{n}")).await.unwrap().body, body.bytes());
@@ -193,7 +217,11 @@ async fn a_damaged_index_is_rebuilt_from_the_segments() {
     for (n, body) in bodies.iter().enumerate() {
         let answer = edge.get(&format!("/{n}")).await.unwrap();
         assert_eq!(answer.body, body.bytes());
-        assert!(answer.cache_status().hit, "/{n}: {:?}", answer.cache_status());
+        assert!(
+            answer.cache_status().hit,
+            "/{n}: {:?}",
+            answer.cache_status()
+        );
     }
     assert_eq!(origin.requests(), OBJECTS as u64);
 }
@@ -234,6 +262,9 @@ async fn a_flipped_bit_on_disk_never_reaches_a_client() {
     .await
     .unwrap();
     assert_eq!(origin.seen("/big").len(), 2);
-    let counted = edge.metric("edge_checksum_failures_total", &[]).await.unwrap();
+    let counted = edge
+        .metric("edge_checksum_failures_total", &[])
+        .await
+        .unwrap();
     assert!(counted >= 1.0, "{counted}");
 }

@@ -61,7 +61,9 @@ impl Docs {
             cache_control: |_| Some("max-age=3600"),
         };
         let at = ([127, 0, 0, 1], 0).into();
-        let origin = Origin::start_at(at, Some(directory)).await.expect("a free port");
+        let origin = Origin::start_at(at, Some(directory))
+            .await
+            .expect("a free port");
         Self {
             root,
             origin,

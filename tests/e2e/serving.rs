@@ -19,12 +19,18 @@ async fn a_page_is_fetched_once_and_answers_everybody_after() {
     let (origin, cluster) = alone().await;
     let edge = &cluster.edges[0];
     let body = Pattern::new(1, 100_000);
-    origin.route("/page", Answer::pattern(&body).max_age(60).field("etag", "\"v1\""));
+    origin.route(
+        "/page",
+        Answer::pattern(&body).max_age(60).field("etag", "\"v1\""),
+    );
 
     let first = edge.get("/page").await.unwrap();
     assert_eq!((first.status, &first.body), (200, &body.bytes()));
     let status = first.cache_status();
-    assert_eq!((status.node.as_str(), status.source()), ("edge-1", Source::Origin));
+    assert_eq!(
+        (status.node.as_str(), status.source()),
+        ("edge-1", Source::Origin)
+    );
     assert_eq!(status.fwd.as_deref(), Some("uri-miss"));
     assert!(status.stored && first.field("via").is_some());
 
@@ -35,16 +41,37 @@ async fn a_page_is_fetched_once_and_answers_everybody_after() {
     let ttl = second.cache_status().ttl.unwrap();
     assert!((1..=60).contains(&ttl), "{ttl}");
 
-    let unchanged = edge.get_with("/page", &[("if-none-match", "\"v1\"")]).await.unwrap();
+    let unchanged = edge
+        .get_with("/page", &[("if-none-match", "\"v1\"")])
+        .await
+        .unwrap();
     assert_eq!((unchanged.status, unchanged.body.len()), (304, 0));
-    let part = edge.get_with("/page", &[("range", "bytes=70000-70099")]).await.unwrap();
-    assert_eq!((part.status, &part.body[..]), (206, &body.bytes()[70_000..70_100]));
-    assert_eq!(part.field("content-range"), Some("bytes 70000-70099/100000"));
-    let beyond = edge.get_with("/page", &[("range", "bytes=100000-")]).await.unwrap();
+    let part = edge
+        .get_with("/page", &[("range", "bytes=70000-70099")])
+        .await
+        .unwrap();
+    assert_eq!(
+        (part.status, &part.body[..]),
+        (206, &body.bytes()[70_000..70_100])
+    );
+    assert_eq!(
+        part.field("content-range"),
+        Some("bytes 70000-70099/100000")
+    );
+    let beyond = edge
+        .get_with("/page", &[("range", "bytes=100000-")])
+        .await
+        .unwrap();
     assert_eq!(beyond.status, 416);
     let url = edge.url("/page");
-    let head = Client::new().send(Method::HEAD, &url, &[("host", HOST)], "".into()).await.unwrap();
-    assert_eq!((head.status, head.field("content-length")), (200, Some("100000")));
+    let head = Client::new()
+        .send(Method::HEAD, &url, &[("host", HOST)], "".into())
+        .await
+        .unwrap();
+    assert_eq!(
+        (head.status, head.field("content-length")),
+        (200, Some("100000"))
+    );
     assert_eq!(origin.seen("/page").len(), 1);
 }
 
@@ -52,9 +79,18 @@ async fn a_page_is_fetched_once_and_answers_everybody_after() {
 async fn what_is_private_is_asked_for_every_time() {
     let (origin, cluster) = alone().await;
     let edge = &cluster.edges[0];
-    origin.route("/private", Answer::bytes("p").field("cache-control", "Private, max-age=60"));
-    origin.route("/no-store", Answer::bytes("n").field("cache-control", "no-store"));
-    origin.route("/cookie", Answer::bytes("c").max_age(60).field("set-cookie", "id=1"));
+    origin.route(
+        "/private",
+        Answer::bytes("p").field("cache-control", "Private, max-age=60"),
+    );
+    origin.route(
+        "/no-store",
+        Answer::bytes("n").field("cache-control", "no-store"),
+    );
+    origin.route(
+        "/cookie",
+        Answer::bytes("c").max_age(60).field("set-cookie", "id=1"),
+    );
     origin.route("/authorized", Answer::bytes("a").max_age(60));
     for (path, fields) in [
         ("/private", &[][..]),
@@ -64,7 +100,11 @@ async fn what_is_private_is_asked_for_every_time() {
     ] {
         for _ in 0..3 {
             let answer = edge.get_with(path, fields).await.unwrap();
-            assert_eq!((answer.status, answer.cache_status().hit), (200, false), "{path}");
+            assert_eq!(
+                (answer.status, answer.cache_status().hit),
+                (200, false),
+                "{path}"
+            );
         }
         assert_eq!(origin.seen(path).len(), 3, "{path}");
     }
@@ -76,11 +116,17 @@ async fn variants_are_kept_apart() {
     let edge = &cluster.edges[0];
     origin.route_by("/", |seen| {
         let language = seen.field("accept-language").unwrap_or("none").to_owned();
-        Answer::bytes(language).max_age(60).field("vary", "Accept-Language").into()
+        Answer::bytes(language)
+            .max_age(60)
+            .field("vary", "Accept-Language")
+            .into()
     });
     for _ in 0..2 {
         for language in ["de", "fr"] {
-            let answer = edge.get_with("/", &[("accept-language", language)]).await.unwrap();
+            let answer = edge
+                .get_with("/", &[("accept-language", language)])
+                .await
+                .unwrap();
             assert_eq!(answer.text(), language);
         }
         tokio::time::sleep(SECOND / 4).await;
@@ -93,7 +139,10 @@ async fn what_went_stale_is_validated_not_fetched_again() {
     let (origin, cluster) = alone().await;
     let edge = &cluster.edges[0];
     let body = Pattern::new(2, 50_000);
-    origin.route("/page", Answer::pattern(&body).max_age(1).field("etag", "\"v1\""));
+    origin.route(
+        "/page",
+        Answer::pattern(&body).max_age(1).field("etag", "\"v1\""),
+    );
     assert_eq!(edge.get("/page").await.unwrap().body, body.bytes());
     tokio::time::sleep(SECOND * 5 / 2).await;
     assert_eq!(edge.get("/page").await.unwrap().body, body.bytes());
@@ -110,7 +159,10 @@ async fn a_large_upload_streams_through() {
     origin.route("/up", Answer::bytes("thanks"));
     let body = Pattern::new(3, 20 << 20);
     let fields = [("host", HOST)];
-    let answer = Client::new().upload(&edge.url("/up"), &fields, &body).await.unwrap();
+    let answer = Client::new()
+        .upload(&edge.url("/up"), &fields, &body)
+        .await
+        .unwrap();
     assert_eq!((answer.status, answer.text().as_str()), (200, "thanks"));
     let seen = &origin.seen("/up")[0];
     assert_eq!((seen.body_bytes, seen.body_hash), (20 << 20, body.hash()));
@@ -121,7 +173,12 @@ async fn a_large_upload_streams_through() {
 async fn the_origin_learns_of_the_client_and_hop_by_hop_fields_stay_behind() {
     let (origin, cluster) = alone().await;
     let edge = &cluster.edges[0];
-    origin.route("/", Answer::bytes("x").field("keep-alive", "timeout=5").field("x-own", "1"));
+    origin.route(
+        "/",
+        Answer::bytes("x")
+            .field("keep-alive", "timeout=5")
+            .field("x-own", "1"),
+    );
     let fields = [
         ("connection", "x-hop"),
         ("x-hop", "1"),
@@ -129,9 +186,15 @@ async fn the_origin_learns_of_the_client_and_hop_by_hop_fields_stay_behind() {
         ("x-forwarded-for", "192.0.2.7"),
     ];
     let answer = edge.get_with("/?q=1", &fields).await.unwrap();
-    assert_eq!((answer.field("keep-alive"), answer.field("x-own")), (None, Some("1")));
+    assert_eq!(
+        (answer.field("keep-alive"), answer.field("x-own")),
+        (None, Some("1"))
+    );
     let seen = &origin.seen("/")[0];
-    assert_eq!((seen.target.as_str(), seen.field("host")), ("/?q=1", Some(HOST)));
+    assert_eq!(
+        (seen.target.as_str(), seen.field("host")),
+        ("/?q=1", Some(HOST))
+    );
     for gone in ["x-hop", "te"] {
         assert_eq!(seen.field(gone), None, "{gone}");
     }
@@ -148,7 +211,9 @@ async fn an_upgrade_is_tunnelled() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let (origin, cluster) = alone().await;
     origin.route("/chat", Script::Echo);
-    let mut stream = tokio::net::TcpStream::connect(cluster.edges[0].http).await.unwrap();
+    let mut stream = tokio::net::TcpStream::connect(cluster.edges[0].http)
+        .await
+        .unwrap();
     let head = format!(
         "GET /chat HTTP/1.1\r\nhost: {HOST}\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
          sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
@@ -158,7 +223,12 @@ async fn an_upgrade_is_tunnelled() {
     while !answer.ends_with(b"\r\n\r\n") {
         answer.push(stream.read_u8().await.unwrap());
     }
-    assert_eq!(raw_status(&answer), Some(101), "{}", String::from_utf8_lossy(&answer));
+    assert_eq!(
+        raw_status(&answer),
+        Some(101),
+        "{}",
+        String::from_utf8_lossy(&answer)
+    );
     for word in ["hello", "and again"] {
         stream.write_all(word.as_bytes()).await.unwrap();
         let mut echo = vec![0; word.len()];
@@ -172,7 +242,10 @@ async fn http2_without_tls_is_spoken() {
     let (origin, cluster) = alone().await;
     let edge = &cluster.edges[0];
     let body = Pattern::new(4, 3 << 20);
-    origin.route("/big", Answer::pattern(&body).max_age(60).framing(Framing::Chunked));
+    origin.route(
+        "/big",
+        Answer::pattern(&body).max_age(60).framing(Framing::Chunked),
+    );
     for _ in 0..2 {
         let answer = get_h2c(edge.http, HOST, "/big").await.unwrap();
         assert_eq!((answer.status, answer.hash), (200, body.hash()));
@@ -188,14 +261,19 @@ async fn a_growing_body_is_shared_and_outlives_the_client_that_began_it() {
     let edge = &cluster.edges[0];
     let body = Pattern::new(5, 4 << 20);
     // Three seconds long.
-    let slow = Answer::pattern(&body).max_age(60).slowly(128 << 10, Duration::from_millis(95));
+    let slow = Answer::pattern(&body)
+        .max_age(60)
+        .slowly(128 << 10, Duration::from_millis(95));
     origin.route("/slow", slow);
     let fields = [("host", HOST)];
     let url = edge.url("/slow");
     let beginner = Client::new();
     let (parts, mut first) = beginner.begin_get(&url, &fields).await.unwrap();
     assert_eq!(parts.status, 200);
-    http_body_util::BodyExt::frame(&mut first).await.unwrap().unwrap();
+    http_body_util::BodyExt::frame(&mut first)
+        .await
+        .unwrap()
+        .unwrap();
     // The second is under way while the first leaves.
     let (parts, second) = Client::new().begin_get(&url, &fields).await.unwrap();
     let second = tokio::spawn(digest(parts, second));
@@ -263,7 +341,11 @@ async fn a_body_larger_than_memory_passes_in_little_memory() {
             tokio::time::sleep(SECOND / 20).await;
         }
         let answer = fetching.await.unwrap().unwrap();
-        assert_eq!((answer.bytes, answer.hash), (mib << 20, body.hash()), "time {times}");
+        assert_eq!(
+            (answer.bytes, answer.hash),
+            (mib << 20, body.hash()),
+            "time {times}"
+        );
         assert_eq!(answer.cache_status().source(), source);
     }
     println!("{mib} MiB in at most {} MiB", most >> 20);
@@ -299,8 +381,15 @@ async fn one_flag_makes_a_useful_cache() {
         });
         assert_eq!(hit.await.unwrap().text(), "hello");
     }
-    let ready = client.get(&format!("http://127.0.0.1:{admin}/readyz")).await.unwrap();
+    let ready = client
+        .get(&format!("http://127.0.0.1:{admin}/readyz"))
+        .await
+        .unwrap();
     assert_eq!(ready.status, 200);
-    let bare = raw(([127, 0, 0, 1], listen).into(), b"GET /page HTTP/1.0\r\nHost: a.test\r\n\r\n").await;
+    let bare = raw(
+        ([127, 0, 0, 1], listen).into(),
+        b"GET /page HTTP/1.0\r\nHost: a.test\r\n\r\n",
+    )
+    .await;
     assert!(bare.unwrap().ends_with(b"hello"));
 }

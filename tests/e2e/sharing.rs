@@ -15,7 +15,9 @@ use crate::{Docs, SECOND, heard_of, started, stored};
 /// Files of the mirror in these tests. The whole set: `TESTS_MIRROR_FILES=1000000`.
 fn files_max() -> usize {
     let given = std::env::var_os("TESTS_MIRROR_FILES");
-    given.map_or(1_500, |v| v.to_str().expect("a number").parse().expect("a number"))
+    given.map_or(1_500, |v| {
+        v.to_str().expect("a number").parse().expect("a number")
+    })
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -24,7 +26,9 @@ async fn a_mirror_through_one_edge_feeds_the_others() {
     let mirror = Mirror::of(&docs.root, files_max()).unwrap();
     let cluster = started(Plan::new(3, &docs.origin.url())).await;
     cluster.settled().await.unwrap();
-    let [one, two, three] = &cluster.edges[..] else { unreachable!() };
+    let [one, two, three] = &cluster.edges[..] else {
+        unreachable!()
+    };
 
     let tally = mirror.fetch(&one.url(""), HOST, 8).await;
     println!("edge-1: {tally}");
@@ -34,12 +38,17 @@ async fn a_mirror_through_one_edge_feeds_the_others() {
 
     for edge in [two, three] {
         let before = docs.origin.requests();
-        heard_of(edge, "edge-1", mirror.files() as u64).await.unwrap();
+        heard_of(edge, "edge-1", mirror.files() as u64)
+            .await
+            .unwrap();
         let tally = mirror.fetch(&edge.url(""), HOST, 8).await;
         println!("{}: {tally}", edge.id);
         assert_eq!((tally.equal, tally.failed), (mirror.files(), 0), "{tally}");
         let asked = docs.origin.requests() - before;
-        assert!(asked * 50 < mirror.files() as u64, "{asked} reached the origin; {tally}");
+        assert!(
+            asked * 50 < mirror.files() as u64,
+            "{asked} reached the origin; {tally}"
+        );
         assert_eq!((tally.unsaid, tally.origin as u64), (0, asked), "{tally}");
     }
     let again = mirror.fetch(&one.url(""), HOST, 8).await;
@@ -55,11 +64,16 @@ async fn the_nearest_holder_is_asked_and_another_when_it_is_out_of_reach() {
     // Frankfurt is nearer to Virginia than to Singapore.
     let cluster = started(Plan::new(3, &origin.url()).lines(Lines::Perfect)).await;
     cluster.settled().await.unwrap();
-    let [frankfurt, virginia, singapore] = &cluster.edges[..] else { unreachable!() };
+    let [frankfurt, virginia, singapore] = &cluster.edges[..] else {
+        unreachable!()
+    };
     for path in ["/near", "/far", "/nobody"] {
         origin.route(path, Answer::pattern(&body).max_age(600));
     }
-    for (path, holders) in [("/near", &[virginia, singapore][..]), ("/far", &[singapore])] {
+    for (path, holders) in [
+        ("/near", &[virginia, singapore][..]),
+        ("/far", &[singapore]),
+    ] {
         for holder in holders {
             holder.get(path).await.unwrap();
             stored(holder, path).await;
@@ -71,8 +85,15 @@ async fn the_nearest_holder_is_asked_and_another_when_it_is_out_of_reach() {
 
     let near = frankfurt.get("/near").await.unwrap();
     assert_eq!(near.body, body.bytes());
-    assert!(matches!(near.cache_status().source(), Source::Peer(_)), "{:?}", near.cache_status());
-    let cut = Conditions { cut: true, ..Conditions::default() };
+    assert!(
+        matches!(near.cache_status().source(), Source::Peer(_)),
+        "{:?}",
+        near.cache_status()
+    );
+    let cut = Conditions {
+        cut: true,
+        ..Conditions::default()
+    };
     cluster.line(0, 2).set(cut);
     let far = frankfurt.get("/far").await.unwrap();
     assert_eq!((far.status, far.body.len()), (200, 3 << 20));
@@ -86,23 +107,32 @@ async fn the_nearest_holder_is_asked_and_another_when_it_is_out_of_reach() {
 async fn a_holder_that_falls_silent_midway_does_not_hurt_the_client() {
     let origin = Origin::start().await.unwrap();
     let body = Pattern::new(2, 8 << 20);
-    origin.route("/big", Answer::pattern(&body).max_age(600).field("etag", "\"v\""));
+    origin.route(
+        "/big",
+        Answer::pattern(&body).max_age(600).field("etag", "\"v\""),
+    );
     let cluster = started(Plan::new(2, &origin.url()).lines(Lines::Perfect)).await;
     cluster.settled().await.unwrap();
-    let [holder, asker] = &cluster.edges[..] else { unreachable!() };
+    let [holder, asker] = &cluster.edges[..] else {
+        unreachable!()
+    };
     holder.get("/big").await.unwrap();
     stored(holder, "/big").await;
     heard_of(asker, "edge-1", 1).await.unwrap();
     // Two MiB a second, then nothing.
-    let slow = Conditions { bytes_per_s: Some(2 << 20), ..Conditions::default() };
+    let slow = Conditions {
+        bytes_per_s: Some(2 << 20),
+        ..Conditions::default()
+    };
     cluster.line(1, 0).set(slow);
     let url = asker.url("/big");
-    let fetching = tokio::spawn(async move {
-        Client::new().digest(&url, &[("host", HOST)]).await
-    });
+    let fetching = tokio::spawn(async move { Client::new().digest(&url, &[("host", HOST)]).await });
     tokio::time::sleep(SECOND * 2).await;
     assert!(!fetching.is_finished());
-    cluster.line(1, 0).set(Conditions { stalled: true, ..slow });
+    cluster.line(1, 0).set(Conditions {
+        stalled: true,
+        ..slow
+    });
     let answer = fetching.await.unwrap().unwrap();
     assert_eq!((answer.status, answer.hash), (200, body.hash()));
 }
@@ -115,7 +145,9 @@ async fn the_control_plane_ranks_by_distance_and_steers() {
     cluster.settled().await.unwrap();
     let names = |answer: &serde_json::Value, list: &str| -> Vec<String> {
         let list = answer[list].as_array().cloned().unwrap_or_default();
-        list.iter().map(|p| p["id"].as_str().unwrap_or_default().to_owned()).collect()
+        list.iter()
+            .map(|p| p["id"].as_str().unwrap_or_default().to_owned())
+            .collect()
     };
     let control = cluster.control();
     harness::process::eventually("everybody is ranked", async || {
@@ -127,10 +159,22 @@ async fn the_control_plane_ranks_by_distance_and_steers() {
     .await
     .unwrap();
     // Addresses of well-known public resolvers, by the database that ships with the project.
-    let edges = control.ask("/v1/edges?client=8.8.8.8").await.unwrap().json().unwrap();
-    assert_eq!(names(&edges, "edges").first().map(String::as_str), Some("edge-2"), "{edges}");
+    let edges = control
+        .ask("/v1/edges?client=8.8.8.8")
+        .await
+        .unwrap()
+        .json()
+        .unwrap();
+    assert_eq!(
+        names(&edges, "edges").first().map(String::as_str),
+        Some("edge-2"),
+        "{edges}"
+    );
     let nodes = control.ask("/v1/nodes").await.unwrap().json().unwrap();
-    assert_eq!(names(&nodes, "nodes"), ["control", "edge-1", "edge-2", "edge-3"]);
+    assert_eq!(
+        names(&nodes, "nodes"),
+        ["control", "edge-1", "edge-2", "edge-3"]
+    );
 
     let steer = control.steer.unwrap();
     let client = Client::new();
@@ -140,9 +184,14 @@ async fn the_control_plane_ranks_by_distance_and_steers() {
     let location = steered.field("location").unwrap().to_owned();
     let ports: Vec<_> = cluster.edges.iter().map(|e| e.http.port()).collect();
     assert!(
-        ports.iter().any(|p| location == format!("http://{HOST}:{p}/a?b=c")),
+        ports
+            .iter()
+            .any(|p| location == format!("http://{HOST}:{p}/a?b=c")),
         "{location}"
     );
-    let stranger = client.get_with(&url, &[("host", "elsewhere.test")]).await.unwrap();
+    let stranger = client
+        .get_with(&url, &[("host", "elsewhere.test")])
+        .await
+        .unwrap();
     assert!((400..500).contains(&stranger.status), "{}", stranger.status);
 }

@@ -75,9 +75,14 @@ impl Binaries {
             // What cargo tells a process of its package: build scripts (ring's) would take them for
             // their own, find them changed, and be run again, with all that depends on them.
             let text = variable.to_string_lossy();
-            if ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_"]
-                .iter()
-                .any(|prefix| text.starts_with(prefix))
+            if [
+                "CARGO_PKG_",
+                "CARGO_MANIFEST_",
+                "CARGO_BIN_",
+                "CARGO_CRATE_",
+            ]
+            .iter()
+            .any(|prefix| text.starts_with(prefix))
             {
                 command.env_remove(&variable);
             }

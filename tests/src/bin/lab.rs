@@ -18,7 +18,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use cluster::{process::shutdown_signal, site::Site};
 use harness::{
-    cluster::{BASE_PORT, Cluster, EDGES_MAX, Lines, Node, Plan},
+    cluster::{BASE_PORT, Cluster, EDGES_MAX, Lines, Node, Plan, set},
     origin::{Answer, Directory, Origin},
     pattern::Pattern,
     process::{Binaries, Log, checkout, is_free},
@@ -93,7 +93,7 @@ async fn run(arguments: Arguments) -> Result<()> {
     let mut ended = Box::pin(shutdown_signal()?);
 
     let (origin, site, about) = origin_and_site(&arguments).await?;
-    let plan = Plan {
+    let mut plan = Plan {
         site,
         lines: if arguments.no_delay {
             Lines::Direct
@@ -110,6 +110,14 @@ async fn run(arguments: Arguments) -> Result<()> {
             .transpose()?,
         ..Plan::new(arguments.edges, "http://replaced.invalid")
     };
+    // So that anybody can be tried out from here.
+    let trusted = toml::Value::Array(vec!["127.0.0.0/8".into()]);
+    set(
+        &mut plan.control_settings,
+        "steer",
+        "trust_forwarded",
+        trusted,
+    );
     let mut cluster = plan.prepare().await?;
     check_ports(&cluster)?;
     println!("Starting a control plane and {} edges …", arguments.edges);
@@ -364,6 +372,11 @@ async fn description(
     writeln!(
         text,
         "  curl -sL -D- -o/dev/null http://localhost:{}{path}      # steered",
+        steer.port()
+    )?;
+    writeln!(
+        text,
+        "  curl -sD- -o/dev/null -H 'X-Forwarded-For: 1.1.1.1' http://localhost:{}{path}   # steered from elsewhere",
         steer.port()
     )?;
     writeln!(text, "Look inside:")?;
