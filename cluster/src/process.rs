@@ -95,6 +95,22 @@ pub fn shutdown_signal() -> io::Result<impl Future<Output = ()> + Send + 'static
     })
 }
 
+/// An error and its causes in one line, for the operator. Many errors tell their cause themselves;
+/// what has been said is not said again.
+pub fn in_one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if line.contains(&cause) {
+            continue;
+        }
+        if !line.is_empty() {
+            line.push_str(": ");
+        }
+        line.push_str(&cause);
+    }
+    line
+}
+
 #[cfg(test)]
 mod tests {
     use std::{
@@ -168,5 +184,14 @@ mod tests {
             message.contains("cluster=loud") && message.contains("the configuration"),
             "{message}"
         );
+    }
+
+    #[test]
+    fn a_cause_that_was_told_is_not_told_again() {
+        let cause = io::Error::other("no such disk");
+        let error = anyhow::Error::new(cause)
+            .context("data_dir: no such disk")
+            .context("start");
+        assert_eq!(in_one_line(&error), "start: data_dir: no such disk");
     }
 }

@@ -18,7 +18,7 @@ use cluster::{
     clock::Clock,
     net::SystemNet,
     node::NodeId,
-    process::{init_telemetry, shutdown_signal},
+    process::{in_one_line, init_telemetry, shutdown_signal},
     settings,
     wire::{
         EDGES, EdgesAnswer, ErrorAnswer, NODES, NodesAnswer, PEERS, PeersAnswer, Place, SITES,
@@ -263,7 +263,7 @@ pub fn run(arguments: Arguments, env: impl Iterator<Item = (OsString, OsString)>
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Nothing can be done if even this cannot be said.
-            let _ = writeln!(io::stderr(), "control-plane: {error:#}");
+            let _ = writeln!(io::stderr(), "control-plane: {}", in_one_line(&error));
             ExitCode::from(FAILED)
         }
     }

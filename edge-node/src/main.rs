@@ -116,7 +116,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // The one line an operator reads when a node does not start.
-            let _ = writeln!(io::stderr(), "edge-node: {error:#}");
+            let _ = writeln!(io::stderr(), "edge-node: {}", process::in_one_line(&error));
             ExitCode::FAILURE
         }
     }
