@@ -179,19 +179,27 @@ impl Simulation {
             if self.sim.elapsed() >= end {
                 bail!("{NOT_YET} {limit:?} (seed {}): {what}", self.seed);
             }
-            let begun = tokio::time::Instant::now();
-            self.sim
-                .step()
-                .map_err(|e| anyhow!("seed {}: {e}", self.seed))?;
-            if let Some(rest) = self.pace.checked_sub(begun.elapsed()) {
-                #[expect(
-                    clippy::disallowed_methods,
-                    reason = "this thread drives the simulation; no task of it runs meanwhile"
-                )]
-                std::thread::sleep(rest);
-            }
+            self.step()?;
         }
         Ok(())
+    }
+
+    /// One tick; whether every client of the simulation is done.
+    ///
+    /// # Errors
+    ///
+    /// A host's software failed.
+    pub fn step(&mut self) -> Result<bool> {
+        let begun = tokio::time::Instant::now();
+        let done = self.sim.step();
+        if let Some(rest) = self.pace.checked_sub(begun.elapsed()) {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "this thread drives the simulation; no task of it runs meanwhile"
+            )]
+            std::thread::sleep(rest);
+        }
+        done.map_err(|e| anyhow!("seed {}: {e}", self.seed))
     }
 }
 
