@@ -108,9 +108,10 @@ struct Asked {
 }
 
 impl Asked {
-    fn facts(&self) -> RequestFacts<'_> {
+    /// The facts of the request that fills: always a GET.
+    fn facts(&self) -> RequestFacts<'static> {
         RequestFacts {
-            method: &self.method,
+            method: &Method::GET,
             authorized: self.headers.contains_key(header::AUTHORIZATION),
             cache_control: self.said.clone(),
         }
@@ -280,14 +281,9 @@ impl Proxy {
                     (self.follow(turn, asked, &Some(entry.clone())), Some(entry))
                 }
                 Lookup::Filling(following) => (Followed::Other(following), None),
-                Lookup::Absent(filler) => {
-                    // A HEAD alone does not say that anybody wants the body.
-                    if asked.method == Method::HEAD {
-                        filler.not_shared(false);
-                        return self.pass(asked, None, Fwd::UriMiss).await;
-                    }
-                    (self.follow(Turn::Fill(filler), asked, &None), None)
-                }
+                // A HEAD, too, fetches the whole: its answer is that of a GET without the body, and
+                // whoever asks for the head mostly wants the rest.
+                Lookup::Absent(filler) => (self.follow(Turn::Fill(filler), asked, &None), None),
                 Lookup::Pass => return self.pass(asked, None, Fwd::UriMiss).await,
             };
             let (leads, own, outcome) = match followed {
@@ -527,7 +523,11 @@ impl Proxy {
         }
         .append_to(&mut parts.headers);
         let trace = self.trace(Some(asked), Outcome::Pass, Source::Origin, parts.status);
-        response(parts.status, parts.headers, Payload::origin(body, trace))
+        let payload = match asked.method {
+            Method::HEAD => Payload::empty(trace),
+            _ => Payload::origin(body, trace),
+        };
+        response(parts.status, parts.headers, payload)
     }
 
     fn error_answer(
