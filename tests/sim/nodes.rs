@@ -24,6 +24,7 @@ use http::{Request, Response};
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
 use tokio::time::{Instant, sleep, timeout};
 
 const EDGES: [&str; 3] = ["edge-1", "edge-2", "edge-3"];
@@ -57,7 +58,9 @@ impl World {
         write_secret(&secret)?;
         let origin_requests = Arc::new(AtomicU64::new(0));
         let counter = origin_requests.clone();
-        simulation.sim.host("origin", move || origin(counter.clone()));
+        simulation
+            .sim
+            .host("origin", move || origin(counter.clone()));
         let control = format!(
             "[node]\nid = \"control\"\ndata_dir = {:?}\n\
              [listen]\nhttp = \"0.0.0.0:7900\"\ngossip = \"0.0.0.0:7946\"\nsteer = \"0.0.0.0:8088\"\n\
@@ -104,7 +107,9 @@ impl World {
             wishes: self.wishes.clone(),
             origin_requests: self.origin_requests.clone(),
         });
-        self.simulation.sim.client("client", async move { Ok(scenario.await?) });
+        self.simulation
+            .sim
+            .client("client", async move { Ok(scenario.await?) });
         loop {
             for (host, up) in self.wishes.lock().unwrap().drain(..) {
                 if up {
@@ -121,18 +126,27 @@ impl World {
 }
 
 async fn run_control(config: &str) -> Result<()> {
-    use control_plane::{config::ConfigFile, control::{Control, Environment}};
+    use control_plane::{
+        config::ConfigFile,
+        control::{Control, Environment},
+    };
     let environment = Environment {
         net: Arc::new(SimNet),
         clock: sim_clock(),
     };
     let config = toml::from_str::<ConfigFile>(config)?.check("control")?;
-    Control::build(config, environment).await?.run(std::future::pending()).await;
+    Control::build(config, environment)
+        .await?
+        .run(std::future::pending())
+        .await;
     Ok(())
 }
 
 async fn run_edge(config: &str) -> Result<()> {
-    use edge_node::{config::ConfigFile, edge::{Edge, Environment}};
+    use edge_node::{
+        config::ConfigFile,
+        edge::{Edge, Environment},
+    };
     let environment = Environment {
         net: Arc::new(SimNet),
         clock: sim_clock(),
@@ -204,7 +218,11 @@ impl Scenario {
     /// Fetches every object from `edge`; each is right, or this is an error.
     async fn fetch_all(&self, edge: &'static str) -> Result<Vec<Source>> {
         stream::iter(0..OBJECTS)
-            .map(|n| async move { fetch(edge, n).await.with_context(|| format!("/{n} of {edge}")) })
+            .map(|n| async move {
+                fetch(edge, n)
+                    .await
+                    .with_context(|| format!("/{n} of {edge}"))
+            })
             .buffer_unordered(3)
             .collect::<Vec<_>>()
             .await
@@ -224,7 +242,10 @@ impl Scenario {
                 if names == others && known.iter().all(|(_, held)| *held >= objects) {
                     break;
                 }
-                ensure!(begun.elapsed() < LIMIT, "{edge} knows {known:?}, not {others:?}");
+                ensure!(
+                    begun.elapsed() < LIMIT,
+                    "{edge} knows {known:?}, not {others:?}"
+                );
                 sleep(Duration::from_millis(200)).await;
             }
         }
@@ -238,7 +259,9 @@ async fn get(at: &str, path: &str) -> Result<(http::response::Parts, Bytes)> {
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let driver = tokio::spawn(connection);
-        let request = Request::get(path).header("host", "site.test").body(Empty::<Bytes>::new())?;
+        let request = Request::get(path)
+            .header("host", "site.test")
+            .body(Empty::<Bytes>::new())?;
         let (parts, body) = sender.send_request(request).await?.into_parts();
         let body = body.collect().await?.to_bytes();
         driver.abort();
@@ -251,7 +274,10 @@ async fn fetch(edge: &str, n: u64) -> Result<Source> {
     let (parts, body) = get(&format!("{edge}:8080"), &format!("/{n}")).await?;
     ensure!(parts.status == 200, "status {}", parts.status);
     ensure!(body == object(n).bytes(), "{} wrong bytes", body.len());
-    let field = parts.headers.get("cache-status").and_then(|v| v.to_str().ok());
+    let field = parts
+        .headers
+        .get("cache-status")
+        .and_then(|v| v.to_str().ok());
     Ok(CacheStatus::parse(field.unwrap_or_default()).source())
 }
 
@@ -270,7 +296,8 @@ async fn peers(edge: &str) -> Result<Vec<(String, u64)>> {
 async fn ready() -> Result<()> {
     for edge in EDGES {
         let begun = Instant::now();
-        while !matches!(get(&format!("{edge}:9090"), "/readyz").await, Ok((p, _)) if p.status == 200) {
+        while !matches!(get(&format!("{edge}:9090"), "/readyz").await, Ok((p, _)) if p.status == 200)
+        {
             ensure!(begun.elapsed() < LIMIT, "{edge} is not ready");
             sleep(Duration::from_millis(200)).await;
         }
@@ -335,7 +362,10 @@ fn a_holder_that_crashes_while_others_fetch_from_it_is_not_missed() {
         let (two, three) = (two?, three?);
         crashing.await?;
         let from_peers = |s: &[Source]| s.iter().filter(|s| matches!(s, Source::Peer(_))).count();
-        ensure!(from_peers(&two) + from_peers(&three) > 0, "{two:?} {three:?}");
+        ensure!(
+            from_peers(&two) + from_peers(&three) > 0,
+            "{two:?} {three:?}"
+        );
         scenario.agree(&["edge-2", "edge-3"], OBJECTS).await?;
 
         // Back, with what it had.
@@ -344,8 +374,48 @@ fn a_holder_that_crashes_while_others_fetch_from_it_is_not_missed() {
         let before = scenario.origin_requests();
         let sources = scenario.fetch_all("edge-1").await?;
         ensure!(sources.iter().all(|s| *s == Source::Hit), "{sources:?}");
-        ensure!(scenario.origin_requests() == before, "the origin was asked again");
+        ensure!(
+            scenario.origin_requests() == before,
+            "the origin was asked again"
+        );
         scenario.agree(&EDGES, OBJECTS).await
+    });
+}
+
+#[test]
+fn whatever_breaks_between_nodes_clients_get_the_right_bytes() {
+    let world = World::new().unwrap();
+    let mut random = StdRng::seed_from_u64(world.simulation.seed);
+    world.run(|scenario| async move {
+        ready().await?;
+        let nodes = ["control", "edge-1", "edge-2", "edge-3"];
+        for _ in 0..40 {
+            let one = nodes[random.random_range(0..nodes.len())];
+            let other = nodes[random.random_range(0..nodes.len())];
+            match random.random_range(0..5) {
+                _ if one == other => {}
+                0 | 1 => turmoil::partition(one, other),
+                2 => turmoil::partition_oneway(one, other),
+                _ => turmoil::repair(one, other),
+            }
+            let clients = (0..4).map(|_| {
+                let edge = EDGES[random.random_range(0..EDGES.len())];
+                let n = random.random_range(0..OBJECTS);
+                async move {
+                    let fetched = fetch(edge, n).await;
+                    fetched.with_context(|| format!("/{n} of {edge}"))
+                }
+            });
+            let clients: Vec<_> = clients.collect();
+            futures_util::future::try_join_all(clients).await?;
+            sleep(Duration::from_millis(random.random_range(0..2_000))).await;
+        }
+        for (i, one) in nodes.iter().enumerate() {
+            for other in &nodes[i + 1..] {
+                turmoil::repair(*one, *other);
+            }
+        }
+        scenario.agree(&EDGES, 0).await
     });
 }
 

@@ -10,11 +10,13 @@
 //! - [`proxy`]: a TCP line with delay, limited rate, stalls and cuts;
 //! - [`process`] and [`cluster`]: the real binaries, alone and together;
 //! - [`mirror`]: fetches a whole directory through an edge and compares every byte;
-//! - [`simulation`]: the network as a simulation.
+//! - [`simulation`]: the network as a simulation;
+//! - [`hostile`]: what arrives from the network, as functions of arbitrary bytes.
 
 pub mod cache_status;
 pub mod client;
 pub mod cluster;
+pub mod hostile;
 pub mod mirror;
 pub mod origin;
 pub mod pattern;
