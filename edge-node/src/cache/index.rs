@@ -65,7 +65,7 @@ pub struct Index {
 pub struct IndexError(String);
 
 /// What the index knows of one segment.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Image {
     /// Records from the beginning of the segment on, without a gap, with their offsets.
     pub records: Vec<(u32, Entry)>,
@@ -138,10 +138,7 @@ impl Index {
     ///
     /// sled failed, or holds what was never put there.
     pub fn image(&self, segment: u32) -> Result<Image, IndexError> {
-        let mut image = Image {
-            records: Vec::new(),
-            covered: 0,
-        };
+        let mut image = Image::default();
         let pairs = self.with(|db| {
             db.scan_prefix(segment.to_be_bytes())
                 .collect::<Result<Vec<_>, _>>()
@@ -238,7 +235,8 @@ impl Index {
     }
 
     /// Writes the index anew if it takes far more space than what it holds needs: sled reuses its
-    /// file but never shrinks it. A crash in the middle costs a scan of the segments.
+    /// file but never shrinks it. Says whether it takes less now. A crash in the middle costs a scan
+    /// of the segments.
     ///
     /// # Errors
     ///
@@ -259,8 +257,9 @@ impl Index {
             self.put(&key, &value)?;
         }
         self.flush()?;
-        tracing::info!(bytes, held, now = self.bytes_on_disk(), "index compacted");
-        Ok(true)
+        let now = self.bytes_on_disk();
+        tracing::info!(bytes, held, now, "index compacted");
+        Ok(now < bytes)
     }
 
     /// What the index takes on disk, in bytes. Blocks.

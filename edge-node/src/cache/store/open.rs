@@ -37,6 +37,9 @@ const SEGMENT_BYTES_MAX: u64 = 1 << 31;
 const SEGMENTS_MIN: u64 = 16;
 /// A large one into this many: each is an open file, and 1024 are what a process usually may have.
 const SEGMENTS_MAX: u64 = 512;
+/// Every start begins a segment, however little the one before had written; beyond this many the
+/// oldest go, full or not.
+pub(super) const SEGMENT_FILES_MAX: usize = 640;
 /// How many damaged things of a kind are kept for whoever wants to look at them, ...
 const ASIDE_MAX: usize = 2;
 /// ... as long as they take no more than this share of the budget.
@@ -351,15 +354,7 @@ fn load(
     let mut unread: BTreeMap<_, _> = segments.into_iter().map(|s| (s.id, s)).collect();
     let ids: BTreeSet<u32> = known.iter().chain(unread.keys()).copied().collect();
     for id in ids {
-        let image = index.map_or_else(
-            || {
-                Ok(Image {
-                    records: Vec::new(),
-                    covered: 0,
-                })
-            },
-            |index| index.image(id),
-        );
+        let image = index.map_or_else(|| Ok(Image::default()), |index| index.image(id));
         let image = match image {
             Ok(image) => image,
             Err(error) => {

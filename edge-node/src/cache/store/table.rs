@@ -382,3 +382,99 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing here panics half-way through a change.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(segment: u32) -> At {
+        At { segment, offset: 0 }
+    }
+
+    fn entry(kind: Kind, object: u64, index: u32) -> Entry {
+        Entry {
+            kind,
+            flags: 0,
+            key: Key(1),
+            object,
+            index,
+            len: 100,
+        }
+    }
+
+    /// Object 7 of two pieces, in segments 1 and 2; its head in 2.
+    fn large() -> Table {
+        let table = Table::new();
+        table.apply(at(1), &entry(Kind::Piece, 7, 0));
+        table.apply(at(2), &entry(Kind::Piece, 7, 1));
+        table.apply(at(2), &entry(Kind::Object, 7, 2));
+        table
+    }
+
+    #[test]
+    fn a_copy_of_what_changed_meanwhile_is_not_taken() {
+        let (object, copy) = (entry(Kind::Object, 1, 0), Span::new(at(9), 100));
+        let table = Table::new();
+        table.apply(at(1), &object);
+        table.change(Key(1), |slot| slot.hit = true);
+        assert_eq!(table.hot(1).len(), 1);
+        table.moved(at(1), copy, &object);
+        assert_eq!(
+            table.slot(Key(1)).map(|slot| (slot.span, slot.hit)),
+            Some((copy, false))
+        );
+        table.apply(at(10), &object);
+        table.moved(at(9), Span::new(at(11), 100), &object);
+        assert_eq!(table.slot(Key(1)).unwrap().span.at, at(10));
+        table.remove(Key(1));
+        table.moved(at(10), copy, &object);
+        assert_eq!(table.slot(Key(1)), None);
+    }
+
+    #[test]
+    fn an_object_goes_with_any_of_its_pieces() {
+        for segment in [1, 2] {
+            let table = large();
+            assert_eq!(table.pieces(7, 2).unwrap().len(), 2);
+            assert_eq!(table.evict(segment), [Key(1)]);
+            assert_eq!((table.len(), table.pieces(7, 1)), (0, None));
+        }
+        let table = large();
+        assert_eq!(table.evict(3), []);
+        table.change(Key(1), |slot| slot.hit = true);
+        assert_eq!(table.hot(1)[0].spans.len(), 1);
+        assert_eq!(table.hot(2)[0].bytes, 200);
+    }
+
+    #[test]
+    fn a_replay_leaves_nothing_torn_and_no_piece_without_an_object() {
+        let table = large();
+        table.apply(at(3), &entry(Kind::Piece, 8, 0));
+        table.drop_lost(|span| span.at.segment != 1);
+        assert_eq!(table.drop_torn(), 1);
+        assert_eq!(
+            (table.len(), table.pieces(7, 1), table.pieces(8, 1)),
+            (0, None, None)
+        );
+        let table = large();
+        table.apply(at(4), &entry(Kind::Object, 8, 3));
+        assert!(table.pieces(7, 1).is_none(), "replaced");
+        assert_eq!(table.drop_torn(), 1);
+        assert_eq!(table.len(), 0);
+    }
+
+    #[test]
+    fn a_number_given_twice_makes_no_second_object() {
+        let table = large();
+        let mut other = entry(Kind::Object, 7, 2);
+        other.key = Key(2);
+        table.apply(at(3), &other);
+        assert!(table.slot(Key(2)).is_none() && table.pieces(7, 2).is_some());
+    }
+
+    #[test]
+    fn a_slot_is_small() {
+        assert_eq!(size_of::<([u8; 16], Slot)>(), 32);
+        assert_eq!(size_of::<Option<Span>>(), 12);
+    }
+}

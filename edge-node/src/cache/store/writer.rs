@@ -385,7 +385,7 @@ impl Writer {
     }
 
     /// Reclaims the oldest segments until there is room on disk for all of the active segment, and
-    /// for what the next reclaim copies before it frees anything.
+    /// for what the next reclaim copies before it frees anything; and until they are few enough.
     fn make_room(&mut self) {
         loop {
             let active = self.active.as_ref().map_or(0, |_| self.segment_bytes);
@@ -395,7 +395,8 @@ impl Writer {
                 + self.reinsert_bytes_max()
                 + counters.index_bytes.load(Relaxed)
                 + counters.aside_bytes.load(Relaxed);
-            if used <= self.disk_bytes_max {
+            let files = self.sealed.len() + 1;
+            if used <= self.disk_bytes_max && files <= open::SEGMENT_FILES_MAX {
                 return;
             }
             if self.with_index(Index::compact) == Some(true) {
