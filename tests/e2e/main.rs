@@ -6,10 +6,15 @@
 //! - [`refusing`]: what must be refused, and how clearly;
 //! - [`operating`]: what operators see and scrape.
 
+#[cfg(test)]
 mod losing;
+#[cfg(test)]
 mod operating;
+#[cfg(test)]
 mod refusing;
+#[cfg(test)]
 mod serving;
+#[cfg(test)]
 mod sharing;
 
 use std::{

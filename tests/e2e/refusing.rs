@@ -356,18 +356,13 @@ async fn a_full_disk_loses_nothing_but_the_caching() {
     );
     let unshare = Path::new("/usr/bin/unshare");
     let args = ["--user", "--map-root-user", "--mount", "sh", "-c"];
-    let (able, why) = run(
-        unshare,
-        &[&args[..], &["mount -t tmpfs none /mnt"]].concat(),
-        &[],
-    )
-    .await
-    .map_or((false, "no unshare".to_owned()), |(status, said)| {
-        (status.success(), said)
-    });
-    if !able {
-        println!("skipped: no file system of one's own here: {why}");
-        return;
+    let attempt = [&args[..], &["mount -t tmpfs none /mnt"]].concat();
+    match run(unshare, &attempt, &[]).await {
+        Ok((status, _)) if status.success() => {}
+        outcome => {
+            println!("skipped: no file system of one's own here: {outcome:?}");
+            return;
+        }
     }
     let args = [&args[..], &[script.as_str()]].concat();
     let process = Process::start("edge-1", unshare, &args, &[]).unwrap();

@@ -38,9 +38,9 @@ pub use hyper::body::Incoming;
 pub const HEAD_BYTES_MAX: usize = 64 << 10;
 /// Most header fields of an answer; the same number that a manifest may hold.
 pub const FIELDS_MAX: usize = cluster::manifest::FIELDS_MAX;
-/// Most idle connections kept per host: enough for a burst to find warm ones, few enough that a
+/// Most idle connections kept per host: enough for a mirror run to find warm ones, few enough that a
 /// thousand origins do not eat the file descriptors.
-const IDLE_PER_HOST_MAX: usize = 64;
+const IDLE_PER_HOST_MAX: usize = 256;
 /// How long a connection stays open without work. Below the keep-alive of common origins (nginx
 /// and Apache close after 60 s and 5 s), so that few requests meet a connection that is closing.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
