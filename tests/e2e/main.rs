@@ -85,7 +85,7 @@ async fn installed_docs() -> Option<PathBuf> {
         .await
         .ok()?;
     let sysroot = String::from_utf8(output.stdout).ok()?;
-    let docs = Path::new(sysroot.trim()).join("share/doc/rust/html/std");
+    let docs = Path::new(sysroot.trim()).join("share/doc/rust/html");
     docs.is_dir().then_some(docs)
 }
 
