@@ -184,6 +184,8 @@ pub struct LimitsSection {
     /// Longest time from the first to the last byte of a request head, or of silence between
     /// requests on a kept connection.
     pub head_timeout: Span,
+    /// Largest request body.
+    pub body: Bytes,
     /// Longest silence within a request's body.
     pub body_timeout: Span,
     /// Longest time a client may take nothing of what is ready for it.
@@ -200,6 +202,7 @@ impl Default for LimitsSection {
             connections: 16_384,
             head: Bytes(64 << 10),
             head_timeout: Span(Duration::from_secs(60)),
+            body: Bytes(1 << 30),
             body_timeout: Span(Duration::from_secs(30)),
             write_timeout: Span(Duration::from_secs(60)),
             h2_streams: 256,
@@ -323,10 +326,10 @@ impl ConfigFile {
         if limits.connections == 0 {
             return Err(bad("limits.connections", "0 would serve nobody"));
         }
-        if !(4096..=1 << 20).contains(&limits.head.0) {
+        if !(8192..=1 << 20).contains(&limits.head.0) {
             return Err(bad(
                 "limits.head",
-                format!("4KiB to 1MiB, not {}", limits.head),
+                format!("8KiB to 1MiB, not {}", limits.head),
             ));
         }
         for (key, span) in [
@@ -453,7 +456,7 @@ mod tests {
             ("[node]\nid = \"A B\"", "node.id"),
             ("[cache]\ndisk = \"1MiB\"", "cache.disk"),
             ("[cache]\nobject_max = 0", "cache.object_max"),
-            ("[limits]\nhead = \"1B\"", "limits.head"),
+            ("[limits]\nhead = \"4KiB\"", "limits.head"),
             ("[limits]\nhead_timeout = \"0s\"", "limits.head_timeout"),
             ("[cluster]\nseeds = [\"a:1\"]", "cluster.secret_file"),
             (

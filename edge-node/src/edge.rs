@@ -38,7 +38,7 @@ use crate::{
     config::Config,
     hold::Hold,
     metrics::Metrics,
-    proxy::{Proxy, ProxyParts},
+    proxy::{Proxy, ProxyParts, UploadLimits},
     serve::{self, ConnectionLimits},
     upstream::{Upstream, UpstreamConfig},
     workers,
@@ -225,7 +225,10 @@ impl Edge {
             metrics: metrics.clone(),
             clock: clock.clone(),
             honour_client: config.cache.honour_client_reload,
-            body_timeout: config.limits.body_timeout.0,
+            upload: UploadLimits {
+                bytes_max: config.limits.body.0,
+                silence_max: config.limits.body_timeout.0,
+            },
         });
         let addresses = Addresses {
             http: http.local_addr(),

@@ -32,6 +32,8 @@ pub enum Kind {
     OnlyIfCached,
     /// The request's body did not come to its end.
     RequestBody,
+    /// The request's body is over the limit.
+    BodyTooLarge,
     /// The origin cannot be reached.
     Unreachable,
     /// The origin's answer cannot be understood.
@@ -70,7 +72,8 @@ impl ServeError {
             | Kind::Connect
             | Kind::Loop
             | Kind::OnlyIfCached
-            | Kind::RequestBody => Side::Client,
+            | Kind::RequestBody
+            | Kind::BodyTooLarge => Side::Client,
             Kind::Unreachable | Kind::BadAnswer | Kind::Timeout => Side::Origin,
             Kind::Internal => Side::Us,
         }
@@ -105,6 +108,10 @@ impl ServeError {
                 StatusCode::BAD_REQUEST,
                 "The request's body did not arrive.",
             ),
+            Kind::BodyTooLarge => (
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "The request's body is larger than this server takes.",
+            ),
             Kind::Unreachable => (StatusCode::BAD_GATEWAY, "The origin cannot be reached."),
             Kind::BadAnswer => (
                 StatusCode::BAD_GATEWAY,
@@ -132,6 +139,7 @@ impl ServeError {
             Kind::Loop => "loop",
             Kind::OnlyIfCached => "only-if-cached",
             Kind::RequestBody => "request-body",
+            Kind::BodyTooLarge => "body-too-large",
             Kind::Unreachable => "origin-unreachable",
             Kind::BadAnswer => "origin-bad-answer",
             Kind::Timeout => "origin-timeout",

@@ -176,7 +176,11 @@ impl Hold {
         };
         metrics.peer_answered("object");
         let head = peer::encode_answer_head(&encoded);
-        let mut response = answer(StatusCode::OK, Answer::Object(head, Some(reading), place));
+        let transfer = Transfer::new(metrics.clone(), place);
+        let mut response = answer(
+            StatusCode::OK,
+            Answer::Object(head, Some(reading), transfer),
+        );
         peer::set_age(response.headers_mut(), freshness.age(now_ms));
         response
     }
@@ -199,6 +203,28 @@ fn answer(status: StatusCode, body: Answer) -> Response<Answer> {
     response
 }
 
+/// An object on its way to a peer: holds its place, and counts in this node's load.
+pub struct Transfer {
+    metrics: Arc<Metrics>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Transfer {
+    fn new(metrics: Arc<Metrics>, place: OwnedSemaphorePermit) -> Self {
+        metrics.in_flight().inc();
+        Self {
+            metrics,
+            _place: place,
+        }
+    }
+}
+
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        self.metrics.in_flight().dec();
+    }
+}
+
 /// The body of an answer to a peer.
 pub enum Answer {
     /// None.
@@ -206,7 +232,7 @@ pub enum Answer {
     /// All at once.
     Whole(Option<Bytes>),
     /// The manifest, then the bytes of the pieces; the transfer keeps its place until the end.
-    Object(Bytes, Option<Reading>, OwnedSemaphorePermit),
+    Object(Bytes, Option<Reading>, Transfer),
 }
 
 impl Body for Answer {
@@ -238,6 +264,9 @@ impl Body for Answer {
                 }
             }
         };
+        if let (Self::Object(_, _, transfer), Some(Ok(bytes))) = (&*self, &bytes) {
+            transfer.metrics.sent(bytes.len() as u64);
+        }
         Poll::Ready(bytes.map(|read| read.map(Frame::data)))
     }
 }

@@ -7,8 +7,14 @@
 
 mod fetch;
 mod tunnel;
+mod upload;
 
-use std::{net::IpAddr, sync::Arc};
+pub use self::upload::UploadLimits;
+
+use std::{
+    net::IpAddr,
+    sync::{Arc, atomic::Ordering},
+};
 
 use arc_swap::ArcSwap;
 use cluster::{
@@ -25,7 +31,7 @@ use tokio::{sync::oneshot, time::Instant};
 use crate::{
     cache::{
         Ask, Cache, Lookup, Outcome as Filled, Turn,
-        entry::{Body, Entry},
+        entry::{self, Body, Entry},
         key,
         policy::{self, CacheControl, RequestFacts, Rules},
         vary,
@@ -63,7 +69,7 @@ struct Shared {
     metrics: Arc<Metrics>,
     clock: Clock,
     honour_client: bool,
-    body_timeout: std::time::Duration,
+    upload: UploadLimits,
 }
 
 /// What [`Proxy::new`] needs.
@@ -82,8 +88,8 @@ pub struct ProxyParts {
     pub clock: Clock,
     /// Whether a client's cache directives are heeded.
     pub honour_client: bool,
-    /// Longest silence within a request's body.
-    pub body_timeout: std::time::Duration,
+    /// What a request's body may be.
+    pub upload: UploadLimits,
 }
 
 /// A request that has a site.
@@ -129,7 +135,7 @@ impl Proxy {
             metrics,
             clock,
             honour_client,
-            body_timeout,
+            upload,
         } = parts;
         let shared = Shared {
             me,
@@ -139,7 +145,7 @@ impl Proxy {
             metrics,
             clock,
             honour_client,
-            body_timeout,
+            upload,
         };
         Self {
             shared: Arc::new(shared),
@@ -455,9 +461,15 @@ impl Proxy {
     ) -> Result<Response<Payload>, ServeError> {
         let mut headers = asked.headers.clone();
         forward::add_hop(&mut headers, &self.hop(asked));
-        let body = match body {
-            Some(body) => pool::patient(body, self.shared.body_timeout),
-            None => pool::empty(),
+        let limits = self.shared.upload;
+        if body.is_some()
+            && entry::content_length(&headers).is_some_and(|length| length > limits.bytes_max)
+        {
+            return Err(ServeError::new(Kind::BodyTooLarge, ""));
+        }
+        let (body, over) = match body {
+            Some(body) => upload::bounded(body, limits),
+            None => (pool::empty(), Arc::default()),
         };
         let mut request = Request::new(body);
         *request.method_mut() = asked.method.clone();
@@ -468,7 +480,10 @@ impl Proxy {
             .upstream
             .origin(&asked.site, &asked.host, request)
             .await
-            .map_err(fetch::origin_failed)?;
+            .map_err(|error| match over.load(Ordering::Acquire) {
+                true => ServeError::new(Kind::BodyTooLarge, error),
+                false => fetch::origin_failed(error),
+            })?;
         if policy::invalidates(&asked.method, response.status()) {
             for key in self.invalidated(asked, response.headers()) {
                 self.shared.cache.forget(key).await;
