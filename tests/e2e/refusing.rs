@@ -251,6 +251,27 @@ async fn bad_requests_are_told_so_and_never_reach_the_origin() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_upload_over_the_limit_is_told_so_and_never_reaches_the_origin() {
+    let (origin, mut cluster) = alone().await;
+    origin.route("/upload", Answer::bytes("taken"));
+    let edge = &mut cluster.edges[0];
+    edge.configure("limits", "body", "64KiB").unwrap();
+    edge.terminate().await.unwrap();
+    edge.start().await.unwrap();
+    let url = edge.url("/upload");
+    let post = async |length: usize| {
+        let body = vec![b'x'; length].into();
+        let client = Client::new();
+        let sent = client.send(http::Method::POST, &url, &[("host", HOST)], body);
+        sent.await.unwrap().status
+    };
+    assert_eq!(post(100 << 10).await, 413);
+    assert_eq!(origin.requests(), 0);
+    assert_eq!(post(60 << 10).await, 200);
+    assert_eq!(origin.requests(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_origin_that_misbehaves_is_reported_and_never_cached() {
     let origin = Origin::start().await.unwrap();
     let body = Pattern::new(1, 300_000);
