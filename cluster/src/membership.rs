@@ -5,7 +5,7 @@
 //! and no names, because it would resolve them past [`Net`]; seeds are resolved and greeted here.
 //!
 //! Gossip's notice of death is background truth, two to three seconds late on purpose (see
-//! [`detector`]): whoever fetches from a peer judges that peer by its own experience first.
+//! `detector`): whoever fetches from a peer judges that peer by its own experience first.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},

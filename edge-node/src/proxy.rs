@@ -2,7 +2,7 @@
 //! and the upstream to each other.
 //!
 //! A client is always a follower of an entry, complete or growing: hit, miss and collapsed request
-//! are delivered by the same code. The fetch has a task of its own ([`fetch`]), so a client that
+//! are delivered by the same code. The fetch has a task of its own (`proxy/fetch.rs`), so a client that
 //! hangs up does not take the answer away from others.
 
 mod fetch;

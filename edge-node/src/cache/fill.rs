@@ -1,6 +1,6 @@
 //! One filler, many followers: a body while it grows, and the right to make it grow.
 //!
-//! **Who may write:** only the [`Filler`]'s task appends; a body goes from growing to ended only
+//! **Who may write:** only the [`Filler`](super::Filler)'s task appends; a body goes from growing to ended only
 //! once. Followers hold a position and are woken by a `watch`; they never poll.
 //!
 //! **Where the bytes are:** the piece that is growing is in memory as the chunks that arrived. A
