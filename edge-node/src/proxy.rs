@@ -5,6 +5,7 @@
 //! are delivered by the same code. The fetch has a task of its own (`proxy/fetch.rs`), so a client that
 //! hangs up does not take the answer away from others.
 
+mod answer;
 mod fetch;
 mod tunnel;
 mod upload;
@@ -23,11 +24,12 @@ use cluster::{
     node::NodeId,
     site::{Site, SiteMap},
 };
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version, header};
+use http::{HeaderMap, Method, Request, Response, Uri, Version, header};
 use http_body::Body as _;
 use hyper::body::Incoming;
-use tokio::{sync::oneshot, time::Instant};
+use tokio::time::Instant;
 
+use self::answer::How;
 use crate::{
     cache::{
         Ask, Cache, Lookup, Outcome as Filled, Turn,
@@ -36,17 +38,13 @@ use crate::{
         policy::{self, CacheControl, RequestFacts, Rules},
         vary,
     },
-    deliver::{
-        self, Content, Delivery,
-        cache_status::{CacheStatus, Fwd, Handled},
-        range,
-    },
-    error::{ERROR_TYPE, Kind, ServeError, Side},
+    deliver::{self, cache_status::Fwd, range},
+    error::{Kind, ServeError},
     forward::{self, Hop},
-    metrics::{Metrics, Outcome, SiteMetrics, Source},
-    payload::{Payload, Trace},
+    metrics::{Metrics, Outcome, SiteMetrics},
+    payload::Payload,
     serve::Connection,
-    upstream::{Upstream, origin::OriginBody, pool},
+    upstream::{Upstream, pool},
 };
 
 /// How often a request starts over because what it followed turned out not to be for it.
@@ -259,109 +257,85 @@ impl Proxy {
                 rules: &asked.rules,
                 now_ms: asked.now_ms,
             };
-            let (followed, stale) = match self.shared.cache.lookup(ask).await {
-                Lookup::Fresh(entry) => {
-                    if !self.may_share(asked, &entry) {
-                        return self.pass(asked, None, Fwd::Request).await;
-                    }
-                    match self.deliver(asked, &entry, How::hit(Outcome::Hit)).await {
-                        Some(response) => return Ok(response),
-                        None => continue,
-                    }
-                }
+            let found = match self.shared.cache.lookup(ask).await {
+                Lookup::Fresh(entry) => Found::Entry(entry, How::hit(Outcome::Hit)),
                 Lookup::Stale {
                     entry,
                     usable: true,
                     turn,
-                } if self.may_share(asked, &entry) => {
+                } => {
                     if let Turn::Fill(filler) = turn {
                         self.begin_fill(filler, asked, Some(entry.clone()));
                     }
-                    match self.deliver(asked, &entry, How::hit(Outcome::Stale)).await {
-                        Some(response) => return Ok(response),
-                        None => continue,
-                    }
+                    Found::Entry(entry, How::hit(Outcome::Stale))
                 }
-                Lookup::Unavailable => return Err(ServeError::new(Kind::OnlyIfCached, "")),
-                Lookup::Stale { entry, turn, .. } => {
-                    (self.follow(turn, asked, &Some(entry.clone())), Some(entry))
-                }
-                Lookup::Filling(following) => (Followed::Other(following), None),
+                Lookup::Stale { entry, turn, .. } => self.fetched(asked, turn, Some(entry)).await?,
+                Lookup::Filling(fill) => self.fetched(asked, Turn::Follow(fill), None).await?,
                 // A HEAD, too, fetches the whole: its answer is that of a GET without the body, and
                 // whoever asks for the head mostly wants the rest.
-                Lookup::Absent(filler) => (self.follow(Turn::Fill(filler), asked, &None), None),
+                Lookup::Absent(filler) => self.fetched(asked, Turn::Fill(filler), None).await?,
+                Lookup::Unavailable => return Err(ServeError::new(Kind::OnlyIfCached, "")),
                 Lookup::Pass => return self.pass(asked, None, Fwd::UriMiss).await,
             };
-            let (leads, own, outcome) = match followed {
-                Followed::Own(own, following) => (true, Some(own), following.outcome().await),
-                Followed::Other(following) => (false, None, following.outcome().await),
-            };
-            match outcome {
-                Filled::Shared(entry) => {
-                    if !vary::matches(&entry.head.selected_by, &asked.headers) {
-                        continue;
-                    }
+            match found {
+                Found::Entry(entry, how) => {
                     if !self.may_share(asked, &entry) || self.is_far_ahead(asked, &entry) {
                         return self.pass(asked, None, Fwd::Request).await;
                     }
-                    let fwd = if stale.is_some() {
-                        Fwd::Stale
-                    } else {
-                        Fwd::UriMiss
-                    };
-                    match self
-                        .deliver(asked, &entry, How::filled(leads, fwd, entry.head.status))
-                        .await
-                    {
-                        Some(response) => return Ok(response),
-                        None => continue,
+                    if let Some(response) = self.deliver(asked, &entry, how).await {
+                        return Ok(response);
                     }
                 }
-                Filled::Refreshed(entry) => {
-                    if !self.may_share(asked, &entry) {
-                        return self.pass(asked, None, Fwd::Request).await;
-                    }
-                    let mut how = How::filled(leads, Fwd::Stale, StatusCode::NOT_MODIFIED);
-                    how.outcome = Outcome::Revalidated;
-                    match self.deliver(asked, &entry, how).await {
-                        Some(response) => return Ok(response),
-                        None => continue,
-                    }
-                }
-                Filled::NotShared => match own {
-                    Some(own) => return self.hand_over(asked, own).await,
-                    None => return self.pass(asked, None, Fwd::UriMiss).await,
-                },
-                Filled::Failed(error) => {
-                    let usable = stale.filter(|entry| {
-                        let freshness = &entry.head.freshness;
-                        policy::may_serve_on_error(
-                            freshness,
-                            &asked.said,
-                            &asked.rules,
-                            asked.now_ms,
-                        )
-                    });
-                    let Some(entry) = usable else {
-                        return Err(error);
-                    };
-                    let mut how = How::hit(Outcome::Stale);
-                    how.detail = Some(error.token().to_owned());
-                    return self.deliver(asked, &entry, how).await.ok_or(error);
-                }
+                Found::Answer(response) => return Ok(response),
+                Found::Nothing => {}
             }
         }
         self.pass(asked, None, Fwd::UriMiss).await
     }
 
-    fn follow(&self, turn: Turn, asked: &Arc<Asked>, stale: &Option<Arc<Entry>>) -> Followed {
-        match turn {
-            Turn::Follow(following) => Followed::Other(following),
+    /// Fetches, or follows whoever fetches, and says what this request gets from it.
+    async fn fetched(
+        &self,
+        asked: &Arc<Asked>,
+        turn: Turn,
+        stale: Option<Arc<Entry>>,
+    ) -> Result<Found, ServeError> {
+        let (own, fill) = match turn {
+            Turn::Follow(fill) => (None, fill),
             Turn::Fill(filler) => {
-                let following = filler.follow();
-                let own = self.begin_fill(filler, asked, stale.clone());
-                Followed::Own(own, following)
+                let fill = filler.follow();
+                (Some(self.begin_fill(filler, asked, stale.clone())), fill)
             }
+        };
+        let leads = own.is_some();
+        match fill.outcome().await {
+            // Under the same URL, but another variant than this request selects.
+            Filled::Shared(entry) if !vary::matches(&entry.head.selected_by, &asked.headers) => {
+                Ok(Found::Nothing)
+            }
+            Filled::Shared(entry) => {
+                let fwd = stale.map_or(Fwd::UriMiss, |_| Fwd::Stale);
+                let how = How::filled(leads, fwd, entry.head.status);
+                Ok(Found::Entry(entry, how))
+            }
+            Filled::Refreshed(entry) => Ok(Found::Entry(entry, How::refreshed(leads))),
+            Filled::NotShared => {
+                let handed_over = match own {
+                    Some(own) => own.await.ok(),
+                    None => None,
+                };
+                let response = match handed_over {
+                    Some(answer) => self.passed(asked, answer, Fwd::UriMiss),
+                    None => self.pass(asked, None, Fwd::UriMiss).await?,
+                };
+                Ok(Found::Answer(response))
+            }
+            Filled::Failed(error) => match stale {
+                Some(entry) if self.outlives(asked, &entry) => {
+                    Ok(Found::Entry(entry, How::instead_of(&error)))
+                }
+                _ => Err(error),
+            },
         }
     }
 
@@ -386,70 +360,6 @@ impl Proxy {
             range::Ranges::One(range) => range.start > growing.length() + RANGE_AHEAD_MAX,
             _ => false,
         }
-    }
-
-    /// Hands `entry` out. `None`: a part of it has been evicted meanwhile.
-    async fn deliver(
-        &self,
-        asked: &Asked,
-        entry: &Arc<Entry>,
-        how: How,
-    ) -> Option<Response<Payload>> {
-        let source = match &entry.body {
-            Body::Growing(_) => entry.from.source(),
-            Body::Whole(_) => Source::Memory,
-            Body::Pieces { .. } => Source::Disk,
-        };
-        let delivery = deliver::plan(
-            &asked.method,
-            &asked.headers,
-            entry,
-            self.shared.clock.unix_ms(),
-        );
-        let Delivery {
-            mut head,
-            content,
-            length,
-        } = delivery;
-        let cache = &self.shared.cache;
-        let opened = match content {
-            Content::None => Ok(None),
-            Content::Range(range) => entry.open(range, cache).map(Some),
-            Content::Multipart(multipart) => deliver::open_parts(entry, multipart, cache).map(Some),
-        };
-        let Ok(reading) = opened else {
-            self.shared.cache.forget(entry.key).await;
-            return None;
-        };
-        let detail = how
-            .detail
-            .or_else(|| how.filled.then(|| entry.from.to_string()));
-        let ttl = entry.head.freshness.ttl_s(asked.now_ms);
-        let handled = match how.fwd {
-            None => Handled::Hit,
-            Some(why) => Handled::Forwarded {
-                why,
-                status: how.fwd_status.map(|status| status.as_u16()),
-                stored: how.leads,
-                collapsed: !how.leads,
-            },
-        };
-        let ttl_s = how.fwd.is_none().then_some(ttl);
-        let node = self.shared.me.as_str();
-        CacheStatus {
-            node,
-            handled,
-            ttl_s,
-            key: None,
-            detail: detail.as_deref(),
-        }
-        .append_to(&mut head.headers);
-        let trace = self.trace(Some(asked), how.outcome, source, head.status);
-        let payload = match reading {
-            Some(reading) => Payload::reading(reading, length, trace),
-            None => Payload::empty(trace),
-        };
-        Some(response(head.status, head.headers, payload))
     }
 
     /// Streams an answer through that is for this request only.
@@ -507,123 +417,6 @@ impl Proxy {
         keys
     }
 
-    /// The answer to the request that led a fill whose answer was not for everybody.
-    async fn hand_over(
-        &self,
-        asked: &Asked,
-        own: oneshot::Receiver<Response<OriginBody>>,
-    ) -> Result<Response<Payload>, ServeError> {
-        match own.await {
-            Ok(response) => Ok(self.passed(asked, response, Fwd::UriMiss)),
-            Err(_) => self.pass(asked, None, Fwd::UriMiss).await,
-        }
-    }
-
-    fn passed(&self, asked: &Asked, answer: Response<OriginBody>, fwd: Fwd) -> Response<Payload> {
-        let (mut parts, body) = answer.into_parts();
-        policy::strip_hop_by_hop(&mut parts.headers);
-        let (status, node) = (Some(parts.status.as_u16()), self.shared.me.as_str());
-        let handled = Handled::Forwarded {
-            why: fwd,
-            status,
-            stored: false,
-            collapsed: false,
-        };
-        CacheStatus {
-            node,
-            handled,
-            ttl_s: None,
-            key: None,
-            detail: Some("origin"),
-        }
-        .append_to(&mut parts.headers);
-        let trace = self.trace(Some(asked), Outcome::Pass, Source::Origin, parts.status);
-        let payload = match asked.method {
-            Method::HEAD => Payload::empty(trace),
-            _ => Payload::origin(body, trace),
-        };
-        response(parts.status, parts.headers, payload)
-    }
-
-    fn error_answer(
-        &self,
-        asked: Option<&Asked>,
-        what: String,
-        started: Instant,
-        error: &ServeError,
-    ) -> Response<Payload> {
-        let (status, sentence) = error.answer();
-        tracing::debug!(what, side = ?error.side(), kind = error.token(), detail = error.detail, "error answered");
-        let mut trace = self.trace(asked, Outcome::Error, Source::Memory, status);
-        trace.what = what;
-        trace.started = started;
-        let text = format!("{sentence}\n");
-        let mut headers = HeaderMap::new();
-        headers.insert(header::CONTENT_TYPE, ERROR_TYPE);
-        headers.insert(
-            header::CACHE_CONTROL,
-            http::HeaderValue::from_static("no-store"),
-        );
-        let why = if error.side() == Side::Origin {
-            Fwd::UriMiss
-        } else {
-            Fwd::Bypass
-        };
-        let handled = Handled::Forwarded {
-            why,
-            status: None,
-            stored: false,
-            collapsed: false,
-        };
-        let node = self.shared.me.as_str();
-        CacheStatus {
-            node,
-            handled,
-            ttl_s: None,
-            key: None,
-            detail: Some(error.token()),
-        }
-        .append_to(&mut headers);
-        if matches!(error.kind, Kind::AmbiguousLength | Kind::NoHost) {
-            headers.insert(header::CONNECTION, http::HeaderValue::from_static("close"));
-        }
-        if error.kind == Kind::Connect {
-            headers.insert(header::ALLOW, http::HeaderValue::from_static("GET, HEAD"));
-        }
-        let is_head = asked.is_some_and(|asked| asked.method == Method::HEAD);
-        headers.insert(header::CONTENT_LENGTH, text.len().into());
-        let payload = if is_head {
-            Payload::empty(trace)
-        } else {
-            Payload::whole(text.into(), trace)
-        };
-        response(status, headers, payload)
-    }
-
-    fn trace(
-        &self,
-        asked: Option<&Asked>,
-        outcome: Outcome,
-        source: Source,
-        status: StatusCode,
-    ) -> Trace {
-        let started = asked.map_or_else(Instant::now, |asked| asked.started);
-        self.shared.metrics.answered(outcome, started.elapsed());
-        Trace {
-            metrics: self.shared.metrics.clone(),
-            site: asked.map(|asked| asked.site_metrics.clone()),
-            site_name: asked.map_or_else(|| "".into(), |asked| asked.site.name.as_str().into()),
-            what: asked.map_or_else(String::new, |asked| {
-                format!("{} {}", asked.method, asked.uri)
-            }),
-            started,
-            outcome,
-            source,
-            status,
-            sent: 0,
-        }
-    }
-
     fn hop<'a>(&'a self, asked: &'a Asked) -> Hop<'a> {
         Hop {
             me: &self.shared.me,
@@ -634,61 +427,14 @@ impl Proxy {
     }
 }
 
-enum Followed {
-    /// A fill that this request began, and where its answer comes if it is for this request only.
-    Own(
-        oneshot::Receiver<Response<OriginBody>>,
-        crate::cache::Following,
-    ),
-    /// A fill that another request began.
-    Other(crate::cache::Following),
-}
-
-/// How a request came to the entry it is answered with.
-struct How {
-    outcome: Outcome,
-    fwd: Option<Fwd>,
-    fwd_status: Option<StatusCode>,
-    /// Whether this request began the fill.
-    leads: bool,
-    /// Whether a fill was needed.
-    filled: bool,
-    detail: Option<String>,
-}
-
-impl How {
-    fn hit(outcome: Outcome) -> Self {
-        Self {
-            outcome,
-            fwd: None,
-            fwd_status: None,
-            leads: false,
-            filled: false,
-            detail: None,
-        }
-    }
-
-    fn filled(leads: bool, fwd: Fwd, status: StatusCode) -> Self {
-        Self {
-            outcome: if leads {
-                Outcome::Miss
-            } else {
-                Outcome::Collapsed
-            },
-            fwd: Some(fwd),
-            fwd_status: Some(status),
-            leads,
-            filled: true,
-            detail: None,
-        }
-    }
-}
-
-fn response(status: StatusCode, headers: HeaderMap, payload: Payload) -> Response<Payload> {
-    let mut response = Response::new(payload);
-    *response.status_mut() = status;
-    *response.headers_mut() = headers;
-    response
+/// What a request is answered with.
+enum Found {
+    /// An entry, complete or growing.
+    Entry(Arc<Entry>, How),
+    /// An answer for this request only.
+    Answer(Response<Payload>),
+    /// Nothing: what was there is gone, or was for others. Look again.
+    Nothing,
 }
 
 /// The one host that a request is for: of its target, or else of `Host` (RFC 9112 §3.2).

@@ -111,7 +111,7 @@ impl Proxy {
     }
 
     /// Whether a stale entry may be used instead of an error.
-    fn outlives(&self, asked: &Asked, entry: &Entry) -> bool {
+    pub(super) fn outlives(&self, asked: &Asked, entry: &Entry) -> bool {
         let now_ms = self.shared.clock.unix_ms();
         policy::may_serve_on_error(&entry.head.freshness, &asked.said, &asked.rules, now_ms)
     }

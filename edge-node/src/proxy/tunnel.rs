@@ -6,7 +6,7 @@ use hyper::{body::Incoming, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
 use tracing::debug;
 
-use super::{Asked, Proxy, fetch, response};
+use super::{Asked, Proxy, answer::response, fetch};
 use crate::{
     cache::policy,
     deliver::cache_status::Fwd,

@@ -1,0 +1,264 @@
+//! How a request is answered once it is known with what: an entry, the origin's own answer, or an
+//! error. Every answer says in `Cache-Status` what happened, and carries the trace that is counted
+//! when it ends.
+
+use std::sync::Arc;
+
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use tokio::time::Instant;
+
+use super::{Asked, Proxy};
+use crate::{
+    cache::{
+        entry::{Body, Entry},
+        policy,
+    },
+    deliver::{
+        self, Content, Delivery,
+        cache_status::{CacheStatus, Fwd, Handled},
+    },
+    error::{ERROR_TYPE, Kind, ServeError, Side},
+    metrics::{Outcome, Source},
+    payload::{Payload, Trace},
+    upstream::origin::OriginBody,
+};
+
+impl Proxy {
+    /// Hands `entry` out. `None`: a part of it has been evicted meanwhile.
+    pub(super) async fn deliver(
+        &self,
+        asked: &Asked,
+        entry: &Arc<Entry>,
+        how: How,
+    ) -> Option<Response<Payload>> {
+        let source = match &entry.body {
+            Body::Growing(_) => entry.from.source(),
+            Body::Whole(_) => Source::Memory,
+            Body::Pieces { .. } => Source::Disk,
+        };
+        let delivery = deliver::plan(
+            &asked.method,
+            &asked.headers,
+            entry,
+            self.shared.clock.unix_ms(),
+        );
+        let Delivery {
+            mut head,
+            content,
+            length,
+        } = delivery;
+        let cache = &self.shared.cache;
+        let opened = match content {
+            Content::None => Ok(None),
+            Content::Range(range) => entry.open(range, cache).map(Some),
+            Content::Multipart(multipart) => deliver::open_parts(entry, multipart, cache).map(Some),
+        };
+        let Ok(reading) = opened else {
+            self.shared.cache.forget(entry.key).await;
+            return None;
+        };
+        let detail = how
+            .detail
+            .or_else(|| how.filled.then(|| entry.from.to_string()));
+        let ttl = entry.head.freshness.ttl_s(asked.now_ms);
+        let handled = match how.fwd {
+            None => Handled::Hit,
+            Some(why) => Handled::Forwarded {
+                why,
+                status: how.fwd_status.map(|status| status.as_u16()),
+                stored: how.leads,
+                collapsed: !how.leads,
+            },
+        };
+        let ttl_s = how.fwd.is_none().then_some(ttl);
+        let node = self.shared.me.as_str();
+        CacheStatus {
+            node,
+            handled,
+            ttl_s,
+            key: None,
+            detail: detail.as_deref(),
+        }
+        .append_to(&mut head.headers);
+        let trace = self.trace(Some(asked), how.outcome, source, head.status);
+        let payload = match reading {
+            Some(reading) => Payload::reading(reading, length, trace),
+            None => Payload::empty(trace),
+        };
+        Some(response(head.status, head.headers, payload))
+    }
+
+    pub(super) fn passed(
+        &self,
+        asked: &Asked,
+        answer: Response<OriginBody>,
+        fwd: Fwd,
+    ) -> Response<Payload> {
+        let (mut parts, body) = answer.into_parts();
+        policy::strip_hop_by_hop(&mut parts.headers);
+        let (status, node) = (Some(parts.status.as_u16()), self.shared.me.as_str());
+        let handled = Handled::Forwarded {
+            why: fwd,
+            status,
+            stored: false,
+            collapsed: false,
+        };
+        CacheStatus {
+            node,
+            handled,
+            ttl_s: None,
+            key: None,
+            detail: Some("origin"),
+        }
+        .append_to(&mut parts.headers);
+        let trace = self.trace(Some(asked), Outcome::Pass, Source::Origin, parts.status);
+        let payload = match asked.method {
+            Method::HEAD => Payload::empty(trace),
+            _ => Payload::origin(body, trace),
+        };
+        response(parts.status, parts.headers, payload)
+    }
+
+    pub(super) fn error_answer(
+        &self,
+        asked: Option<&Asked>,
+        what: String,
+        started: Instant,
+        error: &ServeError,
+    ) -> Response<Payload> {
+        let (status, sentence) = error.answer();
+        tracing::debug!(what, side = ?error.side(), kind = error.token(), detail = error.detail, "error answered");
+        let mut trace = self.trace(asked, Outcome::Error, Source::Memory, status);
+        trace.what = what;
+        trace.started = started;
+        let text = format!("{sentence}\n");
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_TYPE, ERROR_TYPE);
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        let why = if error.side() == Side::Origin {
+            Fwd::UriMiss
+        } else {
+            Fwd::Bypass
+        };
+        let handled = Handled::Forwarded {
+            why,
+            status: None,
+            stored: false,
+            collapsed: false,
+        };
+        let node = self.shared.me.as_str();
+        CacheStatus {
+            node,
+            handled,
+            ttl_s: None,
+            key: None,
+            detail: Some(error.token()),
+        }
+        .append_to(&mut headers);
+        if matches!(error.kind, Kind::AmbiguousLength | Kind::NoHost) {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        if error.kind == Kind::Connect {
+            headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+        }
+        let is_head = asked.is_some_and(|asked| asked.method == Method::HEAD);
+        headers.insert(header::CONTENT_LENGTH, text.len().into());
+        let payload = if is_head {
+            Payload::empty(trace)
+        } else {
+            Payload::whole(text.into(), trace)
+        };
+        response(status, headers, payload)
+    }
+
+    pub(super) fn trace(
+        &self,
+        asked: Option<&Asked>,
+        outcome: Outcome,
+        source: Source,
+        status: StatusCode,
+    ) -> Trace {
+        let started = asked.map_or_else(Instant::now, |asked| asked.started);
+        self.shared.metrics.answered(outcome, started.elapsed());
+        Trace {
+            metrics: self.shared.metrics.clone(),
+            site: asked.map(|asked| asked.site_metrics.clone()),
+            site_name: asked.map_or_else(|| "".into(), |asked| asked.site.name.as_str().into()),
+            what: asked.map_or_else(String::new, |asked| {
+                format!("{} {}", asked.method, asked.uri)
+            }),
+            started,
+            outcome,
+            source,
+            status,
+            sent: 0,
+        }
+    }
+}
+
+/// How a request came to the entry it is answered with.
+pub(super) struct How {
+    pub(super) outcome: Outcome,
+    pub(super) fwd: Option<Fwd>,
+    pub(super) fwd_status: Option<StatusCode>,
+    /// Whether this request began the fill.
+    pub(super) leads: bool,
+    /// Whether a fill was needed.
+    pub(super) filled: bool,
+    pub(super) detail: Option<String>,
+}
+
+impl How {
+    pub(super) fn hit(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            fwd: None,
+            fwd_status: None,
+            leads: false,
+            filled: false,
+            detail: None,
+        }
+    }
+
+    /// With the stored response, which the origin has confirmed.
+    pub(super) fn refreshed(leads: bool) -> Self {
+        Self {
+            outcome: Outcome::Revalidated,
+            ..Self::filled(leads, Fwd::Stale, StatusCode::NOT_MODIFIED)
+        }
+    }
+
+    /// With a stale response, because there is only an error otherwise.
+    pub(super) fn instead_of(error: &ServeError) -> Self {
+        Self {
+            detail: Some(error.token().to_owned()),
+            ..Self::hit(Outcome::Stale)
+        }
+    }
+
+    pub(super) fn filled(leads: bool, fwd: Fwd, status: StatusCode) -> Self {
+        Self {
+            outcome: if leads {
+                Outcome::Miss
+            } else {
+                Outcome::Collapsed
+            },
+            fwd: Some(fwd),
+            fwd_status: Some(status),
+            leads,
+            filled: true,
+            detail: None,
+        }
+    }
+}
+
+pub(super) fn response(
+    status: StatusCode,
+    headers: HeaderMap,
+    payload: Payload,
+) -> Response<Payload> {
+    let mut response = Response::new(payload);
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}
