@@ -286,7 +286,7 @@ impl Proxy {
                         return Ok(response);
                     }
                 }
-                Found::Answer(response) => return Ok(response),
+                Found::Answer(response) => return Ok(*response),
                 Found::Nothing => {}
             }
         }
@@ -328,7 +328,7 @@ impl Proxy {
                     Some(answer) => self.passed(asked, answer, Fwd::UriMiss),
                     None => self.pass(asked, None, Fwd::UriMiss).await?,
                 };
-                Ok(Found::Answer(response))
+                Ok(Found::Answer(Box::new(response)))
             }
             Filled::Failed(error) => match stale {
                 Some(entry) if self.outlives(asked, &entry) => {
@@ -432,7 +432,7 @@ enum Found {
     /// An entry, complete or growing.
     Entry(Arc<Entry>, How),
     /// An answer for this request only.
-    Answer(Response<Payload>),
+    Answer(Box<Response<Payload>>),
     /// Nothing: what was there is gone, or was for others. Look again.
     Nothing,
 }
