@@ -253,13 +253,14 @@ async fn peers_and_clients_get_the_nearest_first_with_reasons() {
     );
     assert_eq!((near.load.in_flight, near.rtt_ms), (7, None));
 
-    // A measurement beats the map.
+    // A measurement beats the map: the path to the near one is poor.
     fra.update(|me| {
-        me.round_trips_ms.insert("sin".parse().unwrap(), 1.5);
+        me.round_trips_ms.insert("ams".parse().unwrap(), 400.0);
+        me.round_trips_ms.insert("sin".parse().unwrap(), 160.5);
     });
     let measured = |answer: &PeersAnswer| answer.peers[0].id.as_str() == "sin";
     let told = cluster.get_until(path, measured).await;
-    assert_eq!(told.peers[0].rtt_ms, Some(1.5));
+    assert_eq!(told.peers[0].rtt_ms, Some(160.5));
     let told: PeersAnswer = cluster
         .get_until("/v1/peers?node=fra&limit=1", |_| true)
         .await;
