@@ -151,8 +151,8 @@ impl Edge {
         let holdings = Arc::new(Mutex::new(Holdings::new(boot_ms)));
         let store = open_store(&config, &holdings).await?;
         let memory = Memory::new(config.cache.memory.0);
-        // A body over half the disk would push itself out while it is written.
-        let object_bytes_max = config.cache.object_max.0.min(config.cache.disk.0 / 2);
+        // A body near the size of the disk would push itself, and all else, out while it is written.
+        let object_bytes_max = config.cache.object_max.0.min(config.cache.disk.0 / 4 * 3);
         let cache = Cache::new(memory, store, holdings, object_bytes_max);
 
         let sites = workers::sites::load(&config)?;

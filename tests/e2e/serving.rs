@@ -325,7 +325,7 @@ async fn a_body_larger_than_memory_passes_in_little_memory() {
     let origin = harness::origin::Origin::start().await.unwrap();
     let plan = harness::cluster::Plan::alone(&origin.url())
         .edge_setting("cache", "memory", "64MiB")
-        // An object may take half of the disk at most.
+        // An object may take three quarters of the disk at most.
         .edge_setting("cache", "disk", format!("{}MiB", mib * 3));
     let mut cluster = crate::started(plan).await;
     let body = Pattern::new(7, mib << 20);
