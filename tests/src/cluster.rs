@@ -380,6 +380,7 @@ impl Cluster {
         for edge in &running {
             let mut others: Vec<_> = running.iter().map(|e| e.id.as_str()).collect();
             others.retain(|id| *id != edge.id);
+            others.sort_unstable();
             eventually(&format!("{} knows {others:?}", edge.id), async || {
                 let known = edge.peers().await?;
                 ensure!(known == others, "it knows {known:?}");

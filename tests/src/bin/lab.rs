@@ -68,7 +68,10 @@ async fn main() -> ExitCode {
     match run(Arguments::parse()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            println!("lab: {error:#}");
+            #[expect(clippy::print_stderr, reason = "an error of a command")]
+            {
+                eprintln!("lab: {error:#}");
+            }
             ExitCode::FAILURE
         }
     }
@@ -119,7 +122,7 @@ async fn run(arguments: Arguments) -> Result<()> {
         trusted,
     );
     let mut cluster = plan.prepare().await?;
-    check_ports(&cluster)?;
+    check_ports(&cluster, arguments.base_port)?;
     println!("Starting a control plane and {} edges …", arguments.edges);
     let outcome = tokio::select! {
         outcome = live(&mut cluster, &arguments, origin_place, &about) => outcome,
@@ -256,7 +259,7 @@ fn download() -> Pattern {
     Pattern::new(1, DOWNLOAD_BYTES)
 }
 
-fn check_ports(cluster: &Cluster) -> Result<()> {
+fn check_ports(cluster: &Cluster, base_port: u16) -> Result<()> {
     for node in cluster.nodes() {
         let all = [
             Some(node.http),
@@ -270,7 +273,7 @@ fn check_ports(cluster: &Cluster) -> Result<()> {
                 "port {} for {} is taken; end what holds it, or move the lab: --base-port {}",
                 taken.port(),
                 node.id,
-                BASE_PORT + 10_000
+                base_port.saturating_add(1_000).min(59_999)
             );
         }
     }
