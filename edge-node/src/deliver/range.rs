@@ -77,7 +77,11 @@ pub fn parse(value: &[u8], length: u64) -> Ranges {
             return Ranges::Whole;
         }
         if !range.is_empty() {
-            total = total.saturating_add(range.end - range.start);
+            // A sum past the type is past every body's length.
+            let Some(sum) = total.checked_add(range.end - range.start) else {
+                return Ranges::Whole;
+            };
+            total = sum;
             found.push(range);
         }
     }
