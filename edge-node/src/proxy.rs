@@ -105,7 +105,7 @@ struct Asked {
     /// Without hop-by-hop fields.
     headers: HeaderMap,
     said: CacheControl,
-    rules: Rules,
+    rules: Arc<Rules>,
     client: IpAddr,
     now_ms: u64,
     started: Instant,
@@ -207,10 +207,11 @@ impl Proxy {
             policy::strip_hop_by_hop(&mut parts.headers);
         }
         let target = parts.uri.path_and_query().map_or("/", |pq| pq.as_str());
-        let rules = Rules {
+        let rules = Arc::new(Rules {
             default_ttl: selected.site.default_ttl.0,
             honour_client: self.shared.honour_client,
-        };
+            ..Rules::default()
+        });
         let asked = Asked {
             key: key::key(&selected.site.name, &selected.host, target),
             site_metrics: self.shared.metrics.site(&selected.site.name),
@@ -341,11 +342,7 @@ impl Proxy {
 
     /// Whether a stored answer may be shared with this very request (RFC 9111 §3.5).
     fn may_share(&self, asked: &Asked, entry: &Entry) -> bool {
-        if !asked.headers.contains_key(header::AUTHORIZATION) {
-            return true;
-        }
-        let said = CacheControl::of(&entry.head.headers);
-        said.public || said.must_revalidate || said.s_maxage.is_some()
+        entry.head.freshness.for_everybody || !asked.headers.contains_key(header::AUTHORIZATION)
     }
 
     /// Whether the client wants only what is far from arriving.

@@ -1,6 +1,6 @@
 //! A cached response: its head, and a body that is whole, in pieces on disk, or still growing.
 
-use std::{fmt, ops::Range, pin::Pin, sync::Arc, time::Duration};
+use std::{fmt, ops::Range, pin::Pin, sync::Arc};
 
 use bytes::Bytes;
 use cluster::{
@@ -16,7 +16,7 @@ use tracing::warn;
 use super::{
     Cache,
     fill::{BodyError, Follower, Growing},
-    policy::{Freshness, Rules},
+    policy::Freshness,
     store::PieceRef,
 };
 use crate::metrics::Source;
@@ -27,7 +27,7 @@ const READ_AHEAD: usize = 2;
 /// Most header fields by which variants of one key may be told apart, and most such lists of fields.
 pub const SPECS_MAX: usize = 4;
 /// First byte of every stored meta block; tells what follows and in which encoding.
-const META_OBJECT: u8 = 1;
+const META_OBJECT: u8 = 3;
 const META_VARIANTS: u8 = 2;
 
 /// Everything of a response but its body.
@@ -39,9 +39,7 @@ pub struct Head {
     pub headers: HeaderMap,
     /// When it was asked for, in Unix milliseconds; ages count from there.
     pub asked_ms: u64,
-    /// How long answers of its site stay fresh when nothing else tells.
-    pub default_ttl: Duration,
-    /// How long it may be used: follows from the above, computed once.
+    /// How long it may be used: computed once, when it is stored.
     pub freshness: Freshness,
     /// The request's values of the fields in `Vary`.
     pub selected_by: Vec<(String, Option<Vec<u8>>)>,
@@ -74,35 +72,18 @@ impl Head {
         }
     }
 
-    /// The head that a manifest describes, asked for at `asked_ms`. `age` overrides the `Age` among
-    /// its fields, as when it has been with a peer meanwhile.
+    /// The head that a manifest describes, asked for at `asked_ms`.
     pub fn from_manifest(
         manifest: &Manifest,
-        age: Option<Duration>,
+        headers: HeaderMap,
+        freshness: Freshness,
         asked_ms: u64,
-        default_ttl: Duration,
     ) -> Self {
-        let mut headers = HeaderMap::with_capacity(manifest.fields.len() + 1);
-        for (name, value) in &manifest.fields {
-            let name = HeaderName::from_bytes(name.as_bytes());
-            if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(value)) {
-                headers.append(name, value);
-            }
-        }
-        if let Some(age) = age {
-            headers.insert(header::AGE, age.as_secs().into());
-        }
-        let status = StatusCode::from_u16(manifest.status).unwrap_or(StatusCode::OK);
-        let rules = Rules {
-            default_ttl,
-            honour_client: false,
-        };
         Self {
-            freshness: Freshness::of(status, &headers, &rules, asked_ms),
-            status,
+            status: status_of(manifest),
             headers,
             asked_ms,
-            default_ttl,
+            freshness,
             selected_by: manifest.selected_by.clone(),
             length: Some(manifest.length),
             fetched_by: manifest.fetched_by.clone(),
@@ -119,6 +100,23 @@ impl Head {
             .sum();
         headers as u64 + 256
     }
+}
+
+/// The status that a manifest names.
+pub fn status_of(manifest: &Manifest) -> StatusCode {
+    StatusCode::from_u16(manifest.status).unwrap_or(StatusCode::OK)
+}
+
+/// The header fields that a manifest names.
+pub fn fields_of(manifest: &Manifest) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(manifest.fields.len() + 1);
+    for (name, value) in &manifest.fields {
+        let name = HeaderName::from_bytes(name.as_bytes());
+        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(value)) {
+            headers.append(name, value);
+        }
+    }
+    headers
 }
 
 /// Where a body is.
@@ -369,17 +367,16 @@ pub enum Meta {
 struct StoredHead {
     manifest: Manifest,
     asked_ms: u64,
-    default_ttl_ms: u64,
+    freshness: Freshness,
 }
 
 impl Meta {
     /// The meta block of an object.
     pub fn encode_object(head: &Head, manifest: Manifest) -> Option<Bytes> {
-        let default_ttl_ms = u64::try_from(head.default_ttl.as_millis()).unwrap_or(u64::MAX);
         let stored = StoredHead {
             manifest,
             asked_ms: head.asked_ms,
-            default_ttl_ms,
+            freshness: head.freshness,
         };
         encode(META_OBJECT, &stored)
     }
@@ -395,9 +392,9 @@ impl Meta {
         match *tag {
             META_OBJECT => {
                 let stored: StoredHead = postcard::from_bytes(rest).ok()?;
-                let default_ttl = Duration::from_millis(stored.default_ttl_ms);
+                let (headers, asked_ms) = (fields_of(&stored.manifest), stored.asked_ms);
                 let head =
-                    Head::from_manifest(&stored.manifest, None, stored.asked_ms, default_ttl);
+                    Head::from_manifest(&stored.manifest, headers, stored.freshness, asked_ms);
                 Some(Self::Object(Box::new(head), stored.manifest))
             }
             META_VARIANTS => postcard::from_bytes(rest).ok().map(Self::Variants),

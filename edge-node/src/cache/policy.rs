@@ -8,15 +8,19 @@
 pub mod directives;
 pub mod fields;
 pub mod list;
+pub mod rules;
+pub mod targeted;
 pub mod validator;
 
 use std::{fmt, time::Duration};
 
 use http::{HeaderMap, Method, StatusCode, header};
+use serde::{Deserialize, Serialize};
 
 pub use self::{
     directives::CacheControl,
     fields::{freshen, storable_fields, strip_hop_by_hop},
+    rules::{Rules, Ttl},
     validator::conditional_fields,
 };
 use self::{
@@ -25,23 +29,13 @@ use self::{
     validator::{date, date_of, has_validator},
 };
 use super::vary::{self, Vary};
+use targeted::Governing;
 
 /// The part of its age when it was sent that a response without explicit lifetime stays fresh:
 /// the 10 % that RFC 9111 §4.2.2 calls typical.
 pub const HEURISTIC_PERCENT: u32 = 10;
 /// Longest heuristic lifetime: nobody promised anything, so within a day the origin is asked.
 pub const HEURISTIC_MAX: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// What the site's owner decides.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rules {
-    /// How long a response stays fresh when the origin says nothing and its `Last-Modified` gives
-    /// nothing to infer from. Only where a heuristic lifetime is allowed.
-    pub default_ttl: Duration,
-    /// Whether a client may ask for more, or less, freshness than the origin does: `no-cache`,
-    /// `max-age`, `min-fresh`, `max-stale`, `stale-if-error` in requests.
-    pub honour_client: bool,
-}
 
 /// What matters of a request.
 #[derive(Clone, Debug)]
@@ -150,7 +144,8 @@ pub fn storable(
     {
         return Err(Unstorable::Status);
     }
-    let said = CacheControl::of(headers);
+    let governing = Governing::of(headers, &rules.targets);
+    let said = &governing.said;
     if said.must_understand && !is_understood(status) {
         return Err(Unstorable::MustUnderstand);
     }
@@ -161,8 +156,7 @@ pub fn storable(
     if said.private {
         return Err(Unstorable::Private);
     }
-    let shared = said.public || said.must_revalidate || said.s_maxage.is_some();
-    if request.authorized && !shared {
+    if request.authorized && !is_for_everybody(said) {
         return Err(Unstorable::Authorization); // §3.5
     }
     let cookie = headers.contains_key(header::SET_COOKIE) || headers.contains_key("set-cookie2");
@@ -172,8 +166,8 @@ pub fn storable(
     if vary::selecting_fields(headers) == Vary::Any {
         return Err(Unstorable::Vary);
     }
-    let freshness = Freshness::from_parts(&said, status, headers, rules, asked_ms);
-    if freshness.basis == Basis::Nothing && !may_guess(&said, status) {
+    let freshness = Freshness::from_parts(&governing, status, headers, rules, asked_ms);
+    if freshness.basis == Basis::Nothing && !may_guess(said, status) {
         return Err(Unstorable::NoFreshness);
     }
     if !freshness.is_ever_reusable() && !has_validator(headers) {
@@ -184,7 +178,7 @@ pub fn storable(
 
 /// How fresh a stored response is, and what its origin allows once it is not. Computed once, when
 /// it is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Freshness {
     /// The moment at which its age was 0, in Unix milliseconds.
     born_ms: i64,
@@ -203,11 +197,15 @@ pub struct Freshness {
     pub must_revalidate: bool,
     /// Does not change while it is fresh (RFC 8246).
     pub immutable: bool,
+    /// May be given to a request with `Authorization` (§3.5).
+    pub for_everybody: bool,
 }
 
 /// What a lifetime was computed from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Basis {
+    /// The site's rule, whatever the origin says.
+    Rule,
     /// `s-maxage`.
     SMaxage,
     /// `max-age`.
@@ -216,7 +214,7 @@ pub enum Basis {
     Expires,
     /// A part of the time since `Last-Modified`.
     Heuristic,
-    /// The site's default.
+    /// The site's rule or default, where the origin says nothing.
     Site,
     /// Nothing: it is stale at once.
     Nothing,
@@ -226,6 +224,7 @@ impl Basis {
     /// A word for explanations.
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Rule => "ttl-rule",
             Self::SMaxage => "s-maxage",
             Self::MaxAge => "max-age",
             Self::Expires => "expires",
@@ -237,32 +236,38 @@ impl Basis {
 }
 
 impl Freshness {
-    /// The freshness of a response that is known to be storable (it came from a peer, or from
-    /// disk). Its stored fields give the same as the received ones did.
+    /// The freshness of a response that is known to be storable (it came from a peer). Its stored
+    /// fields give the same as the received ones did.
     pub fn of(status: StatusCode, headers: &HeaderMap, rules: &Rules, asked_ms: u64) -> Self {
-        Self::from_parts(&CacheControl::of(headers), status, headers, rules, asked_ms)
+        let governing = Governing::of(headers, &rules.targets);
+        Self::from_parts(&governing, status, headers, rules, asked_ms)
     }
 
     fn from_parts(
-        said: &CacheControl,
+        governing: &Governing,
         status: StatusCode,
         headers: &HeaderMap,
         rules: &Rules,
         asked_ms: u64,
     ) -> Self {
-        let (lifetime, basis) = lifetime(said, status, headers, rules, asked_ms);
-        let window = |seconds: Option<u32>| Duration::from_secs(seconds.unwrap_or(0).into());
+        let said = &governing.said;
+        let (lifetime, basis) = lifetime(governing, status, headers, rules, asked_ms);
+        let window = |said: Option<u32>, rule| said.map_or(rule, secs);
         Self {
             born_ms: born_ms(headers, asked_ms),
             lifetime,
             basis,
-            stale_while_revalidate: window(said.stale_while_revalidate),
-            stale_if_error: window(said.stale_if_error),
-            no_cache: said.no_cache,
+            stale_while_revalidate: window(
+                said.stale_while_revalidate,
+                rules.stale_while_revalidate,
+            ),
+            stale_if_error: window(said.stale_if_error, rules.stale_if_error),
+            no_cache: said.no_cache && basis != Basis::Rule,
             must_revalidate: said.must_revalidate
                 || said.proxy_revalidate
                 || said.s_maxage.is_some(),
             immutable: said.immutable,
+            for_everybody: is_for_everybody(said),
         }
     }
 
@@ -415,14 +420,25 @@ pub fn invalidates(method: &Method, status: StatusCode) -> bool {
     !method.is_safe() && (status.is_success() || status.is_redirection())
 }
 
-/// Freshness lifetime: the first of the sources that is there (RFC 9111 §4.2.1, §4.2.2).
+/// Whether an answer may be shared although a request was authorized (RFC 9111 §3.5).
+fn is_for_everybody(said: &CacheControl) -> bool {
+    said.public || said.must_revalidate || said.s_maxage.is_some()
+}
+
+/// Freshness lifetime: the first of the sources that is there (RFC 9111 §4.2.1, §4.2.2), unless the
+/// site's owner has decided otherwise.
 fn lifetime(
-    said: &CacheControl,
+    governing: &Governing,
     status: StatusCode,
     headers: &HeaderMap,
     rules: &Rules,
     asked_ms: u64,
 ) -> (Duration, Basis) {
+    let said = &governing.said;
+    let ttl = rules.ttl(status);
+    if let Some(ttl) = ttl.filter(|ttl| ttl.overrides) {
+        return (ttl.lifetime, Basis::Rule);
+    }
     if let Some(s) = said.s_maxage {
         return (secs(s), Basis::SMaxage);
     }
@@ -432,9 +448,13 @@ fn lifetime(
     let sent = date_of(headers, &header::DATE).unwrap_or(asked_ms / 1000);
     // §5.3: what is no date lies in the past; of several, the earliest counts (§4.2.1).
     let expires = headers.get_all(header::EXPIRES).iter();
+    let expires = expires.filter(|_| !governing.is_targeted());
     if let Some(expires) = expires.map(|v| date(v.as_bytes()).unwrap_or(0)).min() {
         let seconds = expires.saturating_sub(sent).min(SECONDS_MAX.into());
         return (Duration::from_secs(seconds), Basis::Expires);
+    }
+    if let Some(ttl) = ttl {
+        return (ttl.lifetime, Basis::Site);
     }
     if !may_guess(said, status) {
         return (Duration::ZERO, Basis::Nothing);
@@ -509,10 +529,6 @@ mod tests {
     /// Sun, 06 Nov 1994 08:49:37 GMT, and a quarter of a second.
     const NOW_MS: u64 = 784_111_777_250;
     const DATE: (&str, &str) = ("date", "Sun, 06 Nov 1994 08:49:37 GMT");
-    const RULES: Rules = Rules {
-        default_ttl: Duration::ZERO,
-        honour_client: true,
-    };
 
     fn map(fields: &[(&str, &str)]) -> HeaderMap {
         let mut map = HeaderMap::new();
@@ -534,11 +550,17 @@ mod tests {
     /// What a plain GET gets from the policy.
     fn get(code: u16, fields: &[(&str, &str)]) -> Result<Freshness, Unstorable> {
         let request = RequestFacts::of(&Method::GET, &HeaderMap::new());
-        storable(&request, status(code), &map(fields), &RULES, NOW_MS)
+        storable(
+            &request,
+            status(code),
+            &map(fields),
+            &Rules::default(),
+            NOW_MS,
+        )
     }
 
     fn freshness(fields: &[(&str, &str)]) -> Freshness {
-        Freshness::of(StatusCode::OK, &map(fields), &RULES, NOW_MS)
+        Freshness::of(StatusCode::OK, &map(fields), &Rules::default(), NOW_MS)
     }
 
     #[test]
@@ -680,7 +702,7 @@ mod tests {
         let ask = |method, request: &[(&str, &str)], answer: &str| {
             let (request, answer) = (map(request), map(&[("cache-control", answer)]));
             let request = RequestFacts::of(&method, &request);
-            storable(&request, StatusCode::OK, &answer, &RULES, NOW_MS).err()
+            storable(&request, StatusCode::OK, &answer, &Rules::default(), NOW_MS).err()
         };
         assert_eq!(ask(Method::GET, &[], "max-age=60"), None);
         for method in [Method::HEAD, Method::POST, "get".parse().unwrap()] {
@@ -761,7 +783,7 @@ mod tests {
         }
         let rules = Rules {
             default_ttl: Duration::from_secs(7),
-            ..RULES
+            ..Rules::default()
         };
         for (code, fields, seconds) in [
             (200, vec![], 7),
@@ -934,12 +956,12 @@ mod tests {
         ] {
             let stored = freshness(&[("cache-control", response)]);
             let now_ms = NOW_MS + age_s * 1000;
-            let found = reuse(&stored, &said(request), &RULES, now_ms);
+            let found = reuse(&stored, &said(request), &Rules::default(), now_ms);
             assert_eq!(found, expected, "{response:?} at {age_s} s for {request:?}");
         }
         let deaf = Rules {
             honour_client: false,
-            ..RULES
+            ..Rules::default()
         };
         let stored = freshness(&[("cache-control", "max-age=60")]);
         let all = said("no-cache, max-age=0, min-fresh=90, max-stale");
@@ -992,7 +1014,7 @@ mod tests {
         ] {
             let stored = freshness(&[("cache-control", response)]);
             let now_ms = NOW_MS + age_s * 1000;
-            let found = may_serve_on_error(&stored, &said(request), &RULES, now_ms);
+            let found = may_serve_on_error(&stored, &said(request), &Rules::default(), now_ms);
             assert_eq!(found, expected, "{response:?} at {age_s} s for {request:?}");
         }
         let errors: Vec<_> = (100..=999).filter(|code| is_error(status(*code))).collect();
@@ -1083,7 +1105,7 @@ mod tests {
             let date = asked.checked_add_signed(skew).unwrap();
             let mut headers = map(&[("age", &age.to_string())]);
             headers.insert("date", validator::date_value(date));
-            let found = Freshness::of(StatusCode::OK, &headers, &RULES, asked * 1000);
+            let found = Freshness::of(StatusCode::OK, &headers, &Rules::default(), asked * 1000);
             let now = asked + delay + stay;
             let expected = age_by_the_book(age, date, asked, asked + delay, now);
             prop_assert_eq!(found.age_s(now * 1000), expected);
@@ -1093,7 +1115,7 @@ mod tests {
         fn freshness_only_ever_ends(
             headers in some_response(), asked_ms: u64, early in 0u64..200_000, late in 0u64..200_000,
         ) {
-            let stored = Freshness::of(StatusCode::OK, &headers, &RULES, asked_ms);
+            let stored = Freshness::of(StatusCode::OK, &headers, &Rules::default(), asked_ms);
             let (then, later) = (
                 asked_ms.saturating_add(early),
                 asked_ms.saturating_add(early).saturating_add(late),
@@ -1101,13 +1123,13 @@ mod tests {
             prop_assert!(stored.age(then) <= stored.age(later));
             prop_assert!(stored.ttl_s(then) >= stored.ttl_s(later));
             let nothing = CacheControl::default();
-            let rank = |now_ms| match reuse(&stored, &nothing, &RULES, now_ms) {
+            let rank = |now_ms| match reuse(&stored, &nothing, &Rules::default(), now_ms) {
                 Reuse::Fresh => 0,
                 Reuse::StaleWhileRevalidate => 1,
                 _ => 2,
             };
             prop_assert!(rank(then) <= rank(later));
-            let covered = |now_ms| may_serve_on_error(&stored, &nothing, &RULES, now_ms);
+            let covered = |now_ms| may_serve_on_error(&stored, &nothing, &Rules::default(), now_ms);
             prop_assert!(covered(then) || !covered(later));
             prop_assert!(rank(then) > 0 || covered(then));
         }
@@ -1121,7 +1143,7 @@ mod tests {
             ]),
         ) {
             let request = RequestFacts::of(&Method::GET, &HeaderMap::new());
-            let judge = |h: &HeaderMap| storable(&request, StatusCode::OK, h, &RULES, NOW_MS);
+            let judge = |h: &HeaderMap| storable(&request, StatusCode::OK, h, &Rules::default(), NOW_MS);
             let before = judge(&headers);
             let mut stricter = headers;
             stricter.append("cache-control", HeaderValue::from_static(further));
@@ -1147,9 +1169,9 @@ mod tests {
         fn stored_fields_are_as_fresh_as_the_received_ones(
             headers in some_response(), delay_ms in 0u64..3_000,
         ) {
-            let received = Freshness::of(StatusCode::OK, &headers, &RULES, NOW_MS);
+            let received = Freshness::of(StatusCode::OK, &headers, &Rules::default(), NOW_MS);
             let stored = storable_fields(&headers, NOW_MS + delay_ms);
-            let again = Freshness::of(StatusCode::OK, &stored, &RULES, NOW_MS);
+            let again = Freshness::of(StatusCode::OK, &stored, &Rules::default(), NOW_MS);
             prop_assert_eq!(received.age(NOW_MS), again.age(NOW_MS));
             prop_assert_eq!(received.no_cache, again.no_cache);
             if headers.contains_key("date") {

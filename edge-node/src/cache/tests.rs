@@ -1,6 +1,6 @@
 //! The cache as a whole: who fills, who follows, and what is there afterwards.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -15,10 +15,6 @@ use super::{
 use crate::error::Kind;
 
 const NOW: u64 = 1_800_000_000_000;
-const RULES: Rules = Rules {
-    default_ttl: Duration::ZERO,
-    honour_client: true,
-};
 const KEY: Key = Key(7);
 
 fn open(dir: &Path, object_max: u64) -> Cache {
@@ -45,7 +41,7 @@ async fn look(cache: &Cache, headers: &HeaderMap) -> Lookup {
             key: KEY,
             headers,
             said: &said,
-            rules: &RULES,
+            rules: &Rules::default(),
             now_ms: NOW,
         })
         .await
@@ -65,10 +61,9 @@ fn head(headers: HeaderMap, request: &HeaderMap) -> Head {
     };
     Head {
         status: StatusCode::OK,
-        freshness: Freshness::of(StatusCode::OK, &headers, &RULES, NOW),
+        freshness: Freshness::of(StatusCode::OK, &headers, &Rules::default(), NOW),
         headers,
         asked_ms: NOW,
-        default_ttl: Duration::ZERO,
         selected_by,
         length: None,
         fetched_by: "edge-1".parse().unwrap(),

@@ -194,9 +194,12 @@ impl Proxy {
     /// The head of a peer's object, if this request may be answered with it.
     fn usable(&self, asked: &Asked, object: &PeerObject) -> Option<Head> {
         let now_ms = self.shared.clock.unix_ms();
-        let ttl = asked.rules.default_ttl;
-        let head = Head::from_manifest(&object.manifest, Some(object.age), now_ms, ttl);
-        let (facts, rules) = (asked.facts(), &asked.rules);
+        let (facts, rules) = (asked.facts(), &*asked.rules);
+        let mut headers = entry::fields_of(&object.manifest);
+        headers.insert(header::AGE, object.age.as_secs().into());
+        let status = entry::status_of(&object.manifest);
+        let freshness = Freshness::of(status, &headers, rules, now_ms);
+        let head = Head::from_manifest(&object.manifest, headers, freshness, now_ms);
         let fits = policy::reuse(&head.freshness, &asked.said, rules, now_ms) == Reuse::Fresh
             && object.manifest.length <= self.shared.cache.object_bytes_max()
             && vary::matches(&head.selected_by, &asked.headers)
@@ -354,7 +357,6 @@ impl Proxy {
             status,
             headers,
             asked_ms,
-            default_ttl: asked.rules.default_ttl,
             selected_by,
             length: None,
             fetched_by: self.shared.me.clone(),

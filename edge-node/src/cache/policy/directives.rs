@@ -109,7 +109,8 @@ impl CacheControl {
         found
     }
 
-    fn add(&mut self, name: &[u8], argument: Argument<'_>) {
+    /// Adds one directive, its name in lower case.
+    pub(super) fn add(&mut self, name: &[u8], argument: Argument<'_>) {
         let bare = argument == Argument::None;
         match name {
             b"no-store" => self.no_store = true,
@@ -189,8 +190,9 @@ pub fn fuzz_cache_control(data: &[u8]) {
     assert!(stricter.max_age <= Some(1) && stricter.max_age.is_some());
 }
 
+/// What stands behind a directive's name.
 #[derive(Debug, PartialEq)]
-enum Argument<'a> {
+pub(super) enum Argument<'a> {
     None,
     /// A token, or what was inside a quoted string.
     Text(Cow<'a, [u8]>),
