@@ -20,7 +20,7 @@ pub(super) fn cases() -> Vec<Case> {
                 answer.says(name, &value.trim_start().replace("{modified}", MODIFIED))
             });
             let verb = if *fresh { "is fresh" } else { "is stale" };
-            let name = format!("what says {fields:?} {verb}");
+            let name = format!("{fields} {verb}");
             cases.push(kept_if(*fresh, section, name, answer.says("etag", "\"a\"")));
         }
     }

@@ -183,6 +183,30 @@ fn others() -> Vec<Case> {
         .then(get().asks("cache-control", "max-age=0").cc("max-age=60"))
         .then(get().hit()),
     ];
+    for (first, second) in [
+        ("x", "no-cache"),
+        ("no-cache", "x"),
+        ("max-age=600", "max-age=0"),
+    ] {
+        cases.push(
+            case(
+                "9110 §5.3",
+                format!("a request with {first} and {second} on two lines"),
+            )
+            .then(
+                get()
+                    .cc("max-age=60")
+                    .says("age", "1")
+                    .says("etag", "\"a\""),
+            )
+            .then(
+                get()
+                    .asks("cache-control", first)
+                    .asks("cache-control", second)
+                    .asked(),
+            ),
+        );
+    }
     cases.push(kept_if(
         false,
         "9111 §5.2.1.5",

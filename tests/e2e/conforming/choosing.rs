@@ -58,7 +58,7 @@ fn keys() -> Vec<Case> {
 /// select the same.
 fn selected() -> Vec<Case> {
     type Fields = &'static [(&'static str, &'static str)];
-    let rows: [(&str, &str, Fields, Fields, bool); 44] = [
+    let rows: [(&str, &str, Fields, Fields, bool); 45] = [
         (
             "a field that matches",
             "X-A",
@@ -254,6 +254,13 @@ fn selected() -> Vec<Case> {
             "Accept-Language",
             &[("accept-language", "en, de;q=0.5")],
             &[("accept-language", "de;q=0.5, en")],
+            true,
+        ),
+        (
+            "Accept-Language of equal weights in another order",
+            "Accept-Language",
+            &[("accept-language", "en, de")],
+            &[("accept-language", "de, en")],
             true,
         ),
         (

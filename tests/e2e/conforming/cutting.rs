@@ -111,7 +111,10 @@ fn several() -> Vec<Case> {
                     .hit()
                     .gets(206)
                     .lacks("content-range")
-                    .part("content-type", "multipart/byteranges; boundary="),
+                    .part("content-type", "multipart/byteranges; boundary=")
+                    .body_part("Content-Range: bytes 0-1/1000\r\n\r\n01\r\n--")
+                    .body_part("Content-Range: bytes 500-502/1000")
+                    .body_part("\r\n\r\n012\r\n--"),
             ),
         case(
             "9110 §14.2",

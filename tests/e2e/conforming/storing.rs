@@ -173,6 +173,20 @@ fn by_directive() -> Vec<Case> {
         .then(get().cc("public, max-age=60").says("set-cookie", "id=1"))
         .then(get().hit().lacks("set-cookie")),
     );
+    for named in ["no-cache=\"set-cookie\"", "private=\"Set-Cookie\""] {
+        cases.push(
+            case(
+                "this project",
+                format!("an answer with {named} is kept without its cookie"),
+            )
+            .then(
+                get()
+                    .cc(&format!("max-age=60, {named}"))
+                    .says("set-cookie", "id=1"),
+            )
+            .then(get().hit().lacks("set-cookie")),
+        );
+    }
     cases.push(not_kept(
         "9111 §5.4",
         "Pragma in an answer gives no lifetime",

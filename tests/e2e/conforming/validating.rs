@@ -3,6 +3,9 @@
 
 use super::{A_SECOND_PASSES, Case, EARLIER, Exchange, LATER, MODIFIED, case, get, head};
 
+const NONE_MATCH: &str = "if-none-match";
+const SINCE: &str = "if-modified-since";
+
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = asked_of_the_origin();
     cases.extend(renewed());
@@ -434,73 +437,72 @@ fn of_variants() -> Vec<Case> {
 
 /// What a client gets of a fresh answer with `"a"` and a date, for these fields (RFC 9110 §13.2.2).
 fn asked_by_clients() -> Vec<Case> {
-    let none_match = "if-none-match";
-    let since = "if-modified-since";
-    let rows: [(&str, &[(&str, &str)], u16); 34] = [
-        ("If-None-Match that holds", &[(none_match, "\"a\"")], 304),
-        ("If-None-Match that does not", &[(none_match, "\"b\"")], 200),
-        ("a weak If-None-Match", &[(none_match, "W/\"a\"")], 304),
+    type Fields = &'static [(&'static str, &'static str)];
+    let rows: [(&str, Fields, u16); 34] = [
+        ("If-None-Match that holds", &[(NONE_MATCH, "\"a\"")], 304),
+        ("If-None-Match that does not", &[(NONE_MATCH, "\"b\"")], 200),
+        ("a weak If-None-Match", &[(NONE_MATCH, "W/\"a\"")], 304),
         (
             "If-None-Match with a list",
-            &[(none_match, "\"x\", \"a\" , \"y\"")],
+            &[(NONE_MATCH, "\"x\", \"a\" , \"y\"")],
             304,
         ),
         (
             "If-None-Match with a weak list",
-            &[(none_match, "W/\"x\", W/\"a\"")],
+            &[(NONE_MATCH, "W/\"x\", W/\"a\"")],
             304,
         ),
         (
             "If-None-Match on two lines",
-            &[(none_match, "\"x\""), (none_match, "\"a\"")],
+            &[(NONE_MATCH, "\"x\""), (NONE_MATCH, "\"a\"")],
             304,
         ),
-        ("If-None-Match: *", &[(none_match, "*")], 304),
-        ("If-None-Match without quotes", &[(none_match, "a")], 200),
+        ("If-None-Match: *", &[(NONE_MATCH, "*")], 304),
+        ("If-None-Match without quotes", &[(NONE_MATCH, "a")], 200),
         (
             "If-None-Match in another case",
-            &[(none_match, "\"A\"")],
+            &[(NONE_MATCH, "\"A\"")],
             200,
         ),
         (
             "If-None-Match with the tag's letter behind a comma within another",
-            &[(none_match, "\"x,a\"")],
+            &[(NONE_MATCH, "\"x,a\"")],
             200,
         ),
         (
             "If-None-Match with empty members",
-            &[(none_match, ", \"a\",")],
+            &[(NONE_MATCH, ", \"a\",")],
             304,
         ),
-        ("an empty If-None-Match", &[(none_match, "")], 200),
-        ("If-Modified-Since equal", &[(since, MODIFIED)], 304),
-        ("If-Modified-Since later", &[(since, LATER)], 304),
-        ("If-Modified-Since earlier", &[(since, EARLIER)], 200),
-        ("If-Modified-Since now", &[(since, "{+0}")], 304),
+        ("an empty If-None-Match", &[(NONE_MATCH, "")], 200),
+        ("If-Modified-Since equal", &[(SINCE, MODIFIED)], 304),
+        ("If-Modified-Since later", &[(SINCE, LATER)], 304),
+        ("If-Modified-Since earlier", &[(SINCE, EARLIER)], 200),
+        ("If-Modified-Since now", &[(SINCE, "{+0}")], 304),
         (
             "If-Modified-Since by RFC 850",
-            &[(since, "Sunday, 06-Nov-94 08:49:37 GMT")],
+            &[(SINCE, "Sunday, 06-Nov-94 08:49:37 GMT")],
             304,
         ),
         (
             "If-Modified-Since by asctime",
-            &[(since, "Sun Nov  6 08:49:37 1994")],
+            &[(SINCE, "Sun Nov  6 08:49:37 1994")],
             304,
         ),
         (
             "If-Modified-Since that is no date",
-            &[(since, "yesterday")],
+            &[(SINCE, "yesterday")],
             200,
         ),
-        ("an empty If-Modified-Since", &[(since, "")], 200),
+        ("an empty If-Modified-Since", &[(SINCE, "")], 200),
         (
             "tag that holds, and an earlier date",
-            &[(none_match, "\"a\""), (since, EARLIER)],
+            &[(NONE_MATCH, "\"a\""), (SINCE, EARLIER)],
             304,
         ),
         (
             "tag that does not hold, and a later date",
-            &[(none_match, "\"b\""), (since, LATER)],
+            &[(NONE_MATCH, "\"b\""), (SINCE, LATER)],
             200,
         ),
         ("If-Match that holds", &[("if-match", "\"a\"")], 200),
@@ -539,12 +541,12 @@ fn asked_by_clients() -> Vec<Case> {
         ),
         (
             "If-Match and If-None-Match that hold",
-            &[("if-match", "\"a\""), (none_match, "\"a\"")],
+            &[("if-match", "\"a\""), (NONE_MATCH, "\"a\"")],
             304,
         ),
         (
             "If-Match that does not hold, If-None-Match that does",
-            &[("if-match", "\"b\""), (none_match, "\"a\"")],
+            &[("if-match", "\"b\""), (NONE_MATCH, "\"a\"")],
             412,
         ),
     ];
@@ -576,12 +578,12 @@ fn asked_by_clients() -> Vec<Case> {
     cases.push(
         case("9110 §13.1.2", "If-None-Match and HEAD: 304")
             .then(stored())
-            .then(head().asks(none_match, "\"a\"").hit().gets(304)),
+            .then(head().asks(NONE_MATCH, "\"a\"").hit().gets(304)),
     );
     cases.push(
         case("9110 §13.1.2", "a weak stored tag and If-None-Match: 304")
             .then(get().cc("max-age=60").says("etag", "W/\"a\""))
-            .then(get().asks(none_match, "\"a\"").hit().gets(304)),
+            .then(get().asks(NONE_MATCH, "\"a\"").hit().gets(304)),
     );
     cases.push(
         case("9110 §13.1.1", "a weak stored tag and If-Match: 412")
@@ -594,12 +596,12 @@ fn asked_by_clients() -> Vec<Case> {
             "If-Modified-Since without Last-Modified, later than Date: 304 or 200",
         )
         .then(get().cc("max-age=60"))
-        .then(get().asks(since, EARLIER).hit()),
+        .then(get().asks(SINCE, EARLIER).hit()),
     );
     cases.push(
         case("9110 §13.2.1", "conditions do not matter for a stored 404")
             .then(get().answers(404).cc("max-age=60").says("etag", "\"a\""))
-            .then(get().asks(none_match, "\"a\"").hit()),
+            .then(get().asks(NONE_MATCH, "\"a\"").hit()),
     );
     cases.push(
         case(
@@ -608,15 +610,40 @@ fn asked_by_clients() -> Vec<Case> {
         )
         .then(
             get()
-                .asks(none_match, "\"a\"")
+                .asks(NONE_MATCH, "\"a\"")
                 .cc("max-age=60")
                 .says("etag", "\"a\"")
-                .without(none_match)
+                .without(NONE_MATCH)
                 .gets(304)
                 .body(""),
         )
         .then(get().hit()),
     );
+    for (name, value, status) in [
+        ("if-none-match", "\"b\"", 200),
+        ("if-modified-since", MODIFIED, 304),
+        ("if-modified-since", EARLIER, 200),
+        ("if-match", "\"a\"", 200),
+        ("if-match", "\"b\"", 412),
+        ("if-unmodified-since", MODIFIED, 200),
+        ("if-unmodified-since", EARLIER, 412),
+    ] {
+        // The origin of a row knows of no conditions, so this is the edge's own doing.
+        let first = stored().asks(name, value).without(name);
+        let first = if status == 200 {
+            first
+        } else {
+            first.gets(status)
+        };
+        cases.push(
+            case(
+                "9110 §13.2.1",
+                format!("{name}: {value} on a miss is {status}, and leaves the whole"),
+            )
+            .then(first)
+            .then(get().hit()),
+        );
+    }
     cases
 }
 
