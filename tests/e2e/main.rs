@@ -1,11 +1,14 @@
 //! The real binaries over real sockets: what a user of the CDN would notice.
 //!
 //! - [`serving`]: one edge, and what HTTP promises;
+//! - [`conforming`]: one edge, and what the RFCs ask of a shared cache;
 //! - [`sharing`]: several edges, and where the bytes come from;
 //! - [`losing`]: processes that are killed, stopped, or cut off;
 //! - [`refusing`]: what must be refused, and how clearly;
 //! - [`operating`]: what operators see and scrape.
 
+#[cfg(test)]
+mod conforming;
 #[cfg(test)]
 mod losing;
 #[cfg(test)]
