@@ -25,7 +25,7 @@ use cluster::{
     node::NodeId,
     site::{Site, SiteMap},
 };
-use http::{HeaderMap, Method, Request, Response, Uri, Version, header};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version, header};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::time::Instant;
@@ -36,7 +36,7 @@ use crate::{
         Ask, Cache, Lookup, Outcome as Filled, Turn,
         entry::{self, Body, Entry},
         key,
-        policy::{self, CacheControl, RequestFacts, Rules, Why},
+        policy::{self, CacheControl, RequestFacts, Reuse, Rules, Why},
         vary,
     },
     deliver::{self, cache_status::Fwd, range},
@@ -357,6 +357,14 @@ impl Proxy {
             Filled::Shared(entry) if !vary::matches(&entry.head.selected_by, &asked.headers) => {
                 Ok(Found::Nothing)
             }
+            // What must be validated was fetched for the one who leads; the others ask for themselves, all
+            // at once.
+            Filled::Shared(entry) | Filled::Refreshed(entry)
+                if !leads && !self.may_follow(asked, &entry) =>
+            {
+                let response = self.pass_validating(asked, &entry, fwd).await?;
+                Ok(Found::Answer(Box::new(response)))
+            }
             Filled::Shared(entry) => {
                 let how = How::filled(leads, fwd, entry.head.status);
                 Ok(Found::Entry(entry, how))
@@ -381,6 +389,17 @@ impl Proxy {
                 _ => Err(error),
             },
         }
+    }
+
+    /// Whether an answer fetched for another request may be this one's without the origin being asked
+    /// (RFC 9111 §4). What the client prefers does not count: it came while the origin answered.
+    fn may_follow(&self, asked: &Asked, entry: &Entry) -> bool {
+        let anything = CacheControl::default();
+        let now_ms = self.shared.clock.unix_ms();
+        matches!(
+            policy::reuse(&entry.head.freshness, &anything, &asked.rules, now_ms),
+            Reuse::Fresh | Reuse::StaleWhileRevalidate
+        )
     }
 
     /// Whether a stored answer may be shared with this very request (RFC 9111 §3.5).
@@ -413,6 +432,50 @@ impl Proxy {
     ) -> Result<Response<Payload>, ServeError> {
         let mut headers = asked.headers.clone();
         forward::add_hop(&mut headers, &self.hop(asked));
+        let asked_ms = self.shared.clock.unix_ms();
+        let response = self.send(asked, body, headers).await?;
+        if policy::invalidates(&asked.method, response.status()) {
+            for key in self.invalidated(asked, response.headers()) {
+                self.shared.cache.forget(key).await;
+            }
+        }
+        if asked.method == Method::POST && self.is_reusable(asked, &response) {
+            return self.keep_posted(asked, response, asked_ms).await;
+        }
+        Ok(self.passed(asked, response, fwd))
+    }
+
+    /// The same for a request that `entry` would do for, if only the origin said so: asks whether it holds.
+    async fn pass_validating(
+        &self,
+        asked: &Arc<Asked>,
+        entry: &Arc<Entry>,
+        fwd: Fwd,
+    ) -> Result<Response<Payload>, ServeError> {
+        let stored = &entry.head.headers;
+        let (Some(headers), &Method::GET) = (self.conditional(asked, stored), &asked.method) else {
+            return self.pass(asked, None, fwd).await;
+        };
+        let response = self.send(asked, None, headers).await?;
+        if response.status() == StatusCode::NOT_MODIFIED
+            && deliver::suffices(&asked.method, &asked.headers, entry)
+        {
+            let how = How::refreshed(false, fwd);
+            if let Some(response) = self.deliver(asked, &asked.headers, entry, how).await {
+                return Ok(response);
+            }
+            return self.pass(asked, None, fwd).await;
+        }
+        Ok(self.passed(asked, response, fwd))
+    }
+
+    /// Asks the origin in the client's name.
+    async fn send(
+        &self,
+        asked: &Asked,
+        body: Option<Incoming>,
+        headers: HeaderMap,
+    ) -> Result<Response<OriginBody>, ServeError> {
         let limits = self.shared.upload;
         if body.is_some()
             && entry::content_length(&headers).is_some_and(|length| length > limits.bytes_max)
@@ -427,25 +490,14 @@ impl Proxy {
         *request.method_mut() = asked.method.clone();
         *request.uri_mut() = asked.uri.clone();
         *request.headers_mut() = headers;
-        let asked_ms = self.shared.clock.unix_ms();
-        let response = self
-            .shared
+        self.shared
             .upstream
             .origin(&asked.site, &asked.host, request)
             .await
             .map_err(|error| match over.load(Ordering::Acquire) {
                 true => ServeError::new(Kind::BodyTooLarge, error),
                 false => fetch::origin_failed(error),
-            })?;
-        if policy::invalidates(&asked.method, response.status()) {
-            for key in self.invalidated(asked, response.headers()) {
-                self.shared.cache.forget(key).await;
-            }
-        }
-        if asked.method == Method::POST && self.is_reusable(asked, &response) {
-            return self.keep_posted(asked, response, asked_ms).await;
-        }
-        Ok(self.passed(asked, response, fwd))
+            })
     }
 
     /// Whether the answer to a POST may answer later GETs (RFC 9110 §9.3.3): its lifetime is explicit,

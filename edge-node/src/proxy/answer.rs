@@ -74,6 +74,7 @@ impl Proxy {
             },
         };
         let ttl_s = how.fwd.is_none().then_some(ttl);
+        asked.rules.consume_targets(&mut head.headers);
         let node = self.shared.me.as_str();
         CacheStatus {
             node,
@@ -99,6 +100,7 @@ impl Proxy {
     ) -> Response<Payload> {
         let (mut parts, body) = answer.into_parts();
         policy::strip_hop_by_hop(&mut parts.headers);
+        asked.rules.consume_targets(&mut parts.headers);
         let (status, node) = (Some(parts.status.as_u16()), self.shared.me.as_str());
         let handled = Handled::Forwarded {
             why: fwd,

@@ -151,24 +151,17 @@ impl Proxy {
         method: Method,
         own: Own,
     ) {
-        let mut headers = self.whole(asked);
-        let (tag, date) = policy::conditional_fields(&entry.head.headers);
-        let conditions = [
-            (header::IF_NONE_MATCH, tag),
-            (header::IF_MODIFIED_SINCE, date),
-        ];
-        for (name, value) in conditions {
-            if let Some(value) = value {
-                headers.insert(name, value);
-            }
-        }
+        let stored = &entry.head.headers;
+        let headers = self
+            .conditional(asked, stored)
+            .unwrap_or_else(|| self.whole(asked));
         let is_head = method == Method::HEAD;
         let asked_ms = self.shared.clock.unix_ms();
         let response = match self.ask_origin(asked, method, headers).await {
             Ok(response) => response,
             Err(error) => return filler.fail(origin_failed(error)),
         };
-        let (status, stored) = (response.status(), &entry.head.headers);
+        let status = response.status();
         if status == StatusCode::NOT_MODIFIED {
             let fresh = policy::freshen(stored, response.headers(), self.now());
             self.renew(filler, asked, entry, fresh, asked_ms, own).await;
@@ -352,7 +345,9 @@ impl Proxy {
         }
         let (parts, body) = response.into_parts();
         let mut headers = policy::storable_fields(&parts.headers, self.now());
-        headers.remove(header::CONTENT_RANGE);
+        if parts.status == StatusCode::PARTIAL_CONTENT {
+            headers.remove(header::CONTENT_RANGE);
+        }
         let mut head = self.head(asked, status, headers, asked_ms);
         head.length = length;
         let expected = match extent {
@@ -547,6 +542,24 @@ impl Proxy {
         forward::make_whole(&mut headers);
         forward::add_hop(&mut headers, &self.hop(asked));
         headers
+    }
+
+    /// The same with the question whether what is stored with these fields still holds (RFC 9111 §4.3.1);
+    /// `None` if it has no validator.
+    pub(super) fn conditional(&self, asked: &Asked, stored: &HeaderMap) -> Option<HeaderMap> {
+        let (tag, date) = policy::conditional_fields(stored);
+        let conditions = [
+            (header::IF_NONE_MATCH, tag),
+            (header::IF_MODIFIED_SINCE, date),
+        ];
+        let mut conditions = conditions
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value?)))
+            .peekable();
+        conditions.peek()?;
+        let mut headers = self.whole(asked);
+        headers.extend(conditions);
+        Some(headers)
     }
 
     fn now(&self) -> u64 {

@@ -35,7 +35,6 @@ async fn who_comes_while_an_answer_arrives_shares_it() {
 
 /// RFC 9111 §4 and §5.2.2.4: what must be validated for every request answers one.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "an answer that is still arriving is handed to whoever comes, even if it says no-cache"]
 async fn who_comes_while_an_answer_arrives_that_must_be_validated_asks_for_itself() {
     let (origin, cluster) = alone().await;
     let edge = &cluster.edges[0];

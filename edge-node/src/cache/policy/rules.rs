@@ -3,7 +3,7 @@
 
 use std::{ops::RangeInclusive, time::Duration};
 
-use http::{HeaderName, StatusCode};
+use http::{HeaderMap, HeaderName, StatusCode};
 
 /// `CDN-Cache-Control` (RFC 9213 §3).
 pub const CDN_CACHE_CONTROL: HeaderName = HeaderName::from_static("cdn-cache-control");
@@ -28,7 +28,8 @@ pub struct Rules {
     /// Response fields whose directives count instead of `Cache-Control` and `Expires`, the most
     /// specific first (RFC 9213 §2.2).
     pub targets: Vec<HeaderName>,
-    /// Whether [`Self::targets`] go on to the client, for a CDN in front of this one.
+    /// Whether [`Self::targets`] go on to the client, for a CDN in front of this one (RFC 9213 §3), all
+    /// but `Surrogate-Control`, which is always for the nearest surrogate only.
     pub forward_targets: bool,
     /// Largest body that is stored, in bytes; larger ones pass.
     pub object_bytes_max: u64,
@@ -58,7 +59,7 @@ impl Default for Rules {
             stale_while_revalidate: Duration::ZERO,
             stale_if_error: Duration::ZERO,
             targets: vec![CDN_CACHE_CONTROL, SURROGATE_CONTROL],
-            forward_targets: false,
+            forward_targets: true,
             object_bytes_max: u64::MAX,
             fill_whole: true,
         }
@@ -66,6 +67,15 @@ impl Default for Rules {
 }
 
 impl Rules {
+    /// Takes out of an answer to a client what was meant for this cache alone.
+    pub fn consume_targets(&self, headers: &mut HeaderMap) {
+        for target in &self.targets {
+            if !self.forward_targets || *target == SURROGATE_CONTROL {
+                headers.remove(target);
+            }
+        }
+    }
+
     /// The lifetime for a status, where there is one.
     pub fn ttl(&self, status: StatusCode) -> Option<&Ttl> {
         let status = status.as_u16();
