@@ -14,9 +14,10 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
-/// Fields that make a request conditional or partial. A fill fetches the whole object for everybody,
-/// so they stay here.
-const SELECTIVE: [HeaderName; 6] = [
+/// Fields that make a request conditional or partial, or announce content. A fill fetches the whole
+/// object for everybody, so they stay here.
+const SELECTIVE: [HeaderName; 7] = [
+    header::EXPECT,
     header::RANGE,
     header::IF_RANGE,
     header::IF_MATCH,

@@ -7,15 +7,13 @@
 
 mod answer;
 mod fetch;
+mod onward;
 mod tunnel;
 mod upload;
 
 pub use self::upload::UploadLimits;
 
-use std::{
-    net::IpAddr,
-    sync::{Arc, atomic::Ordering},
-};
+use std::{net::IpAddr, sync::Arc};
 
 use arc_swap::ArcSwap;
 use cluster::{
@@ -24,7 +22,7 @@ use cluster::{
     node::NodeId,
     site::{Site, SiteMap},
 };
-use http::{HeaderMap, Method, Request, Response, Uri, Version, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version, header};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::time::Instant;
@@ -43,7 +41,7 @@ use crate::{
     forward::{self, Hop},
     metrics::{Metrics, Outcome, SiteMetrics},
     payload::Payload,
-    serve::Connection,
+    serve::{Connection, interim::Interim},
     upstream::{Upstream, pool},
 };
 
@@ -107,6 +105,8 @@ struct Asked {
     said: CacheControl,
     rules: Arc<Rules>,
     client: IpAddr,
+    /// The way for interim responses, where the protocol has one.
+    interim: Option<Interim>,
     now_ms: u64,
     started: Instant,
 }
@@ -169,6 +169,9 @@ impl Proxy {
             Ok(response) => response,
             Err(error) => self.error_answer(Some(&asked), what, started, &error),
         };
+        if let Some(interim) = &asked.interim {
+            interim.end().await;
+        }
         let via = forward::via(Version::HTTP_11, &self.shared.me);
         forward::append_to_list(response.headers_mut(), header::VIA, &via);
         response
@@ -225,6 +228,7 @@ impl Proxy {
             rules,
             headers: parts.headers,
             client: connection.from.ip(),
+            interim: connection.interim(parts.version),
             now_ms: self.shared.clock.unix_ms(),
             started,
         };
@@ -305,6 +309,7 @@ impl Proxy {
             Turn::Follow(fill) => (None, fill),
             Turn::Fill(filler) => {
                 let fill = filler.follow();
+                asked.open_interim();
                 (Some(self.begin_fill(filler, asked, stale.clone())), fill)
             }
         };
@@ -368,35 +373,47 @@ impl Proxy {
     ) -> Result<Response<Payload>, ServeError> {
         let mut headers = asked.headers.clone();
         forward::add_hop(&mut headers, &self.hop(asked));
+        let body = body.filter(|body| !body.is_end_stream());
+        // RFC 9110 §10.1.1: it is for content, and HTTP/1.0 does not know it.
+        if body.is_none() || asked.version == Version::HTTP_10 {
+            headers.remove(header::EXPECT);
+        }
         let limits = self.shared.upload;
         if body.is_some()
             && entry::content_length(&headers).is_some_and(|length| length > limits.bytes_max)
         {
             return Err(ServeError::new(Kind::BodyTooLarge, ""));
         }
-        let (body, over) = match body {
-            Some(body) => upload::bounded(body, limits),
-            None => (pool::empty(), Arc::default()),
+        let (body, upload) = match body {
+            Some(body) => {
+                let (body, upload) = upload::bounded(body, limits);
+                (body, Some(upload))
+            }
+            None => (pool::empty(), None),
         };
-        let mut request = Request::new(body);
-        *request.method_mut() = asked.method.clone();
-        *request.uri_mut() = asked.uri.clone();
-        *request.headers_mut() = headers;
+        asked.open_interim();
+        let request = asked.onward(asked.method.clone(), headers, body);
         let response = self
             .shared
             .upstream
             .origin(&asked.site, &asked.host, request)
             .await
-            .map_err(|error| match over.load(Ordering::Acquire) {
-                true => ServeError::new(Kind::BodyTooLarge, error),
-                false => fetch::origin_failed(error),
+            .map_err(|error| match &upload {
+                Some(upload) if upload.is_over() => ServeError::new(Kind::BodyTooLarge, error),
+                _ => fetch::origin_failed(error),
             })?;
         if policy::invalidates(&asked.method, response.status()) {
             for key in self.invalidated(asked, response.headers()) {
                 self.shared.cache.forget(key).await;
             }
         }
-        Ok(self.passed(asked, response, fwd))
+        let mut response = self.passed(asked, response, fwd);
+        if asked.version == Version::HTTP_11 && upload.is_some_and(|upload| upload.is_untouched()) {
+            // The client may send its body or not; there is no telling where its next request begins.
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+        }
+        Ok(response)
     }
 
     /// The keys that an unsafe request makes doubtful: its own, and those of same-host `Location`

@@ -1,6 +1,7 @@
 //! Listeners: accept, bound, serve, drain. What is served is the caller's business.
 
 pub mod framing;
+pub mod interim;
 mod stream;
 
 use std::{
@@ -14,7 +15,7 @@ use std::{
 };
 
 use cluster::net::Listener;
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use hyper::{body::Incoming, service::Service};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -23,6 +24,7 @@ use hyper_util::{
 use tokio::sync::{Semaphore, watch};
 use tracing::{debug, warn};
 
+use self::interim::{Interim, Outbox};
 use crate::config::LimitsSection;
 
 /// Pause after a failed accept: a process without file descriptors recovers only by time.
@@ -103,6 +105,7 @@ pub struct Connection {
     requests: AtomicU64,
     /// 1 + the number of the first request with ambiguous framing; 0: none.
     ambiguous: AtomicU64,
+    outbox: Arc<Outbox>,
 }
 
 impl Connection {
@@ -112,6 +115,7 @@ impl Connection {
             admitted: AtomicBool::new(false),
             requests: AtomicU64::new(0),
             ambiguous: AtomicU64::new(0),
+            outbox: Arc::default(),
         }
     }
 
@@ -125,6 +129,12 @@ impl Connection {
     pub fn next_is_ambiguous(&self) -> bool {
         let number = self.requests.fetch_add(1, Ordering::AcqRel) + 1;
         self.ambiguous.load(Ordering::Acquire) == number
+    }
+
+    /// The way for interim responses to the newest request, if a request of this version has one.
+    pub fn interim(&self, version: Version) -> Option<Interim> {
+        let request = self.requests.load(Ordering::Acquire);
+        (version == Version::HTTP_11).then(|| Interim::new(self.outbox.clone(), request))
     }
 }
 

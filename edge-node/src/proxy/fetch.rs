@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use cluster::manifest::{Manifest, PIECE_BYTES};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use tokio::sync::oneshot;
 use tracing::{debug, info};
@@ -337,10 +337,7 @@ impl Proxy {
         asked: &Asked,
         headers: HeaderMap,
     ) -> Result<Response<OriginBody>, OriginError> {
-        let mut request = Request::new(pool::empty());
-        *request.method_mut() = Method::GET;
-        *request.uri_mut() = asked.uri.clone();
-        *request.headers_mut() = headers;
+        let request = asked.onward(Method::GET, headers, pool::empty());
         self.shared
             .upstream
             .origin(&asked.site, &asked.host, request)

@@ -1,14 +1,16 @@
 //! The stream of one connection, with what hyper does not watch: a client that takes nothing,
-//! heads with ambiguous framing, and the gate in front of those who are not admitted.
+//! heads with ambiguous framing, and the gate in front of those who are not admitted. And with what
+//! hyper does not send: interim responses.
 
 use std::{
     io,
     pin::Pin,
     sync::{Arc, atomic::Ordering},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
+use bytes::{Buf, Bytes};
 use cluster::net::BoxStream;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -24,6 +26,8 @@ pub(super) struct Guarded {
     gated: bool,
     write_timeout: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
+    /// What is left of interim responses that the client has a part of.
+    interim: Bytes,
 }
 
 impl Guarded {
@@ -39,6 +43,7 @@ impl Guarded {
             gated: limits.gated,
             write_timeout: limits.write_timeout,
             stalled: None,
+            interim: Bytes::new(),
         }
     }
 
@@ -68,6 +73,20 @@ impl Guarded {
             Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
             Poll::Pending => Poll::Pending,
         }
+    }
+
+    /// Writes the rest of what was begun: nothing else may come between.
+    fn poll_interim(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.interim.is_empty() {
+            self.may_write()?;
+            let written = Pin::new(&mut self.stream).poll_write(context, &self.interim);
+            let count = ready!(self.watch(written, context))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.interim.advance(count);
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -101,6 +120,7 @@ impl AsyncWrite for Guarded {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.may_write()?;
+        ready!(self.poll_interim(context))?;
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.watch(written, context)
     }
@@ -111,6 +131,7 @@ impl AsyncWrite for Guarded {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.may_write()?;
+        ready!(self.poll_interim(context))?;
         let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
         self.watch(written, context)
     }
@@ -120,6 +141,13 @@ impl AsyncWrite for Guarded {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.poll_interim(context))?;
+            match self.connection.outbox.take(context) {
+                Some(interim) => self.interim = interim,
+                None => break,
+            }
+        }
         let flushed = Pin::new(&mut self.stream).poll_flush(context);
         self.watch(flushed, context)
     }

@@ -1,0 +1,249 @@
+//! What goes through an edge, byte by byte: a test speaks for the client and for the origin, so each
+//! step happens only after the one before it has been seen at the other end.
+
+use harness::{
+    cluster::{Cluster, HOST, Plan},
+    wire::{Wire, WireOrigin},
+};
+
+use crate::{SECOND, started, stored};
+
+/// One edge, and an origin that the test plays.
+async fn between() -> (WireOrigin, Cluster) {
+    let origin = WireOrigin::start().await.expect("a free port");
+    let cluster = started(Plan::alone(&origin.url())).await;
+    (origin, cluster)
+}
+
+/// A request without a body.
+fn ask(method: &str, target: &str, fields: &str) -> String {
+    format!("{method} {target} HTTP/1.1\r\nHost: {HOST}\r\n{fields}\r\n")
+}
+
+/// An answer of known length, and the end of its connection: the next request comes over another,
+/// instead of over either.
+fn answer(fields: &str, body: &str) -> String {
+    let length = body.len();
+    format!(
+        "HTTP/1.1 200 OK\r\n{fields}Connection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+    )
+}
+
+fn hints(link: &str) -> String {
+    format!("HTTP/1.1 103 Early Hints\r\nlink: {link}\r\n\r\n")
+}
+
+const FOREVER: &str = "Cache-Control: max-age=600\r\n";
+const NEVER: &str = "Cache-Control: no-store\r\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn interim_answers_reach_the_client_before_the_final_one() {
+    let (origin, cluster) = between().await;
+    let mut client = Wire::open(cluster.edges[0].http).await.unwrap();
+    // A fill, a pass by method, and a fill that turns out to be for one client only.
+    for (request, kind) in [
+        (ask("GET", "/fill", ""), FOREVER),
+        (ask("DELETE", "/pass", ""), FOREVER),
+        (ask("GET", "/private", ""), NEVER),
+    ] {
+        client.say(&request).await.unwrap();
+        let mut upstream = origin.accept().await.unwrap();
+        upstream.head().await.unwrap();
+        upstream
+            .say("HTTP/1.1 102 Processing\r\n\r\n")
+            .await
+            .unwrap();
+        let processing = client.head().await.unwrap();
+        assert_eq!(processing, "HTTP/1.1 102 Processing\r\n\r\n");
+        // RFC 9110 §7.6.1: what is for one connection stays there.
+        let said = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nConnection: x-hop\r\nX-Hop: 1\r\nContent-Length: 3\r\n\r\n";
+        upstream.say(said).await.unwrap();
+        assert_eq!(client.head().await.unwrap(), hints("</a>"));
+        // One packet brings both: neither is lost.
+        let both = hints("</b>") + &answer(kind, "done");
+        upstream.say(both).await.unwrap();
+        assert_eq!(client.head().await.unwrap(), hints("</b>"));
+        let head = client.head().await.unwrap();
+        assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+        assert!(!head.to_ascii_lowercase().contains("link:"), "{head}");
+        assert_eq!(&client.exactly(4).await.unwrap()[..], b"done");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cached_answer_has_no_interim_ones() {
+    let (origin, cluster) = between().await;
+    let edge = &cluster.edges[0];
+    let mut client = Wire::open(edge.http).await.unwrap();
+    client.say(ask("GET", "/", "")).await.unwrap();
+    let mut upstream = origin.accept().await.unwrap();
+    upstream.head().await.unwrap();
+    let stale = "ETag: \"a\"\r\nCache-Control: max-age=1, stale-while-revalidate=600\r\n";
+    upstream
+        .say(hints("</a>") + &answer(stale, "body"))
+        .await
+        .unwrap();
+    assert_eq!(client.head().await.unwrap(), hints("</a>"));
+    client.until("body").await.unwrap();
+    stored(edge, "/").await;
+    tokio::time::sleep(2 * SECOND).await;
+
+    // Served as it is and validated behind: what the origin says meanwhile is for nobody.
+    client.say(ask("GET", "/", "")).await.unwrap();
+    let mut upstream = origin.accept().await.unwrap();
+    upstream.head().await.unwrap();
+    upstream.say(hints("</b>")).await.unwrap();
+    let head = client.head().await.unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+    client.until("body").await.unwrap();
+    // Nor for the next request on the same connection.
+    client.say(ask("DELETE", "/", "")).await.unwrap();
+    let mut other = origin.accept().await.unwrap();
+    other.head().await.unwrap();
+    upstream.say(hints("</c>")).await.unwrap();
+    upstream
+        .say("HTTP/1.1 304 Not Modified\r\n\r\n")
+        .await
+        .unwrap();
+    other.say(answer("", "deleted")).await.unwrap();
+    let head = client.head().await.unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn interim_answers_stand_between_pipelined_answers() {
+    let (origin, cluster) = between().await;
+    let mut client = Wire::open_narrow(cluster.edges[0].http).await.unwrap();
+    // A long answer that the client does not read yet, and two requests behind it.
+    let long = "x".repeat(16 << 20);
+    let requests = ["/1", "/2", "/3"].map(|target| ask("DELETE", target, ""));
+    client.say(requests.concat()).await.unwrap();
+    // More hints than the sockets between edge and client hold.
+    let many: String = (0..16).map(|n| hints(&format!("</{n:04000}>"))).collect();
+    let first = many.clone() + &answer("", &long);
+    let speaking = tokio::spawn(async move {
+        let others =
+            [2, 3].map(|n| hints(&format!("</{n}>")) + &answer("", &format!("answer {n}")));
+        let [second, third] = others;
+        for (n, said) in [(1, first), (2, second), (3, third)] {
+            let mut upstream = origin.accept().await.unwrap();
+            let head = upstream.head().await.unwrap();
+            assert!(head.starts_with(&format!("DELETE /{n} ")), "{head}");
+            upstream.say(said).await.unwrap();
+        }
+    });
+    assert_eq!(
+        &client.exactly(many.len()).await.unwrap()[..],
+        many.as_bytes()
+    );
+    let head = client.head().await.unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+    assert!(client.exactly(long.len()).await.unwrap() == long.as_bytes());
+    for n in [2, 3] {
+        assert_eq!(client.head().await.unwrap(), hints(&format!("</{n}>")));
+        let head = client.head().await.unwrap();
+        assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+        let body = format!("answer {n}");
+        assert_eq!(client.exactly(body.len()).await.unwrap(), body.as_bytes());
+    }
+    speaking.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http_1_0_knows_no_interim_answers() {
+    let (origin, cluster) = between().await;
+    let mut client = Wire::open(cluster.edges[0].http).await.unwrap();
+    let request = format!("GET / HTTP/1.0\r\nHost: {HOST}\r\n\r\n");
+    client.say(request).await.unwrap();
+    let mut upstream = origin.accept().await.unwrap();
+    upstream.head().await.unwrap();
+    let said = hints("</a>") + &answer(NEVER, "old");
+    upstream.say(said).await.unwrap();
+    let all = client.rest().await.unwrap();
+    assert!(all.starts_with("HTTP/1.0 200 OK\r\n"), "{all}");
+    assert!(all.ends_with("\r\n\r\nold"), "{all}");
+}
+
+/// A request that will send its body when it is told to.
+fn expecting(method: &str, target: &str) -> String {
+    ask(
+        method,
+        target,
+        "Content-Length: 5\r\nExpect: 100-continue\r\n",
+    )
+}
+
+const CONTINUE: &str = "HTTP/1.1 100 Continue\r\n\r\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_is_asked_for_when_the_origin_asks_for_it() {
+    // RFC 9110 §10.1.1
+    let (origin, cluster) = between().await;
+    let mut client = Wire::open(cluster.edges[0].http).await.unwrap();
+    client.say(expecting("POST", "/")).await.unwrap();
+    let mut upstream = origin.accept().await.unwrap();
+    let head = upstream.head().await.unwrap().to_ascii_lowercase();
+    assert!(head.contains("\r\nexpect: 100-continue\r\n"), "{head}");
+    upstream.say(hints("</a>")).await.unwrap();
+    assert_eq!(client.head().await.unwrap(), hints("</a>"));
+    upstream.say(CONTINUE).await.unwrap();
+    assert_eq!(client.head().await.unwrap(), CONTINUE);
+    client.say("hello").await.unwrap();
+    assert_eq!(&upstream.exactly(5).await.unwrap()[..], b"hello");
+    upstream.say(answer("", "thanks")).await.unwrap();
+    let head = client.head().await.unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+    client.until("thanks").await.unwrap();
+    // The client's connection goes on.
+    client.say(ask("DELETE", "/", "")).await.unwrap();
+    let mut upstream = origin.accept().await.unwrap();
+    let head = upstream.head().await.unwrap();
+    assert!(head.starts_with("DELETE / "), "{head}");
+    assert!(!head.to_ascii_lowercase().contains("expect"), "{head}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_origin_that_says_nothing_gets_the_body_all_the_same() {
+    let (origin, cluster) = between().await;
+    let mut client = Wire::open(cluster.edges[0].http).await.unwrap();
+    client.say(expecting("PUT", "/")).await.unwrap();
+    let mut upstream = origin.accept().await.unwrap();
+    upstream.head().await.unwrap();
+    assert_eq!(client.head().await.unwrap(), CONTINUE);
+    client.say("hello").await.unwrap();
+    assert_eq!(&upstream.exactly(5).await.unwrap()[..], b"hello");
+    upstream.say(answer("", "thanks")).await.unwrap();
+    client.until("thanks").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_is_refused_need_not_send_its_body() {
+    let (origin, cluster) = between().await;
+    let edge = cluster.edges[0].http;
+    for status in [
+        "417 Expectation Failed",
+        "401 Unauthorized",
+        "413 Payload Too Large",
+        "200 OK",
+    ] {
+        let mut client = Wire::open(edge).await.unwrap();
+        client.say(expecting("POST", "/")).await.unwrap();
+        let mut upstream = origin.accept().await.unwrap();
+        upstream.head().await.unwrap();
+        let said = format!("HTTP/1.1 {status}\r\nContent-Length: 6\r\n\r\n");
+        upstream.say(&said).await.unwrap();
+        // Longer than the edge would wait for a 100, before the rest of the answer.
+        let head = client.head().await.unwrap();
+        assert!(
+            head.starts_with(&format!("HTTP/1.1 {status}\r\n")),
+            "{head}"
+        );
+        // Where the next request would begin, nobody could say.
+        assert!(head.contains("\r\nconnection: close\r\n"), "{head}");
+        tokio::time::sleep(3 * SECOND / 2).await;
+        upstream.say("sorry!").await.unwrap();
+        assert_eq!(client.rest().await.unwrap(), "sorry!", "{status}");
+        // The origin is not left waiting for the body either.
+        assert_eq!(upstream.rest().await.unwrap(), "", "{status}");
+    }
+}
