@@ -87,6 +87,16 @@ pub fn via(version: Version, me: &NodeId) -> String {
     format!("{version} {me}")
 }
 
+/// Whether who sent this takes trailers (RFC 9110 §10.1.4).
+pub fn takes_trailers(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(header::TE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|member| member.trim().eq_ignore_ascii_case("trailers"))
+}
+
 /// Drops what selects a part of an object, or an object only under a condition.
 pub fn make_whole(headers: &mut HeaderMap) {
     for name in SELECTIVE {

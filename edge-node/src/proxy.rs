@@ -105,6 +105,8 @@ struct Asked {
     said: CacheControl,
     rules: Arc<Rules>,
     client: IpAddr,
+    /// Whether the client takes trailers.
+    takes_trailers: bool,
     /// The way for interim responses, where the protocol has one.
     interim: Option<Interim>,
     now_ms: u64,
@@ -206,6 +208,7 @@ impl Proxy {
         }
         let upgrade = tunnel::requested(&mut request);
         let (mut parts, body) = request.into_parts();
+        let takes_trailers = forward::takes_trailers(&parts.headers);
         if upgrade.is_none() {
             policy::strip_hop_by_hop(&mut parts.headers);
         }
@@ -228,6 +231,7 @@ impl Proxy {
             rules,
             headers: parts.headers,
             client: connection.from.ip(),
+            takes_trailers,
             interim: connection.interim(parts.version),
             now_ms: self.shared.clock.unix_ms(),
             started,

@@ -2,6 +2,7 @@
 //! step happens only after the one before it has been seen at the other end.
 
 use harness::{
+    client::post_h2c,
     cluster::{Cluster, HOST, Plan},
     wire::{Wire, WireOrigin},
 };
@@ -246,4 +247,136 @@ async fn a_client_that_is_refused_need_not_send_its_body() {
         // The origin is not left waiting for the body either.
         assert_eq!(upstream.rest().await.unwrap(), "", "{status}");
     }
+}
+
+/// The origin's answer in chunks, with a trailer behind it, in the parts that are said one by one.
+fn trailed(kind: &str) -> [String; 2] {
+    let head = format!(
+        "HTTP/1.1 200 OK\r\n{kind}Trailer: grpc-status, x-hop\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n"
+    );
+    let end = "0\r\nGrpc-Status: 0\r\nConnection: x-hop\r\nX-Hop: 1\r\n\r\n";
+    [head, end.to_owned()]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trailers_go_through_in_both_directions() {
+    // RFC 9110 §6.5, RFC 9112 §7.1.2
+    let (origin, cluster) = between().await;
+    let mut client = Wire::open(cluster.edges[0].http).await.unwrap();
+    let fields =
+        "TE: trailers\r\nConnection: te\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n";
+    client.say(ask("POST", "/", fields)).await.unwrap();
+    client
+        .say("5\r\nhello\r\n0\r\nX-Sum: 7\r\n\r\n")
+        .await
+        .unwrap();
+    let mut upstream = origin.accept().await.unwrap();
+    let head = upstream.head().await.unwrap().to_ascii_lowercase();
+    for field in ["te: trailers", "connection: te", "trailer: x-sum"] {
+        assert!(
+            head.contains(&format!("\r\n{field}\r\n")),
+            "{field}: {head}"
+        );
+    }
+    let body = upstream.until("0\r\n").await.unwrap() + &upstream.head().await.unwrap();
+    assert_eq!(
+        body.to_ascii_lowercase(),
+        "5\r\nhello\r\n0\r\nx-sum: 7\r\n\r\n"
+    );
+    upstream.say(trailed("").concat()).await.unwrap();
+    let head = client.head().await.unwrap().to_ascii_lowercase();
+    assert!(
+        head.contains("\r\ntrailer: grpc-status, x-hop\r\n"),
+        "{head}"
+    );
+    let body = client.until("0\r\n").await.unwrap() + &client.head().await.unwrap();
+    assert_eq!(
+        body.to_ascii_lowercase(),
+        "4\r\nbody\r\n0\r\ngrpc-status: 0\r\n\r\n"
+    );
+
+    // Who does not take them is not sent any, and the origin is not told otherwise.
+    client.say(ask("DELETE", "/", "")).await.unwrap();
+    let mut upstream = origin.next(upstream).await.unwrap();
+    let head = upstream.head().await.unwrap().to_ascii_lowercase();
+    assert!(!head.contains("\r\nte:"), "{head}");
+    upstream.say(trailed("").concat()).await.unwrap();
+    client.head().await.unwrap();
+    assert_eq!(
+        client.until("0\r\n\r\n").await.unwrap(),
+        "4\r\nbody\r\n0\r\n\r\n"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trailers_of_a_cacheable_answer_go_to_those_who_are_there() {
+    let (origin, cluster) = between().await;
+    let edge = &cluster.edges[0];
+    let request = ask("GET", "/", "TE: trailers\r\nConnection: te\r\n");
+    let [head, end] = trailed(FOREVER);
+    let mut upstream = None;
+    let mut clients = Vec::new();
+    for _ in 0..2 {
+        let mut client = Wire::open(edge.http).await.unwrap();
+        client.say(&request).await.unwrap();
+        if upstream.is_none() {
+            let mut wire = origin.accept().await.unwrap();
+            wire.head().await.unwrap();
+            wire.say(&head).await.unwrap();
+            upstream = Some(wire);
+        }
+        let head = client.head().await.unwrap().to_ascii_lowercase();
+        assert!(
+            head.contains("\r\ntrailer: grpc-status, x-hop\r\n"),
+            "{head}"
+        );
+        clients.push(client);
+    }
+    upstream.unwrap().say(end).await.unwrap();
+    for mut client in clients {
+        let body = client.until("0\r\n").await.unwrap() + &client.head().await.unwrap();
+        assert_eq!(body, "4\r\nbody\r\n0\r\ngrpc-status: 0\r\n\r\n");
+    }
+    stored(edge, "/").await;
+    let mut client = Wire::open(edge.http).await.unwrap();
+    client.say(&request).await.unwrap();
+    let head = client.head().await.unwrap().to_ascii_lowercase();
+    assert!(
+        head.contains("\r\ncontent-length: 4\r\n") && !head.contains("trailer"),
+        "{head}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grpc_client_gets_its_status_from_an_http_1_origin() {
+    let (origin, cluster) = between().await;
+    let edge = cluster.edges[0].http;
+    let calling = tokio::spawn(async move {
+        let body = "\0\0\0\0\u{5}hello".into();
+        let fields = [("te", "trailers"), ("content-type", "application/grpc")];
+        post_h2c(edge, HOST, "/greeter/hello", &fields, body).await
+    });
+    let mut upstream = origin.accept().await.unwrap();
+    let head = upstream.head().await.unwrap();
+    assert!(
+        head.starts_with("POST /greeter/hello HTTP/1.1\r\n"),
+        "{head}"
+    );
+    assert!(head.contains("te: trailers\r\n"), "{head}");
+    assert!(
+        upstream
+            .until("hello")
+            .await
+            .unwrap()
+            .ends_with("\0\0\0\0\u{5}hello")
+    );
+    // gRPC servers do not announce their trailers, and HTTP/2 does not want it.
+    let said = trailed("Content-Type: application/grpc\r\n").concat();
+    let said = said.replace("Trailer: grpc-status, x-hop\r\n", "");
+    upstream.say(said).await.unwrap();
+    let (parts, body, trailers) = calling.await.unwrap().unwrap();
+    assert_eq!((parts.status.as_u16(), &body[..]), (200, &b"body"[..]));
+    assert_eq!(parts.headers["content-type"], "application/grpc");
+    assert_eq!(trailers["grpc-status"], "0");
+    assert_eq!(trailers.len(), 1, "{trailers:?}");
 }

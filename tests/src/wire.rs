@@ -52,6 +52,24 @@ impl WireOrigin {
         let (stream, _) = accepted.context("nobody connects to the origin")??;
         Ok(Wire::over(stream))
     }
+
+    /// The connection that the next request comes over: `open`, or a new one.
+    ///
+    /// # Errors
+    ///
+    /// Nobody comes.
+    pub async fn next(&self, mut open: Wire) -> Result<Wire> {
+        if !open.read.is_empty() {
+            return Ok(open);
+        }
+        tokio::select! {
+            accepted = self.accept() => accepted,
+            more = open.more() => match more {
+                Ok(true) => Ok(open),
+                Ok(false) | Err(_) => self.accept().await,
+            },
+        }
+    }
 }
 
 /// One end of a connection.

@@ -81,9 +81,16 @@ impl Proxy {
         }
         .append_to(&mut head.headers);
         let trace = self.trace(Some(asked), how.outcome, source, head.status);
-        let payload = match reading {
-            Some(reading) => Payload::reading(reading, length, trace),
-            None => Payload::empty(trace),
+        // Trailers come behind a body whose length nobody knew, while it grows; see `Growing::trail`.
+        if length.is_some() {
+            head.headers.remove(header::TRAILER);
+        }
+        let payload = match (reading, &entry.body) {
+            (Some(reading), Body::Growing(growing)) if length.is_none() => {
+                Payload::growing(reading, growing.clone(), trace)
+            }
+            (Some(reading), _) => Payload::reading(reading, length, trace),
+            (None, _) => Payload::empty(trace),
         };
         Some(response(head.status, head.headers, payload))
     }

@@ -150,8 +150,10 @@ impl Proxy {
             let written = match frame {
                 Ok(frame) => match frame.into_data() {
                     Ok(bytes) => writing.write(bytes).await,
-                    // Trailers: not stored, not needed (RFC 9110 §6.5.1).
-                    Err(_) => Ok(()),
+                    Err(frame) => {
+                        writing.trail(frame.into_trailers().unwrap_or_default());
+                        Ok(())
+                    }
                 },
                 Err(error) => Err(BodyError::Source(error.to_string())),
             };

@@ -1,7 +1,7 @@
 //! The client's request as it goes on to the origin: what of it is for this hop only stays here, and
 //! what the origin says before it answers finds its way back.
 
-use http::{HeaderMap, Method, Request, header};
+use http::{HeaderMap, HeaderValue, Method, Request, header};
 
 use super::Asked;
 use crate::{
@@ -15,9 +15,15 @@ impl Asked {
     pub(super) fn onward(
         &self,
         method: Method,
-        headers: HeaderMap,
+        mut headers: HeaderMap,
         body: pool::Body,
     ) -> Request<pool::Body> {
+        // Anew for this connection (RFC 9110 §10.1.4); none is dropped on the way. Not beside an upgrade:
+        // nothing follows a tunnel.
+        if self.takes_trailers && !headers.contains_key(header::CONNECTION) {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
+            headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        }
         let mut request = Request::new(body);
         *request.method_mut() = method;
         *request.uri_mut() = self.uri.clone();

@@ -141,7 +141,9 @@ impl Silence {
 /// Is told of interim responses as they come, all but 100 and 101; goes among the extensions of a
 /// request.
 #[derive(Clone)]
-pub struct OnInterim(Arc<dyn Fn(StatusCode, &HeaderMap) + Send + Sync>);
+pub struct OnInterim(Arc<Tell>);
+
+type Tell = dyn Fn(StatusCode, &HeaderMap) + Send + Sync;
 
 impl OnInterim {
     /// Calls `tell` for each; it is called by the task of the connection and must not block.
