@@ -8,6 +8,7 @@
 mod answer;
 mod fetch;
 mod onward;
+mod target;
 mod tunnel;
 mod upload;
 
@@ -193,7 +194,7 @@ impl Proxy {
         if request.method() == Method::CONNECT {
             return Err(ServeError::new(Kind::Connect, ""));
         }
-        let host_sent = host_of(&request)?;
+        let host_sent = target::host_of(&request)?;
         let sites = self.shared.sites.load();
         let Some(selected) = sites.select(&host_sent) else {
             let kind = if sites.sites().is_empty() {
@@ -246,6 +247,9 @@ impl Proxy {
         upgrade: Option<hyper::upgrade::OnUpgrade>,
         body: Incoming,
     ) -> Result<Response<Payload>, ServeError> {
+        if let Some(last) = self.last_stop(asked) {
+            return last;
+        }
         if let Some(upgrade) = upgrade {
             return self.tunnel(asked, upgrade).await;
         }
@@ -453,26 +457,4 @@ enum Found {
     Answer(Box<Response<Payload>>),
     /// Nothing: what was there is gone, or was for others. Look again.
     Nothing,
-}
-
-/// The one host that a request is for: of its target, or else of `Host` (RFC 9112 §3.2).
-fn host_of<B>(request: &Request<B>) -> Result<String, ServeError> {
-    let fields: Vec<_> = request.headers().get_all(header::HOST).iter().collect();
-    let host = match (request.uri().authority(), fields.as_slice()) {
-        // HTTP/2 may carry both, and then they must agree (RFC 9113 §8.3.1).
-        (Some(authority), [] | [_]) => authority.as_str().to_owned(),
-        (None, [one]) => match one.to_str() {
-            Ok(text) => text.to_owned(),
-            Err(_) => return Err(ServeError::new(Kind::NoHost, "Host is not text")),
-        },
-        _ => return Err(ServeError::new(Kind::NoHost, "no Host, or several")),
-    };
-    let fits = host
-        .parse::<http::uri::Authority>()
-        .is_ok_and(|a| !a.as_str().contains('@'));
-    if fits {
-        Ok(host)
-    } else {
-        Err(ServeError::new(Kind::NoHost, host))
-    }
 }

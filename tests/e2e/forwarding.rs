@@ -380,3 +380,110 @@ async fn a_grpc_client_gets_its_status_from_an_http_1_origin() {
     assert_eq!(trailers["grpc-status"], "0");
     assert_eq!(trailers.len(), 1, "{trailers:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_target_goes_through_byte_for_byte() {
+    // RFC 9112 §3.2.1, RFC 9110 §7.1
+    let (origin, cluster) = between().await;
+    let mut client = Wire::open(cluster.edges[0].http).await.unwrap();
+    let absolute = format!("http://{HOST}");
+    let bare = format!("{absolute}?q");
+    for (method, sent, seen) in [
+        ("GET", "/", "/"),
+        ("GET", "//a//b/../c", "//a//b/../c"),
+        ("GET", "/a/./b", "/a/./b"),
+        ("GET", "/%2F%2f%7e%7E~", "/%2F%2f%7e%7E~"),
+        ("GET", "/%", "/%"),
+        ("GET", "/%zz", "/%zz"),
+        ("GET", "/?a=%20+b&&c", "/?a=%20+b&&c"),
+        ("GET", "/a;x=1;y,z", "/a;x=1;y,z"),
+        ("GET", "/trailing?", "/trailing?"),
+        ("GET", "/??", "/??"),
+        ("GET", "/:@!$&'()*+,=", "/:@!$&'()*+,="),
+        ("GET", "/|\"{}[]^\\", "/|\"{}[]^\\"),
+        ("GET", "/?|{}[]^`\\", "/?|{}[]^`\\"),
+        ("GET", "/ä", "/ä"),
+        ("POST", "/%41?%41", "/%41?%41"),
+        // §3.2.2
+        ("GET", &format!("{absolute}/x?y"), "/x?y"),
+        ("GET", &format!("HTTP://{HOST}/x"), "/x"),
+        ("GET", &absolute, "/"),
+        ("GET", &bare, "/?q"),
+        // §3.2.4
+        ("OPTIONS", "*", "*"),
+        ("OPTIONS", "/", "/"),
+    ] {
+        client.say(ask(method, sent, "")).await.unwrap();
+        let mut upstream = tokio::select! {
+            upstream = origin.accept() => upstream.unwrap(),
+            refused = client.head() => panic!("{sent}: {refused:?}"),
+        };
+        let head = upstream.head().await.unwrap();
+        let line = head.lines().next().unwrap();
+        assert_eq!(line, format!("{method} {seen} HTTP/1.1"), "{sent}");
+        upstream.say(answer(NEVER, "ok")).await.unwrap();
+        client.until("\r\n\r\nok").await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_host_in_the_target_is_the_one_that_counts() {
+    // RFC 9112 §3.2.2
+    let (origin, cluster) = between().await;
+    let edge = cluster.edges[0].http;
+    let mut client = Wire::open(edge).await.unwrap();
+    let request = format!("GET http://{HOST}/ HTTP/1.1\r\nHost: elsewhere.test\r\n\r\n");
+    client.say(request).await.unwrap();
+    let mut upstream = origin.accept().await.unwrap();
+    let head = upstream.head().await.unwrap().to_ascii_lowercase();
+    assert!(head.contains(&format!("\r\nhost: {HOST}\r\n")), "{head}");
+    assert_eq!(head.matches("\r\nhost:").count(), 1, "{head}");
+    assert!(!head.contains("elsewhere"), "{head}");
+    let request = format!("GET http://elsewhere.test/ HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
+    let mut client = Wire::open(edge).await.unwrap();
+    client.say(request).await.unwrap();
+    let head = client.head().await.unwrap();
+    assert!(head.starts_with("HTTP/1.1 421 "), "{head}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn max_forwards_is_counted_down_and_ends_here_at_nought() {
+    // RFC 9110 §7.6.2
+    let (origin, cluster) = between().await;
+    let mut client = Wire::open(cluster.edges[0].http).await.unwrap();
+    for (method, sent, seen) in [
+        ("OPTIONS", "5", Some("4")),
+        ("TRACE", "1", Some("0")),
+        ("OPTIONS", "x", Some("x")),
+        ("GET", "0", Some("0")),
+    ] {
+        let field = format!("Max-Forwards: {sent}\r\n");
+        client.say(ask(method, "/", &field)).await.unwrap();
+        let mut upstream = origin.accept().await.unwrap();
+        let head = upstream.head().await.unwrap();
+        let found = head.lines().find_map(|line| {
+            line.to_ascii_lowercase()
+                .strip_prefix("max-forwards: ")
+                .map(str::to_owned)
+        });
+        assert_eq!(found.as_deref(), seen, "{method} {sent}");
+        upstream.say(answer(NEVER, "ok")).await.unwrap();
+        client.until("\r\n\r\nok").await.unwrap();
+    }
+    for (method, status) in [("OPTIONS", 200), ("TRACE", 405)] {
+        let fields = "Max-Forwards: 0\r\nCookie: secret\r\n";
+        client.say(ask(method, "/", fields)).await.unwrap();
+        let head = client.head().await.unwrap();
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{head}");
+        assert!(head.contains("\r\nallow: GET, HEAD, "), "{head}");
+        assert!(!head.contains("secret"), "{head}");
+        let length = head
+            .lines()
+            .find_map(|l| l.strip_prefix("content-length: "));
+        let body = client
+            .exactly(length.unwrap().parse().unwrap())
+            .await
+            .unwrap();
+        assert!(!body.windows(6).any(|w| w == b"secret"));
+    }
+}

@@ -18,6 +18,7 @@ use crate::{
         cache_status::{CacheStatus, Fwd, Handled},
     },
     error::{ERROR_TYPE, Kind, ServeError, Side},
+    forward,
     metrics::{Outcome, Source},
     payload::{Payload, Trace},
     upstream::origin::OriginBody,
@@ -162,11 +163,14 @@ impl Proxy {
             detail: Some(error.token()),
         }
         .append_to(&mut headers);
-        if matches!(error.kind, Kind::AmbiguousLength | Kind::NoHost) {
+        if matches!(
+            error.kind,
+            Kind::AmbiguousLength | Kind::NoHost | Kind::BadTarget
+        ) {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        if error.kind == Kind::Connect {
-            headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+        if matches!(error.kind, Kind::Connect | Kind::Trace) {
+            headers.insert(header::ALLOW, forward::ALLOW);
         }
         let is_head = asked.is_some_and(|asked| asked.method == Method::HEAD);
         headers.insert(header::CONTENT_LENGTH, text.len().into());
