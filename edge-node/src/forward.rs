@@ -6,6 +6,8 @@ use std::net::IpAddr;
 use cluster::node::NodeId;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header};
 
+use crate::cache::policy;
+
 /// This CDN's name in `CDN-Loop` (RFC 8586).
 const CDN_ID: &str = "geo-cdn";
 const CDN_LOOP: HeaderName = HeaderName::from_static("cdn-loop");
@@ -119,9 +121,7 @@ pub fn takes_trailers(headers: &HeaderMap) -> bool {
 
 /// Drops what selects a part of an object, or an object only under a condition.
 pub fn make_whole(headers: &mut HeaderMap) {
-    for name in SELECTIVE {
-        headers.remove(name);
-    }
+    policy::fields::remove(headers, |name| SELECTIVE.contains(name));
 }
 
 /// Adds `member` to the comma-separated list `name`, as one field.

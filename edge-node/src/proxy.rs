@@ -23,7 +23,7 @@ use cluster::{
     node::NodeId,
     site::{Site, SiteMap},
 };
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version, header};
+use http::{Extensions, HeaderMap, HeaderValue, Method, Request, Response, Uri, Version, header};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::time::Instant;
@@ -106,6 +106,8 @@ struct Asked {
     said: CacheControl,
     rules: Arc<Rules>,
     client: IpAddr,
+    /// What hyper remembers of the request, its spelling among it.
+    extensions: Extensions,
     /// Whether the client takes trailers.
     takes_trailers: bool,
     /// The way for interim responses, where the protocol has one.
@@ -232,6 +234,7 @@ impl Proxy {
             rules,
             headers: parts.headers,
             client: connection.from.ip(),
+            extensions: parts.extensions,
             takes_trailers,
             interim: connection.interim(parts.version),
             now_ms: self.shared.clock.unix_ms(),
@@ -384,7 +387,7 @@ impl Proxy {
         let body = body.filter(|body| !body.is_end_stream());
         // RFC 9110 §10.1.1: it is for content, and HTTP/1.0 does not know it.
         if body.is_none() || asked.version == Version::HTTP_10 {
-            headers.remove(header::EXPECT);
+            policy::fields::remove(&mut headers, |name| name == header::EXPECT);
         }
         let limits = self.shared.upload;
         if body.is_some()

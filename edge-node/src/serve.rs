@@ -52,6 +52,8 @@ pub struct ConnectionLimits {
     pub write_timeout: Duration,
     /// Streams at once per HTTP/2 connection; 0: HTTP/1.1 only.
     pub h2_streams: u32,
+    /// Whether requests remember how their fields were spelled, for what is forwarded.
+    pub keeps_case: bool,
     /// Nothing is written before [`Connection::admit`] was called: who is not admitted does not get
     /// a byte, not even an error.
     pub gated: bool,
@@ -66,6 +68,7 @@ impl ConnectionLimits {
             head_timeout: limits.head_timeout.0,
             write_timeout: limits.write_timeout.0,
             h2_streams: limits.h2_streams,
+            keeps_case: true,
             gated: false,
         }
     }
@@ -79,6 +82,7 @@ impl ConnectionLimits {
             head_timeout: Duration::from_secs(120),
             write_timeout: Duration::from_secs(30),
             h2_streams: 0,
+            keeps_case: false,
             gated: true,
         }
     }
@@ -91,6 +95,7 @@ impl ConnectionLimits {
             head_timeout: Duration::from_secs(60),
             write_timeout: Duration::from_secs(30),
             h2_streams: 16,
+            keeps_case: false,
             gated: false,
         }
     }
@@ -214,6 +219,7 @@ fn builder(limits: &ConnectionLimits) -> auto::Builder<TokioExecutor> {
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head_timeout)
+        .preserve_header_case(limits.keeps_case)
         // Not `pipeline_flush`: with it hyper buffers a body without bound while the client is slow.
         .max_buf_size(limits.head_bytes_max);
     builder

@@ -487,3 +487,95 @@ async fn max_forwards_is_counted_down_and_ends_here_at_nought() {
         assert!(!body.windows(6).any(|w| w == b"secret"));
     }
 }
+
+/// The fields of a head, as they are spelled.
+fn fields(head: &str) -> Vec<&str> {
+    let (_, fields) = head.trim_end().split_once("\r\n").unwrap_or_default();
+    fields.split("\r\n").collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fields_keep_their_spelling_and_their_order() {
+    // RFC 9110 §5.3: the order of equal names matters, that of others may to somebody.
+    let (origin, cluster) = between().await;
+    let mut client = Wire::open(cluster.edges[0].http).await.unwrap();
+    let sent = "X-One: 1\r\nConnection: keep-alive, x-hop\r\nACCEPT: a\r\nx-hop: 1\r\nIf-Range: \"a\"\r\nx-TWO: b\r\nX-Two: a\r\nx-empty:\r\nUser-agent: me\r\n";
+    for (method, target, kind) in [
+        ("DELETE", "/pass", NEVER),
+        ("GET", "/private", NEVER),
+        ("GET", "/fill", FOREVER),
+    ] {
+        client.say(ask(method, target, sent)).await.unwrap();
+        let mut upstream = origin.accept().await.unwrap();
+        let head = upstream.head().await.unwrap();
+        let mut expected = vec![
+            "Host: site.test",
+            "X-One: 1",
+            "ACCEPT: a",
+            "If-Range: \"a\"",
+            "x-TWO: b",
+            "X-Two: a",
+            "x-empty:",
+            "User-agent: me",
+        ];
+        if method == "GET" {
+            // A fill is for everybody.
+            expected.retain(|field| !field.starts_with("If-Range"));
+        }
+        assert_eq!(fields(&head)[..expected.len()], expected, "{target}");
+        let said = "X-A: 1\r\nKeep-Alive: timeout=5\r\nSet-Cookie: a\r\nx-b: 2\r\nSET-COOKIE: b\r\nWWW-authenticate: Basic\r\n";
+        upstream
+            .say(answer(&format!("{said}{kind}"), "ok"))
+            .await
+            .unwrap();
+        let head = client.head().await.unwrap();
+        client.exactly(2).await.unwrap();
+        if kind == NEVER {
+            let expected = [
+                "X-A: 1",
+                "Set-Cookie: a",
+                "SET-COOKIE: b",
+                "x-b: 2",
+                "WWW-authenticate: Basic",
+                "Cache-Control: no-store",
+                "Content-Length: 2",
+            ];
+            let seen = fields(&head);
+            assert_eq!(seen[..expected.len()], expected, "{target}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_status_and_reason_goes_through() {
+    // RFC 9110 §15, RFC 9112 §4
+    let (origin, cluster) = between().await;
+    let mut client = Wire::open(cluster.edges[0].http).await.unwrap();
+    for method in ["GET", "POST"] {
+        for line in [
+            "200 Fine by me",
+            "299 Just So",
+            "226 IM Used",
+            "300 Multiple Choices",
+            "399 ",
+            "418 I'm a teapot",
+            "451 Gone \"dark\"",
+            "499 Client Closed",
+            "520 Web Server Returned an Unknown Error",
+            "599 Tab\there",
+            "600 Beyond",
+            "799 Far Beyond",
+            "999 Request denied",
+        ] {
+            client.say(ask(method, "/", "")).await.unwrap();
+            let mut upstream = origin.accept().await.unwrap();
+            upstream.head().await.unwrap();
+            let said = answer(NEVER, "body").replace("200 OK", line);
+            upstream.say(said).await.unwrap();
+            let head = client.head().await.unwrap();
+            let expected = format!("HTTP/1.1 {line}");
+            assert_eq!(head.lines().next(), Some(&*expected), "{method}");
+            assert_eq!(&client.exactly(4).await.unwrap()[..], b"body");
+        }
+    }
+}

@@ -124,7 +124,10 @@ impl Proxy {
             Method::HEAD => Payload::empty(trace),
             _ => Payload::origin(body, trace),
         };
-        response(parts.status, parts.headers, payload)
+        let mut response = response(parts.status, parts.headers, payload);
+        // Among them the reason phrase and how fields are spelled; hyper writes them so again.
+        *response.extensions_mut() = parts.extensions;
+        response
     }
 
     pub(super) fn error_answer(

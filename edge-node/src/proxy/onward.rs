@@ -35,6 +35,8 @@ impl Asked {
         *request.uri_mut() = self.uri.clone();
         *request.method_mut() = method;
         *request.headers_mut() = headers;
+        // Among them how the client spells its fields; hyper writes them so again.
+        *request.extensions_mut() = self.extensions.clone();
         if let Some(interim) = self.interim.clone() {
             let tell = OnInterim::new(move |status, fields| {
                 let mut fields = fields.clone();

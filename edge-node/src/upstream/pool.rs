@@ -289,6 +289,7 @@ impl Pool {
                 .pool_max_idle_per_host(idle_max)
                 .http1_max_buf_size(HEAD_BYTES_MAX)
                 .http1_max_headers(FIELDS_MAX)
+                .http1_preserve_header_case(true)
                 .set_host(false)
                 .build(Connector(https.clone()))
         };
