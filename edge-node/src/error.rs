@@ -24,11 +24,13 @@ pub enum Kind {
     UnknownHost,
     /// There is no site at all.
     NoSites,
-    /// Both `Content-Length` and `Transfer-Encoding` (RFC 9112 §6.1).
+    /// Both `Content-Length` and `Transfer-Encoding`, or `chunked` twice (RFC 9112 §6.1).
     AmbiguousLength,
     /// A `TRACE` that ends here: this node reflects nothing, for what it would reflect may be secret
     /// (RFC 9110 §9.3.8).
     Trace,
+    /// A transfer coding besides `chunked` (RFC 9112 §6.1).
+    UnknownCoding,
     /// `CONNECT`: this is no forward proxy.
     Connect,
     /// The request has been through this node already (RFC 8586).
@@ -75,6 +77,7 @@ impl ServeError {
             | Kind::UnknownHost
             | Kind::NoSites
             | Kind::AmbiguousLength
+            | Kind::UnknownCoding
             | Kind::Trace
             | Kind::Connect
             | Kind::Loop
@@ -104,7 +107,11 @@ impl ServeError {
             Kind::NoSites => (StatusCode::NOT_FOUND, "This server has no sites yet."),
             Kind::AmbiguousLength => (
                 StatusCode::BAD_REQUEST,
-                "Content-Length and Transfer-Encoding must not be sent together.",
+                "The request tells its length in more than one way.",
+            ),
+            Kind::UnknownCoding => (
+                StatusCode::NOT_IMPLEMENTED,
+                "The only transfer coding here is chunked.",
             ),
             Kind::Trace => (
                 StatusCode::METHOD_NOT_ALLOWED,
@@ -151,6 +158,7 @@ impl ServeError {
             Kind::UnknownHost => "unknown-host",
             Kind::NoSites => "no-sites",
             Kind::AmbiguousLength => "ambiguous-length",
+            Kind::UnknownCoding => "unknown-coding",
             Kind::Trace => "trace",
             Kind::Connect => "connect",
             Kind::Loop => "loop",

@@ -42,7 +42,7 @@ use crate::{
     forward::{self, Hop},
     metrics::{Metrics, Outcome, SiteMetrics},
     payload::Payload,
-    serve::{Connection, interim::Interim},
+    serve::{Connection, framing::Flaw, interim::Interim},
     upstream::{Upstream, pool},
 };
 
@@ -163,9 +163,9 @@ impl Proxy {
     ) -> Response<Payload> {
         let started = Instant::now();
         self.shared.metrics.in_flight().inc();
-        let ambiguous = connection.next_is_ambiguous();
+        let flaw = connection.next_flaw();
         let what = format!("{} {}", request.method(), request.uri());
-        let (asked, upgrade, body) = match self.receive(request, connection, ambiguous, started) {
+        let (asked, upgrade, body) = match self.receive(request, connection, flaw, started) {
             Ok(received) => received,
             Err(error) => return self.error_answer(None, what, started, &error),
         };
@@ -187,12 +187,10 @@ impl Proxy {
         &self,
         mut request: Request<Incoming>,
         connection: &Connection,
-        ambiguous: bool,
+        flaw: Option<Flaw>,
         started: Instant,
     ) -> Result<(Asked, Option<hyper::upgrade::OnUpgrade>, Incoming), ServeError> {
-        if ambiguous {
-            return Err(ServeError::new(Kind::AmbiguousLength, ""));
-        }
+        target::framing(flaw, request.headers())?;
         if request.method() == Method::CONNECT {
             return Err(ServeError::new(Kind::Connect, ""));
         }
@@ -388,6 +386,13 @@ impl Proxy {
         // RFC 9110 §10.1.1: it is for content, and HTTP/1.0 does not know it.
         if body.is_none() || asked.version == Version::HTTP_10 {
             policy::fields::remove(&mut headers, |name| name == header::EXPECT);
+        }
+        if body.is_some() && !headers.contains_key(header::CONTENT_LENGTH) {
+            // hyper would send a GET without its body.
+            headers.insert(
+                header::TRANSFER_ENCODING,
+                HeaderValue::from_static("chunked"),
+            );
         }
         let limits = self.shared.upload;
         if body.is_some()

@@ -8,7 +8,7 @@ use std::{
     convert::Infallible,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -24,7 +24,10 @@ use hyper_util::{
 use tokio::sync::{Semaphore, watch};
 use tracing::{debug, warn};
 
-use self::interim::{Interim, Outbox};
+use self::{
+    framing::Flaw,
+    interim::{Interim, Outbox},
+};
 use crate::config::LimitsSection;
 
 /// Pause after a failed accept: a process without file descriptors recovers only by time.
@@ -108,8 +111,8 @@ pub struct Connection {
     pub from: SocketAddr,
     admitted: AtomicBool,
     requests: AtomicU64,
-    /// 1 + the number of the first request with ambiguous framing; 0: none.
-    ambiguous: AtomicU64,
+    /// The first request with a flaw. Its connection is closed, so no other counts.
+    flawed: OnceLock<(u64, Flaw)>,
     outbox: Arc<Outbox>,
 }
 
@@ -119,7 +122,7 @@ impl Connection {
             from,
             admitted: AtomicBool::new(false),
             requests: AtomicU64::new(0),
-            ambiguous: AtomicU64::new(0),
+            flawed: OnceLock::new(),
             outbox: Arc::default(),
         }
     }
@@ -129,11 +132,11 @@ impl Connection {
         self.admitted.store(true, Ordering::Release);
     }
 
-    /// Called once per request, in order: whether its head held both `Content-Length` and
-    /// `Transfer-Encoding`.
-    pub fn next_is_ambiguous(&self) -> bool {
+    /// Called once per request, in order: what was wrong with its head that cannot be seen any more.
+    pub fn next_flaw(&self) -> Option<Flaw> {
         let number = self.requests.fetch_add(1, Ordering::AcqRel) + 1;
-        self.ambiguous.load(Ordering::Acquire) == number
+        let &(flawed, flaw) = self.flawed.get()?;
+        (flawed == number).then_some(flaw)
     }
 
     /// The way for interim responses to the newest request, if a request of this version has one.

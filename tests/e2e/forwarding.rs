@@ -4,10 +4,11 @@
 use harness::{
     client::post_h2c,
     cluster::{Cluster, HOST, Plan},
+    origin::Answer,
     wire::{Wire, WireOrigin},
 };
 
-use crate::{SECOND, started, stored};
+use crate::{SECOND, alone, started, stored};
 
 /// One edge, and an origin that the test plays.
 async fn between() -> (WireOrigin, Cluster) {
@@ -577,5 +578,224 @@ async fn every_status_and_reason_goes_through() {
             assert_eq!(head.lines().next(), Some(&*expected), "{method}");
             assert_eq!(&client.exactly(4).await.unwrap()[..], b"body");
         }
+    }
+}
+
+/// A request with a body that must not get to anybody, and another behind it that must not be heard.
+fn smuggling(fields: &str, body: &str) -> Vec<u8> {
+    let hidden = "GET /smuggled HTTP/1.1\r\nHost: site.test\r\n\r\n";
+    (ask("POST", "/", fields) + body + hidden).into_bytes()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_of_doubtful_end_is_refused_and_its_connection_closed() {
+    let (origin, cluster) = alone().await;
+    let chunked = "Transfer-Encoding: chunked\r\n";
+    let coded = |value: &str| format!("Transfer-Encoding:{value}\r\n");
+    let sized = |value: &str| format!("Content-Length:{value}\r\n");
+    let with_body = format!("{}hello", ask("POST", "/before", &sized("5")));
+    let after_chunks = format!(
+        "{}5\r\nhello\r\n0\r\nA: b\r\n\r\n",
+        ask("POST", "/before", chunked)
+    );
+    let both = ask("POST", "/", &format!("{}{chunked}", sized("3"))) + "0\r\n\r\n";
+    let old = |fields: &str| format!("POST / HTTP/1.0\r\nHost: {HOST}\r\n{fields}\r\n0\r\n\r\n");
+    let refused: Vec<(&str, Vec<u8>)> = vec![
+        // RFC 9112 §6.1 and §6.3
+        ("both lengths", both.clone().into()),
+        ("both behind a body", format!("{with_body}{both}").into()),
+        ("both behind chunks", format!("{after_chunks}{both}").into()),
+        ("both behind empty lines", format!("\r\n\r\n{both}").into()),
+        (
+            "two lengths",
+            smuggling(&(sized("5") + &sized("6")), "hello"),
+        ),
+        ("a plus", smuggling(&sized("+5"), "hello")),
+        ("a list of lengths", smuggling(&sized("5, 5"), "hello")),
+        ("two numbers", smuggling(&sized("5 5"), "hello")),
+        ("a hex length", smuggling(&sized("0x5"), "hello")),
+        ("a negative length", smuggling(&sized("-5"), "hello")),
+        ("no length", smuggling(&sized(""), "hello")),
+        ("a huge length", smuggling(&sized(&"9".repeat(25)), "hello")),
+        (
+            "chunked twice",
+            smuggling(&coded("chunked, chunked"), "0\r\n\r\n"),
+        ),
+        (
+            "chunked in two fields",
+            smuggling(&(coded("chunked") + chunked), "0\r\n\r\n"),
+        ),
+        ("nearly chunked", smuggling(&coded("xchunked"), "0\r\n\r\n")),
+        (
+            "chunked and more",
+            smuggling(&coded("chunked, identity"), "0\r\n\r\n"),
+        ),
+        ("identity", smuggling(&coded("identity"), "0\r\n\r\n")),
+        (
+            "a vertical tab",
+            smuggling(&coded("\u{b}chunked"), "0\r\n\r\n"),
+        ),
+        ("chunks in HTTP/1.0", old(chunked).into()),
+        // §5.1 and §5.2
+        (
+            "a space before the colon",
+            smuggling("Content-Length : 5\r\n", "hello"),
+        ),
+        ("a folded field", smuggling("X: a\r\n b\r\n", "")),
+        (
+            "a bare CR",
+            smuggling("X: a\rContent-Length: 5\r\n", "hello"),
+        ),
+        ("a NUL", smuggling("X: a\0b\r\n", "")),
+        ("no colon", smuggling("X\r\n", "")),
+        ("no name", smuggling(": x\r\n", "")),
+        (
+            "a space first",
+            ask("GET", "/", "").replace("Host", " Host").into(),
+        ),
+        // §7.1
+        (
+            "a huge chunk",
+            smuggling(chunked, &format!("{}\r\nhello", "f".repeat(17))),
+        ),
+        (
+            "no chunk size",
+            smuggling(chunked, "\r\nhello\r\n0\r\n\r\n"),
+        ),
+        (
+            "a chunk size with a sign",
+            smuggling(chunked, "+5\r\nhello\r\n0\r\n\r\n"),
+        ),
+        (
+            "a chunk size in C",
+            smuggling(chunked, "0x5\r\nhello\r\n0\r\n\r\n"),
+        ),
+        (
+            "a bare LF behind a size",
+            smuggling(chunked, "5\nhello\r\n0\r\n\r\n"),
+        ),
+        (
+            "a bare LF in an extension",
+            smuggling(chunked, "5;a\nb\r\nhello\r\n0\r\n\r\n"),
+        ),
+        (
+            "a chunk that is too long",
+            smuggling(chunked, "5\r\nhello!\r\n0\r\n\r\n"),
+        ),
+        (
+            "no line end behind a chunk",
+            smuggling(chunked, "5\r\nhello0\r\n\r\n"),
+        ),
+        (
+            "no colon in a trailer",
+            smuggling(chunked, "5\r\nhello\r\n0\r\nx\r\n\r\n"),
+        ),
+        // §3
+        ("a fragment", ask("GET", "/a#b", "").into()),
+        ("a space in the target", ask("GET", "/a b", "").into()),
+        ("an angle bracket", ask("GET", "/<a>", "").into()),
+        ("a control character", ask("GET", "/\u{1}", "").into()),
+        ("no path", ask("GET", HOST, "").into()),
+        ("a star", ask("GET", "*", "").into()),
+        (
+            "another scheme",
+            ask("GET", &format!("ftp://{HOST}/"), "").into(),
+        ),
+        // §3.2
+        (
+            "two hosts",
+            ask("GET", "/", &format!("Host: {HOST}\r\n")).into(),
+        ),
+        ("no host", "GET / HTTP/1.1\r\n\r\n".into()),
+        (
+            "no host but a target",
+            format!("GET http://{HOST}/ HTTP/1.1\r\n\r\n").into(),
+        ),
+        ("an empty host", "GET / HTTP/1.1\r\nHost:\r\n\r\n".into()),
+        (
+            "a host with a user",
+            format!("GET / HTTP/1.1\r\nHost: u@{HOST}\r\n\r\n").into(),
+        ),
+        (
+            "a host with a path",
+            format!("GET / HTTP/1.1\r\nHost: {HOST}/x\r\n\r\n").into(),
+        ),
+        (
+            "a host with a space",
+            format!("GET / HTTP/1.1\r\nHost: {HOST} x\r\n\r\n").into(),
+        ),
+    ];
+    origin.route("/before", Answer::status(204));
+    let before = refused
+        .iter()
+        .filter(|(what, _)| what.ends_with("body") || what.ends_with("chunks"));
+    let before = before.count() as u64;
+    for (what, request) in refused {
+        let mut client = Wire::open(cluster.edges[0].http).await.unwrap();
+        client.say(request).await.unwrap();
+        let said = client.rest().await.unwrap();
+        let said = said
+            .strip_prefix("HTTP/1.1 204")
+            .map_or(&*said, |rest| rest.split_once("\r\n\r\n").unwrap().1);
+        assert!(
+            said.starts_with("HTTP/1.1 400 ") || said.starts_with("HTTP/1.0 400 "),
+            "{what}: {said}"
+        );
+        assert_eq!(said.matches("HTTP/1.").count(), 1, "{what}: {said}");
+    }
+    assert_eq!(origin.requests(), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_let_through_is_framed_anew_and_once() {
+    // RFC 9112 §6.3
+    let (origin, cluster) = between().await;
+    let edge = cluster.edges[0].http;
+    let length = "\r\ncontent-length: 5\r\n";
+    let chunks = "\r\ntransfer-encoding: chunked\r\n";
+    for (what, request, framing, body) in [
+        (
+            "one length, twice",
+            ask("POST", "/", "Content-Length: 5\r\nContent-Length: 5\r\n") + "hello",
+            length,
+            "hello",
+        ),
+        (
+            "zeros before a length",
+            ask("POST", "/", "Content-Length: \t 005 \r\n") + "hello",
+            "\r\ncontent-length: 005\r\n",
+            "hello",
+        ),
+        (
+            "chunks with extensions",
+            ask("PUT", "/", "Transfer-Encoding: \t CHUNKED\r\n")
+                + "3;a=\"b\"\r\nhel\r\n02 \r\nlo\r\n0;x\r\n\r\n",
+            chunks,
+            "lo\r\n0\r\n\r\n",
+        ),
+        (
+            "a GET with a body",
+            ask("GET", "/", "Transfer-Encoding: chunked\r\n") + "5\r\nhello\r\n0\r\n\r\n",
+            chunks,
+            "5\r\nhello\r\n0\r\n\r\n",
+        ),
+        (
+            "lines that end in LF, behind empty ones",
+            format!("\r\n\nPOST / HTTP/1.1\nHost: {HOST}\nContent-Length: 5\n\nhello"),
+            length,
+            "hello",
+        ),
+    ] {
+        let mut client = Wire::open(edge).await.unwrap();
+        client.say(request).await.unwrap();
+        let mut upstream = origin.accept().await.unwrap();
+        let head = upstream.head().await.unwrap().to_ascii_lowercase();
+        assert!(head.contains(framing), "{what}: {head}");
+        let lengths = ["content-length:", "transfer-encoding:"];
+        let count: usize = lengths.iter().map(|name| head.matches(name).count()).sum();
+        assert_eq!(count, 1, "{what}: {head}");
+        upstream.until(body).await.unwrap();
+        upstream.say(answer(NEVER, "ok")).await.unwrap();
+        client.until("\r\n\r\nok").await.unwrap();
     }
 }

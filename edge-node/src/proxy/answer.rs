@@ -168,7 +168,7 @@ impl Proxy {
         .append_to(&mut headers);
         if matches!(
             error.kind,
-            Kind::AmbiguousLength | Kind::NoHost | Kind::BadTarget
+            Kind::AmbiguousLength | Kind::UnknownCoding | Kind::NoHost | Kind::BadTarget
         ) {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }

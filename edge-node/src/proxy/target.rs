@@ -1,8 +1,12 @@
-//! What a request is for: the form of its target, and its one host (RFC 9112 §3.2). Pure.
+//! What a request is for: the form of its target, and its one host (RFC 9112 §3.2); and whether there
+//! is no doubt about where it ends (§6). Pure.
 
-use http::{Method, Request, Uri, Version, header, uri::Authority};
+use http::{HeaderMap, Method, Request, Uri, Version, header, uri::Authority};
 
-use crate::error::{Kind, ServeError};
+use crate::{
+    error::{Kind, ServeError},
+    serve::framing::Flaw,
+};
 
 /// The one host that a request is for: of its target, or else of `Host`.
 ///
@@ -46,6 +50,34 @@ pub(super) fn host_of<B>(request: &Request<B>) -> Result<String, ServeError> {
     }
 }
 
+/// Refuses a request whose end another server might see elsewhere.
+///
+/// # Errors
+///
+/// What the scanner found, and transfer codings other than one `chunked`: hyper would take that one
+/// off, and the others would go on unnamed.
+pub(super) fn framing(flaw: Option<Flaw>, headers: &HeaderMap) -> Result<(), ServeError> {
+    match flaw {
+        Some(Flaw::TwoLengths) => return Err(ServeError::new(Kind::AmbiguousLength, "")),
+        Some(Flaw::Fragment) => return Err(ServeError::new(Kind::BadTarget, "a fragment")),
+        None => {}
+    }
+    let mut chunked = 0;
+    for value in headers.get_all(header::TRANSFER_ENCODING) {
+        for coding in value.as_bytes().split(|&b| b == b',') {
+            if !coding.trim_ascii().eq_ignore_ascii_case(b"chunked") {
+                let detail = String::from_utf8_lossy(coding);
+                return Err(ServeError::new(Kind::UnknownCoding, detail));
+            }
+            chunked += 1;
+        }
+    }
+    match chunked {
+        0 | 1 => Ok(()),
+        _ => Err(ServeError::new(Kind::AmbiguousLength, "chunked twice")),
+    }
+}
+
 /// `text`, if it is a host and perhaps a port. What comes before an `@` is for nobody to see
 /// (RFC 9110 §4.2.4).
 fn host(text: &str) -> Option<&str> {
@@ -78,6 +110,29 @@ mod tests {
             request = request.header("host", *host);
         }
         host_of(&request.body(()).unwrap()).map_err(|error| error.kind)
+    }
+
+    #[test]
+    fn chunked_is_the_one_transfer_coding_and_comes_once() {
+        // RFC 9112 §6.1
+        for (values, expected) in [
+            (&[][..], Ok(())),
+            (&["chunked"], Ok(())),
+            (&["Chunked "], Ok(())),
+            (&["chunked, chunked"], Err(Kind::AmbiguousLength)),
+            (&["chunked", "chunked"], Err(Kind::AmbiguousLength)),
+            (&["gzip, chunked"], Err(Kind::UnknownCoding)),
+            (&["gzip", "chunked"], Err(Kind::UnknownCoding)),
+            (&["chunked;x=1"], Err(Kind::UnknownCoding)),
+            (&[""], Err(Kind::UnknownCoding)),
+        ] {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(header::TRANSFER_ENCODING, value.parse().unwrap());
+            }
+            let found = framing(None, &headers).map_err(|error| error.kind);
+            assert_eq!(found, expected, "{values:?}");
+        }
     }
 
     #[test]

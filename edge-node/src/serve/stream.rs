@@ -1,5 +1,5 @@
 //! The stream of one connection, with what hyper does not watch: a client that takes nothing,
-//! heads with ambiguous framing, and the gate in front of those who are not admitted. And with what
+//! heads with flaws, and the gate in front of those who are not admitted. And with what
 //! hyper does not send: interim responses.
 
 use std::{
@@ -99,15 +99,10 @@ impl AsyncRead for Guarded {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
         if read.is_ready()
-            && let Some(number) = self.scanner.scan(&buffer.filled()[before..])
+            && let Some(flawed) = self.scanner.scan(&buffer.filled()[before..])
         {
-            // Only the first counts: its connection is closed.
-            let _ = self.connection.ambiguous.compare_exchange(
-                0,
-                number,
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            );
+            // The scanner finds no second.
+            let _ = self.connection.flawed.set(flawed);
         }
         read
     }
