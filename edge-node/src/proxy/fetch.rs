@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use cluster::manifest::{Manifest, PIECE_BYTES};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use tokio::sync::oneshot;
 use tracing::{debug, info};
@@ -572,10 +572,7 @@ impl Proxy {
         method: Method,
         headers: HeaderMap,
     ) -> Result<Response<OriginBody>, OriginError> {
-        let mut request = Request::new(pool::empty());
-        *request.method_mut() = method;
-        *request.uri_mut() = asked.uri.clone();
-        *request.headers_mut() = headers;
+        let request = asked.onward(method, headers, pool::empty());
         self.shared
             .upstream
             .origin(&asked.site, &asked.host, request)
@@ -614,10 +611,13 @@ async fn pump(
     let mut length: u64 = 0;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| BodyError::Source(error.to_string()))?;
-        // Trailers: not stored, not needed (RFC 9110 §6.5.1).
-        let bytes = frame.into_data().unwrap_or_default();
-        length += bytes.len() as u64;
-        writing.write(bytes).await?;
+        match frame.into_data() {
+            Ok(bytes) => {
+                length += bytes.len() as u64;
+                writing.write(bytes).await?;
+            }
+            Err(frame) => writing.trail(frame.into_trailers().unwrap_or_default()),
+        }
     }
     match expected {
         Some(expected) if expected != length => {
