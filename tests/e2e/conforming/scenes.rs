@@ -56,6 +56,23 @@ async fn who_comes_while_an_answer_arrives_that_must_be_validated_asks_for_itsel
     }
 }
 
+/// RFC 9111 §5.2.1.4: who wants it validated does not get what was on its way before.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "an answer that is still arriving is handed even to who says no-cache"]
+async fn who_says_no_cache_while_an_answer_arrives_asks_for_itself() {
+    let (origin, cluster) = alone().await;
+    let edge = &cluster.edges[0];
+    let body = Pattern::new(1, 1 << 20);
+    let slow = Answer::pattern(&body).slowly(64 << 10, SECOND / 8);
+    origin.route("/page", slow.max_age(60).field("etag", "\"a\""));
+    let (url, host) = (edge.url("/page"), ("host", HOST));
+    let (_parts, _first) = Client::new().begin_get(&url, &[host]).await.unwrap();
+    let said = [host, ("cache-control", "no-cache")];
+    let second = Client::new().digest(&url, &said).await.unwrap();
+    assert_eq!(second.hash, body.hash());
+    assert_eq!(origin.seen("/page").len(), 2);
+}
+
 /// RFC 5861 §3: one request validates, however many are answered meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_stale_is_validated_behind_once_for_all() {
