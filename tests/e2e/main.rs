@@ -2,6 +2,7 @@
 //!
 //! - [`serving`]: one edge, and what HTTP promises;
 //! - [`conforming`]: one edge, and what the RFCs ask of a shared cache;
+//! - [`crowding`]: as many clients at once as there can be;
 //! - [`sharing`]: several edges, and where the bytes come from;
 //! - [`losing`]: processes that are killed, stopped, or cut off;
 //! - [`refusing`]: what must be refused, and how clearly;
@@ -9,6 +10,8 @@
 
 #[cfg(test)]
 mod conforming;
+#[cfg(test)]
+mod crowding;
 #[cfg(test)]
 mod losing;
 #[cfg(test)]
