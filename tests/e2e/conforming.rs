@@ -604,7 +604,10 @@ impl Case {
 impl Exchange {
     async fn send(&self, client: &Client, edge: &str, base: &str) -> anyhow::Result<Response> {
         let url = format!("{edge}{base}{}", self.at);
-        let mut fields = vec![("host".to_owned(), HOST.to_owned())];
+        let mut fields = Vec::new();
+        if !self.asks.iter().any(|(name, _)| name == "host") {
+            fields.push(("host".to_owned(), HOST.to_owned()));
+        }
         for (name, value) in &self.asks {
             fields.push((name.clone(), filled_in(value, base)));
         }
