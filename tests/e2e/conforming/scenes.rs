@@ -5,6 +5,7 @@ use harness::{
     cluster::HOST,
     origin::Answer,
     pattern::Pattern,
+    process::eventually,
 };
 
 use super::A_SECOND_PASSES;
@@ -31,6 +32,22 @@ async fn who_comes_while_an_answer_arrives_shares_it() {
     // RFC 9211 §2.7.
     assert!(said(&second).contains("; collapsed"), "{}", said(&second));
     assert!(!said(&first).contains("; collapsed"), "{}", said(&first));
+}
+
+/// Between the end of an answer and its being stored there is no moment in which the origin is
+/// asked again.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_at_once_after_an_answer_does_not_bother_the_origin() {
+    let (origin, cluster) = alone().await;
+    let edge = &cluster.edges[0];
+    for number in 0..100 {
+        let path = format!("/page-{number}");
+        origin.route(&path, Answer::bytes(path.clone()).max_age(60));
+        for _ in 0..3 {
+            assert_eq!(edge.get(&path).await.unwrap().text(), path);
+        }
+        assert_eq!(origin.seen(&path).len(), 1, "{path}");
+    }
 }
 
 /// RFC 9111 §4 and §5.2.2.4: what must be validated for every request answers one.
@@ -85,6 +102,14 @@ async fn what_is_stale_is_validated_behind_once_for_all() {
     tokio::time::sleep(A_SECOND_PASSES).await;
     let before = origin.seen("/page").len();
     origin.route("/page", answer("new").head_after(SECOND * 2));
+    let asked = async || {
+        anyhow::ensure!(origin.seen("/page").len() > before);
+        Ok(())
+    };
+    assert_eq!(edge.get("/page").await.unwrap().text(), "old");
+    eventually("the origin is asked behind", asked)
+        .await
+        .unwrap();
     for _ in 0..20 {
         assert_eq!(edge.get("/page").await.unwrap().text(), "old");
     }
