@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use cluster::{
     membership::SEEDS_MAX,
+    network::Network,
     node::NodeId,
     quantity::Span,
     secret::ClusterSecret,
@@ -11,10 +12,7 @@ use cluster::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    network::Network,
-    places::{NETWORKS_MAX, NetworkPlace},
-};
+use crate::places::{NETWORKS_MAX, NetworkPlace};
 
 /// What environment variables of this process begin with.
 pub const ENV_PREFIX: &str = "CONTROL_PLANE_";

@@ -19,7 +19,7 @@ use crate::{
     data_dir::DataDir,
     error::StartError,
     metrics::Metrics,
-    places::{Places, shipped_database},
+    places::Places,
     serve::Server,
     sites::Sites,
 };
@@ -185,7 +185,7 @@ impl fmt::Debug for Control {
 fn from_disk(config: Config, clock: &Clock) -> Result<(DataDir, Sites, Places), StartError> {
     let data_dir = DataDir::open(&config.data_dir)?;
     let database = match &config.database {
-        Database::Shipped => Some(shipped_database()),
+        Database::Shipped => Some(GeoDb::shipped()),
         Database::File(path) => Some(GeoDb::open(path)?),
         Database::None => None,
     };
