@@ -97,6 +97,41 @@ impl Source {
     }
 }
 
+/// Which address database to use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Database {
+    /// The one that ships with the project.
+    Shipped,
+    /// The operator's.
+    File(PathBuf),
+    /// None.
+    None,
+}
+
+impl Database {
+    /// From the configuration: a path, `"none"`, or nothing for the one that ships.
+    pub fn named(path: Option<&str>) -> Self {
+        match path {
+            None => Self::Shipped,
+            Some("none") => Self::None,
+            Some(path) => Self::File(path.into()),
+        }
+    }
+
+    /// Reads it. Blocks for some tens of milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// As [`GeoDb::open`].
+    pub fn open(&self) -> Result<Option<GeoDb>, GeoError> {
+        match self {
+            Self::Shipped => Ok(Some(GeoDb::shipped())),
+            Self::File(path) => GeoDb::open(path).map(Some),
+            Self::None => Ok(None),
+        }
+    }
+}
+
 /// Why a database is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum GeoError {
