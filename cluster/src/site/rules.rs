@@ -12,7 +12,9 @@ use crate::{
 };
 
 /// Most `[[site.rule]]`s, and most `[[site.access]]`es: every request walks along them.
-pub const RULES_MAX: usize = 200;
+pub const RULES_MAX: usize = 100;
+/// Most members of [`PathRule::status`]: every rule repeats those of the shorter paths around it.
+pub const STATUSES_MAX: usize = 20;
 /// Most members of any list in a rule: each may be looked at for every request.
 pub const LIST_MAX: usize = 200;
 /// Longest path, name or pattern in a rule.
@@ -349,7 +351,10 @@ impl PathRule {
     pub(super) fn check(&self) -> Result<(), Bad> {
         paths("rule.path", std::slice::from_ref(&self.path))?;
         let here = |reason: &str| format!("for path {:?}: {reason}", self.path);
-        bounded("rule.status", &self.status)?;
+        if self.status.len() > STATUSES_MAX {
+            let reason = format!("{} entries, at most {STATUSES_MAX}", self.status.len());
+            return Err(("rule.status", here(&reason)));
+        }
         match (self.ttl, self.ttl_override) {
             (Some(_), Some(_)) => {
                 return Err(("rule.ttl", here("give ttl or ttl_override, not both")));
