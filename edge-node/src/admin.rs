@@ -11,7 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use cluster::{clock::Clock, node::NodeId, site::SiteMap, wire::ErrorAnswer};
+use cluster::{clock::Clock, node::NodeId, wire::ErrorAnswer};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tower::ServiceBuilder;
@@ -19,6 +19,7 @@ use tower::ServiceBuilder;
 use crate::{
     cache::{Cache, entry, key},
     metrics::Metrics,
+    sites::Sites,
     upstream::Upstream,
 };
 
@@ -33,7 +34,7 @@ pub struct Admin {
     /// This node.
     pub me: NodeId,
     /// The sites served.
-    pub sites: Arc<ArcSwap<SiteMap>>,
+    pub sites: Arc<ArcSwap<Sites>>,
     /// The cache.
     pub cache: Cache,
     /// The upstream.
@@ -175,7 +176,13 @@ async fn explain(
             Some("url"),
         );
     };
-    let key = key::key(&selected.site.name, &selected.host, &target);
+    let key = key::key(
+        &selected.ruling.site.name,
+        &selected.host,
+        &target,
+        &headers,
+        &selected.ruling.key,
+    );
     let entry = admin.cache.stored(key, &headers).await;
     let now_ms = admin.clock.unix_ms();
     let stored = entry.map(|entry| {
@@ -229,7 +236,7 @@ async fn explain(
     };
     let explained = Explained {
         url,
-        site: selected.site.name.clone(),
+        site: selected.ruling.site.name.clone(),
         host: selected.host,
         key: key.to_string(),
         stored,

@@ -17,7 +17,6 @@ use cluster::{
     membership::{Membership, MembershipConfig, MembershipError},
     net::{Listener, Net, SystemNet},
     node::{NodeInfo, Phase, Role},
-    site::{BadSite, SiteMap},
     view::ClusterView,
 };
 use hyper::service::service_fn;
@@ -40,6 +39,7 @@ use crate::{
     metrics::Metrics,
     proxy::{Proxy, ProxyParts, UploadLimits},
     serve::{self, ConnectionLimits},
+    sites::Sites,
     upstream::{Upstream, UpstreamConfig},
     workers,
 };
@@ -82,9 +82,9 @@ pub enum StartError {
     /// The data directory cannot be used.
     #[error("node.data_dir: {0}")]
     Store(#[from] OpenError),
-    /// The sites kept on disk, or of the file, cannot be meant.
+    /// The sites of the file cannot be served.
     #[error(transparent)]
-    Site(#[from] BadSite),
+    Sites(#[from] workers::sites::SitesError),
     /// The node cannot join gossip.
     #[error("cluster: {0}")]
     Membership(#[from] MembershipError),
@@ -123,7 +123,7 @@ pub struct Edge {
     membership: Option<Arc<Membership>>,
     cache: Cache,
     upstream: Upstream,
-    sites: Arc<ArcSwap<SiteMap>>,
+    sites: Arc<ArcSwap<Sites>>,
     metrics: Arc<Metrics>,
     proxy: Proxy,
     clock: Clock,
@@ -155,7 +155,8 @@ impl Edge {
         let object_bytes_max = config.cache.object_max.0.min(config.cache.disk.0 / 4 * 3);
         let cache = Cache::new(memory, store, holdings, object_bytes_max);
 
-        let sites = workers::sites::load(&config)?;
+        let loading = config.clone();
+        let sites = tokio::task::spawn_blocking(move || workers::sites::load(&loading)).await??;
         let sites = Arc::new(ArcSwap::from_pointee(sites));
 
         let mut me = NodeInfo::new(config.id.clone(), Role::Edge);
@@ -224,7 +225,6 @@ impl Edge {
             sites: sites.clone(),
             metrics: metrics.clone(),
             clock: clock.clone(),
-            honour_client: config.cache.honour_client_reload,
             upload: UploadLimits {
                 bytes_max: config.limits.body.0,
                 silence_max: config.limits.body_timeout.0,

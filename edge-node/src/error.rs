@@ -26,6 +26,10 @@ pub enum Kind {
     AmbiguousLength,
     /// `CONNECT`: this is no forward proxy.
     Connect,
+    /// A rule of the site denies it.
+    Denied,
+    /// A rule of the site denies it, for legal reasons (RFC 7725).
+    Blocked,
     /// The request has been through this node already (RFC 8586).
     Loop,
     /// `only-if-cached`, and it is not (RFC 9111 §5.2.1.7).
@@ -70,6 +74,8 @@ impl ServeError {
             | Kind::NoSites
             | Kind::AmbiguousLength
             | Kind::Connect
+            | Kind::Denied
+            | Kind::Blocked
             | Kind::Loop
             | Kind::OnlyIfCached
             | Kind::RequestBody
@@ -98,6 +104,11 @@ impl ServeError {
             Kind::Connect => (
                 StatusCode::METHOD_NOT_ALLOWED,
                 "CONNECT is not possible here.",
+            ),
+            Kind::Denied => (StatusCode::FORBIDDEN, "This request is not served here."),
+            Kind::Blocked => (
+                StatusCode::UNAVAILABLE_FOR_LEGAL_REASONS,
+                "This is not available here for legal reasons.",
             ),
             Kind::Loop => (
                 StatusCode::LOOP_DETECTED,
@@ -136,6 +147,8 @@ impl ServeError {
             Kind::NoSites => "no-sites",
             Kind::AmbiguousLength => "ambiguous-length",
             Kind::Connect => "connect",
+            Kind::Denied => "denied",
+            Kind::Blocked => "blocked",
             Kind::Loop => "loop",
             Kind::OnlyIfCached => "only-if-cached",
             Kind::RequestBody => "request-body",

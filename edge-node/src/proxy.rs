@@ -18,12 +18,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use cluster::{
-    clock::Clock,
-    key::Key,
-    node::NodeId,
-    site::{Site, SiteMap},
-};
+use cluster::{clock::Clock, key::Key, node::NodeId, site::Site};
 use http::{HeaderMap, Method, Request, Response, Uri, Version, header};
 use http_body::Body as _;
 use hyper::body::Incoming;
@@ -43,7 +38,13 @@ use crate::{
     forward::{self, Hop},
     metrics::{Metrics, Outcome, SiteMetrics},
     payload::Payload,
+    ruling::{
+        Ruling,
+        access::{self, Verdict, Visit},
+        path::Readings,
+    },
     serve::Connection,
+    sites::{Selected, Sites},
     upstream::{Upstream, pool},
 };
 
@@ -63,10 +64,9 @@ struct Shared {
     me: NodeId,
     cache: Cache,
     upstream: Upstream,
-    sites: Arc<ArcSwap<SiteMap>>,
+    sites: Arc<ArcSwap<Sites>>,
     metrics: Arc<Metrics>,
     clock: Clock,
-    honour_client: bool,
     upload: UploadLimits,
 }
 
@@ -79,13 +79,11 @@ pub struct ProxyParts {
     /// Where they come from.
     pub upstream: Upstream,
     /// The sites served, in their newest version.
-    pub sites: Arc<ArcSwap<SiteMap>>,
+    pub sites: Arc<ArcSwap<Sites>>,
     /// Metrics of the process.
     pub metrics: Arc<Metrics>,
     /// The wall clock.
     pub clock: Clock,
-    /// Whether a client's cache directives are heeded.
-    pub honour_client: bool,
     /// What a request's body may be.
     pub upload: UploadLimits,
 }
@@ -93,6 +91,11 @@ pub struct ProxyParts {
 /// A request that has a site.
 struct Asked {
     site: Arc<Site>,
+    ruling: Arc<Ruling>,
+    /// Whether it is served at all.
+    verdict: Verdict,
+    /// Whether the site has it go straight to the origin.
+    bypasses: bool,
     site_metrics: Arc<SiteMetrics>,
     /// The host as it stands in keys and towards the origin.
     host: String,
@@ -132,7 +135,6 @@ impl Proxy {
             sites,
             metrics,
             clock,
-            honour_client,
             upload,
         } = parts;
         let shared = Shared {
@@ -142,7 +144,6 @@ impl Proxy {
             sites,
             metrics,
             clock,
-            honour_client,
             upload,
         };
         Self {
@@ -191,7 +192,7 @@ impl Proxy {
         let host_sent = host_of(&request)?;
         let sites = self.shared.sites.load();
         let Some(selected) = sites.select(&host_sent) else {
-            let kind = if sites.sites().is_empty() {
+            let kind = if sites.is_empty() {
                 Kind::NoSites
             } else {
                 Kind::UnknownHost
@@ -207,24 +208,36 @@ impl Proxy {
             policy::strip_hop_by_hop(&mut parts.headers);
         }
         let target = parts.uri.path_and_query().map_or("/", |pq| pq.as_str());
-        let rules = Arc::new(Rules {
-            default_ttl: selected.site.default_ttl.0,
-            honour_client: self.shared.honour_client,
-            ..Rules::default()
-        });
+        let Selected { ruling, host } = selected;
+        let client = connection.from.ip();
+        let path = Readings::of(parts.uri.path().as_bytes());
+        let visit = Visit {
+            path: &path,
+            method: &parts.method,
+            client: Some(client),
+        };
         let asked = Asked {
-            key: key::key(&selected.site.name, &selected.host, target),
-            site_metrics: self.shared.metrics.site(&selected.site.name),
-            site: selected.site,
-            host: selected.host,
+            verdict: access::judge(ruling.gates(), visit, |address| sites.country(address)),
+            bypasses: ruling.bypass(&path, &parts.headers).is_some(),
+            rules: ruling.rules(&path).clone(),
+            key: key::key(
+                &ruling.site.name,
+                &host,
+                target,
+                &parts.headers,
+                &ruling.key,
+            ),
+            site_metrics: self.shared.metrics.site(&ruling.site.name),
+            site: ruling.site.clone(),
+            ruling,
+            host,
             host_sent,
             method: parts.method,
             uri: parts.uri,
             version: parts.version,
             said: CacheControl::of_request(&parts.headers),
-            rules,
             headers: parts.headers,
-            client: connection.from.ip(),
+            client,
             now_ms: self.shared.clock.unix_ms(),
             started,
         };
@@ -238,6 +251,15 @@ impl Proxy {
         upgrade: Option<hyper::upgrade::OnUpgrade>,
         body: Incoming,
     ) -> Result<Response<Payload>, ServeError> {
+        if let Verdict::Deny { status, rule } = asked.verdict {
+            let kind = if status == 451 {
+                Kind::Blocked
+            } else {
+                Kind::Denied
+            };
+            let detail = format!("access rule {} of site {}", rule + 1, asked.site.name);
+            return Err(ServeError::new(kind, detail));
+        }
         if let Some(upgrade) = upgrade {
             return self.tunnel(asked, upgrade).await;
         }
@@ -249,6 +271,12 @@ impl Proxy {
                 Fwd::Method
             };
             return self.pass(asked, Some(body), fwd).await;
+        }
+        if asked.bypasses {
+            if asked.said.only_if_cached {
+                return Err(ServeError::new(Kind::OnlyIfCached, ""));
+            }
+            return self.pass(asked, None, Fwd::Bypass).await;
         }
         for _ in 0..ROUNDS_MAX {
             let ask = Ask {
@@ -408,7 +436,8 @@ impl Proxy {
                 continue;
             };
             if let Some(target) = deliver::same_host_target(target, &asked.uri, &asked.host_sent) {
-                keys.push(key::key(&asked.site.name, &asked.host, &target));
+                let (site, rules) = (&asked.site.name, &asked.ruling.key);
+                keys.push(key::key(site, &asked.host, &target, &asked.headers, rules));
             }
         }
         keys

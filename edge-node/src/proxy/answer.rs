@@ -158,6 +158,12 @@ impl Proxy {
         if matches!(error.kind, Kind::AmbiguousLength | Kind::NoHost) {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
+        if error.kind == Kind::Blocked
+            && let Some(url) = asked.and_then(|asked| asked.site.blocked_by.as_ref())
+            && let Ok(link) = HeaderValue::try_from(format!("<{url}>; rel=\"blocked-by\""))
+        {
+            headers.insert(header::LINK, link); // RFC 7725 §4
+        }
         if error.kind == Kind::Connect {
             headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
         }

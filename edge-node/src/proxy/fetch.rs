@@ -126,8 +126,8 @@ impl Proxy {
     ) {
         let facts = asked.facts();
         let length = entry::content_length(response.headers());
-        let limit = asked.site.object_max.map_or(u64::MAX, |max| max.0);
-        let limit = limit.min(self.shared.cache.object_bytes_max());
+        let limit = self.shared.cache.object_bytes_max();
+        let limit = limit.min(asked.rules.object_bytes_max);
         let (status, fields) = (response.status(), response.headers());
         let storable = policy::storable(&facts, status, fields, &asked.rules, asked_ms);
         if let Err(reason) = storable {
