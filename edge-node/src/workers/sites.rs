@@ -5,7 +5,7 @@ use std::{io, path::Path, sync::Arc};
 
 use arc_swap::ArcSwap;
 use cluster::{
-    geo::{GeoDb, GeoError},
+    geo::{Database, GeoDb, GeoError},
     membership::Membership,
     node::Phase,
     site::{BadSite, SiteMap, SiteSet},
@@ -24,7 +24,7 @@ pub enum SitesError {
     /// A site cannot be meant.
     #[error(transparent)]
     Site(#[from] BadSite),
-    /// A site names countries, and the database that tells them cannot be used.
+    /// The database that tells countries cannot be used.
     #[error("geo.database: {0}")]
     Geo(#[from] GeoError),
 }
@@ -39,9 +39,11 @@ pub fn load(config: &Config) -> Result<Sites, SitesError> {
     compiled(config, kept_or_configured(config)?, None)
 }
 
-/// `map` with its rules compiled; reads the geo database if it is needed and not `known` yet. Blocks.
+/// `map` with its rules compiled; reads the geo database if it is needed and not `known` yet. One
+/// that the operator names is read in any case: a wrong path shows at start. Blocks.
 fn compiled(config: &Config, map: SiteMap, known: Option<Arc<GeoDb>>) -> Result<Sites, SitesError> {
-    let needed = map.sites().iter().any(|site| site.names_countries());
+    let needed = matches!(config.database, Database::File(_))
+        || map.sites().iter().any(|site| site.names_countries());
     let geo = match known {
         None if needed => config.database.open()?.map(Arc::new),
         known => known,
