@@ -21,6 +21,7 @@ pub mod memory;
 pub mod percent;
 pub mod policy;
 pub mod pool;
+pub mod refusals;
 pub mod segment;
 pub mod store;
 #[cfg(test)]
