@@ -52,10 +52,10 @@ use tokio::{
 use tracing::{debug, warn};
 
 use self::{
-    entry::{Body, Entry, Head, Meta, Provenance, Variants},
+    entry::{Body, Entry, Head, Meta, Provenance, Variant, Variants},
     fill::{BodyError, Growing, UNWRITTEN_PIECES_MAX},
     memory::{Item, Memory},
-    policy::{CacheControl, Reuse, Rules},
+    policy::{CacheControl, Reuse, Rules, Why, validator::EntityTag},
     store::{CLAIMED, Store, StoreStats, StoredObject},
     vary::Vary,
 };
@@ -79,8 +79,8 @@ pub enum Lookup {
     Stale {
         /// The response.
         entry: Arc<Entry>,
-        /// Whether it may be used right now (`stale-while-revalidate`, `max-stale`).
-        usable: bool,
+        /// Why it must not be used before; `None`: it may (`stale-while-revalidate`, `max-stale`).
+        must: Option<Why>,
         /// Whether this request is the one to validate it.
         turn: Turn,
     },
@@ -111,6 +111,8 @@ pub enum Outcome {
     Refreshed(Arc<Entry>),
     /// The answer was not for everybody.
     NotShared,
+    /// The answer says nothing of what others ask for: look again.
+    Again,
     /// There is no answer.
     Failed(ServeError),
 }
@@ -148,6 +150,8 @@ struct Shared {
 
 /// One fetch under way.
 struct Fill {
+    /// The key of its URL.
+    primary: Key,
     outcome: watch::Sender<Option<Outcome>>,
 }
 
@@ -179,37 +183,37 @@ impl Cache {
         }
     }
 
-    /// Looks `ask` up, once. See [`Lookup`].
+    /// Looks `ask` up, once. See [`Lookup`]. What is found may be a part that does not hold what the
+    /// request wants: [`Cache::claim_rest`].
     pub async fn lookup(&self, ask: Ask<'_>) -> Lookup {
         for _ in 0..LOOKUP_TRIES {
-            if self.passing().is_passing(ask.key, Instant::now()) {
+            let found = self.find(ask.key, ask.headers).await;
+            let mut stale = None;
+            if let Some(entry) = &found.entry {
+                match policy::reuse(&entry.head.freshness, ask.said, ask.rules, ask.now_ms) {
+                    Reuse::Fresh => return Lookup::Fresh(entry.clone()),
+                    Reuse::Unavailable => return Lookup::Unavailable,
+                    // What is left of a part is not worth a validation of its own.
+                    _ if entry.head.part.is_some() => {}
+                    Reuse::StaleWhileRevalidate | Reuse::StaleAccepted => {
+                        stale = Some((entry.clone(), None));
+                    }
+                    Reuse::Validate(why) => stale = Some((entry.clone(), Some(why))),
+                }
+            } else if ask.said.only_if_cached {
+                return Lookup::Unavailable;
+            }
+            let usable = matches!(stale, Some((_, None)));
+            // Whoever wants nothing stored fetches for itself (RFC 9111 §5.2.1.5).
+            let alone = stale.is_none() && ask.said.no_store;
+            if !usable && (alone || self.passing().is_passing(ask.key, Instant::now())) {
                 return Lookup::Pass;
             }
-            let found = self.find(ask.key, ask.headers).await;
-            let stale = match &found.entry {
-                Some(entry) => {
-                    let freshness = &entry.head.freshness;
-                    match policy::reuse(freshness, ask.said, ask.rules, ask.now_ms) {
-                        Reuse::Fresh => return Lookup::Fresh(entry.clone()),
-                        Reuse::Unavailable => return Lookup::Unavailable,
-                        Reuse::StaleWhileRevalidate | Reuse::StaleAccepted => {
-                            Some((entry.clone(), true))
-                        }
-                        Reuse::Validate(_) => Some((entry.clone(), false)),
-                    }
-                }
-                None if ask.said.only_if_cached => return Lookup::Unavailable,
-                None => None,
-            };
             let Some(turn) = self.claim(ask.key, &found) else {
                 continue;
             };
             return match (stale, turn) {
-                (Some((entry, usable)), turn) => Lookup::Stale {
-                    entry,
-                    usable,
-                    turn,
-                },
+                (Some((entry, must)), turn) => Lookup::Stale { entry, must, turn },
                 (None, Turn::Fill(filler)) => Lookup::Absent(filler),
                 (None, Turn::Follow(following)) => Lookup::Filling(following),
             };
@@ -217,15 +221,22 @@ impl Cache {
         Lookup::Pass
     }
 
+    /// The turn to fetch what `entry`, a part, lacks; `None` when it is no longer what is stored.
+    pub async fn claim_rest(&self, ask: Ask<'_>, entry: &Entry) -> Option<Turn> {
+        let found = self.find(ask.key, ask.headers).await;
+        (found.object == entry.object).then(|| self.claim(ask.key, &found))?
+    }
+
     /// The stored response for a key and these header fields, from storage only, fresh or not.
     pub async fn stored(&self, key: Key, headers: &HeaderMap) -> Option<Arc<Entry>> {
         self.find(key, headers).await.entry
     }
 
-    /// Forgets everything under `key`; a fill under way will not bring it back.
+    /// Forgets everything under `key`; a fill under way, be it of a variant, will not bring it back.
     pub async fn forget(&self, key: Key) {
+        self.fills()
+            .retain(|at, fill| *at != key && fill.primary != key);
         self.shared.memory.remove(key);
-        self.fills().remove(&key);
         self.holdings().remove(key);
         if let Err(error) = self.shared.store.remove(key).await {
             debug!(%key, %error, "removal could not be written");
@@ -302,44 +313,20 @@ impl Cache {
 
     async fn find(&self, key: Key, headers: &HeaderMap) -> Found {
         match self.item(key).await {
-            None => Found {
-                entry: None,
-                object: 0,
-                candidates: vec![key],
-                variants: None,
-            },
-            Some(Item::Entry(entry)) => {
-                let object = entry.object;
-                Found {
-                    entry: Some(entry),
-                    object,
-                    candidates: vec![key],
-                    variants: None,
-                }
-            }
+            None => Found::new(None, vec![key], None),
+            Some(Item::Entry(entry)) => Found::new(Some(entry), vec![key], None),
             Some(Item::Variants(variants)) => {
                 let mut candidates = Vec::with_capacity(variants.specs.len());
                 for spec in &variants.specs {
                     let values = vary::normal_values(&names(spec), headers);
                     let variant = key::variant_key(key, variants.salt, &values);
                     candidates.push(variant);
-                    if let Some(Item::Entry(entry)) = self.item(variant).await {
-                        let object = entry.object;
-                        let variants = Some(variants.clone());
-                        return Found {
-                            entry: Some(entry),
-                            object,
-                            candidates: vec![variant],
-                            variants,
-                        };
+                    let place = variants.place(variant);
+                    if let Some(Item::Entry(entry)) = self.item(place).await {
+                        return Found::new(Some(entry), vec![place], Some(variants));
                     }
                 }
-                Found {
-                    entry: None,
-                    object: 0,
-                    candidates,
-                    variants: Some(variants),
-                }
+                Found::new(None, candidates, Some(variants))
             }
         }
     }
@@ -409,6 +396,7 @@ impl Cache {
         }
         let key = found.candidates[0];
         let fill = Arc::new(Fill {
+            primary,
             outcome: watch::Sender::new(None),
         });
         fills.insert(key, fill.clone());
@@ -419,6 +407,7 @@ impl Cache {
             primary,
             keys: vec![key],
             variants,
+            dropped: Vec::new(),
             fill,
             concluded: false,
         }))
@@ -492,6 +481,22 @@ struct Found {
     variants: Option<Arc<Variants>>,
 }
 
+impl Found {
+    fn new(
+        entry: Option<Arc<Entry>>,
+        candidates: Vec<Key>,
+        variants: Option<Arc<Variants>>,
+    ) -> Self {
+        let object = entry.as_ref().map_or(0, |entry| entry.object);
+        Self {
+            entry,
+            object,
+            candidates,
+            variants,
+        }
+    }
+}
+
 /// Waits for what comes of a fill.
 pub struct Following {
     outcome: watch::Receiver<Option<Outcome>>,
@@ -519,6 +524,8 @@ pub struct Filler {
     /// Keys under which this fill is found by others; the first is the one claimed.
     keys: Vec<Key>,
     variants: Option<Arc<Variants>>,
+    /// Variants that had to go for this one.
+    dropped: Vec<Variant>,
     fill: Arc<Fill>,
     concluded: bool,
 }
@@ -534,6 +541,37 @@ impl Filler {
     /// The key of the URL being fetched.
     pub fn primary(&self) -> Key {
         self.primary
+    }
+
+    /// Whether the URL has variants, of which the request selects none that is stored.
+    pub fn varies(&self) -> bool {
+        self.variants.is_some()
+    }
+
+    /// The entity tags of the URL's other variants, for `If-None-Match`: the origin may answer that one
+    /// of them is what this request selects (RFC 9111 §4.3.1).
+    pub fn offers(&self) -> Vec<&str> {
+        self.variants
+            .as_ref()
+            .map_or_else(Vec::new, |variants| variants.tags())
+    }
+
+    /// The stored variant that has this tag; whatever else the origin says, one that is stored under no
+    /// tag was not offered.
+    pub async fn offered(&self, tag: &EntityTag<'_>) -> Option<Arc<Entry>> {
+        let variants = self.variants.as_ref()?;
+        for variant in &variants.known {
+            let own = variant
+                .tag
+                .as_deref()
+                .and_then(|own| EntityTag::parse(own.as_bytes()));
+            if own.is_some_and(|own| own.weakly_matches(tag))
+                && let Some(Item::Entry(entry)) = self.cache.item(variant.at).await
+            {
+                return Some(entry);
+            }
+        }
+        None
     }
 
     /// The answer may be shared: everybody follows its body from here on. With a `Vary` in `head`
@@ -569,7 +607,8 @@ impl Filler {
         }
     }
 
-    /// The stored `entry` still holds, with a new head.
+    /// The stored `entry` still holds, with a new head. If it is another variant than the one this fill
+    /// was for, the request selects it from now on.
     pub async fn refresh(mut self, entry: &Entry, head: Head) {
         let object = entry.object;
         let (key, body) = (entry.key, entry.body.clone());
@@ -587,7 +626,16 @@ impl Filler {
         if keep {
             memory.insert(fresh.key, Item::Entry(fresh.clone()));
         }
+        let called = self.keys[0];
+        if called != entry.key {
+            self.note(self.newest_variants(), called, entry.key, &fresh.head);
+        }
         self.conclude(Outcome::Refreshed(fresh.clone()));
+        if called != entry.key
+            && let Err(error) = self.store_marker().await
+        {
+            self.cache.store_failed(&error);
+        }
         self.cache.holdings().add(self.primary);
         if let Some(manifest) = fresh.manifest() {
             let body = match &fresh.body {
@@ -614,6 +662,11 @@ impl Filler {
         self.conclude(Outcome::NotShared);
     }
 
+    /// The answer was for this one request, and says nothing of what others ask for.
+    pub fn again(mut self) {
+        self.conclude(Outcome::Again);
+    }
+
     /// There is no answer.
     pub fn fail(mut self, error: ServeError) {
         self.conclude(Outcome::Failed(error));
@@ -630,27 +683,65 @@ impl Filler {
             self.variants = None;
             return self.primary;
         };
-        let spec: Vec<_> = fields.iter().map(|name| name.as_str().to_owned()).collect();
-        let variants = match &self.variants {
-            Some(known) => (**known).clone(),
-            None => Variants {
-                salt: self.cache.shared.store.next_object_id(),
-                specs: Vec::new(),
-            },
-        };
-        let variants = Arc::new(variants.with(spec));
+        let spec = fields.iter().map(|name| name.as_str().to_owned()).collect();
+        let variants = self.newest_variants().with(spec);
         let key = key::variant_key(self.primary, variants.salt, &head.selected_by);
-        self.cache
-            .shared
-            .memory
-            .insert(self.primary, Item::Variants(variants.clone()));
-        self.variants = Some(variants);
+        self.note(variants, key, key, head);
         key
+    }
+
+    /// The variants as they are now: other fills may have added some, or an invalidation have taken
+    /// all of them away.
+    fn newest_variants(&self) -> Variants {
+        match self.cache.shared.memory.find(self.primary) {
+            Some(Item::Variants(newest)) => (*newest).clone(),
+            _ => match self.variants.as_ref().filter(|_| self.is_current()) {
+                Some(known) => (**known).clone(),
+                None => Variants {
+                    salt: self.cache.shared.store.next_object_id(),
+                    specs: Vec::new(),
+                    known: Vec::new(),
+                },
+            },
+        }
+    }
+
+    /// Notes among `variants` that the one called `key` is stored `at`.
+    fn note(&mut self, mut variants: Variants, key: Key, at: Key, head: &Head) {
+        let tag = head.headers.get(http::header::ETAG);
+        let tag = tag.and_then(|value| value.to_str().ok().map(str::to_owned));
+        self.dropped.extend(variants.add(Variant { key, at, tag }));
+        let variants = Arc::new(variants);
+        self.variants = Some(variants.clone());
+        // Under the lock that `forget` takes first: what it takes away is not brought back.
+        let fills = self.cache.fills();
+        if self.is_in(&fills) {
+            let marker = Item::Variants(variants);
+            self.cache.shared.memory.insert(self.primary, marker);
+        }
+    }
+
+    /// Keeps the marker on disk, and drops the variants that there was no room for.
+    async fn store_marker(&mut self) -> Result<(), store::AppendError> {
+        let store = &self.cache.shared.store;
+        if let Some(meta) = Meta::encode_variants(&self.newest_variants()) {
+            let (marker, empty) = (store.next_object_id(), store::Body::Inline(Bytes::new()));
+            store
+                .append_object(self.primary, marker, CLAIMED, meta, empty)
+                .await?;
+        }
+        for dropped in std::mem::take(&mut self.dropped) {
+            self.cache.forget(dropped.at).await;
+        }
+        Ok(())
     }
 
     /// Whether this fill is still the one that counts; a purge or an invalidation takes that away.
     fn is_current(&self) -> bool {
-        let fills = self.cache.fills();
+        self.is_in(&self.cache.fills())
+    }
+
+    fn is_in(&self, fills: &HashMap<Key, Arc<Fill>>) -> bool {
         fills
             .get(&self.keys[0])
             .is_some_and(|fill| Arc::ptr_eq(fill, &self.fill))
@@ -794,7 +885,7 @@ impl Writing {
             return;
         }
         let mut head = self.entry.head.clone();
-        head.length = Some(length);
+        head.length = Some(head.part.as_ref().map_or(length, |part| part.of));
         let manifest = head.manifest(length, std::mem::take(&mut self.hashes));
         let Some(meta) = Meta::encode_object(&head, manifest.clone())
             .filter(|meta| meta.len() <= MANIFEST_BYTES_MAX)
@@ -826,29 +917,23 @@ impl Writing {
             memory.insert(key, item.clone());
         }
         let primary = self.filler.primary;
-        let flags = if key == primary { CLAIMED } else { 0 };
+        let is_part = self.entry.head.part.is_some();
+        let flags = if key == primary && !is_part {
+            CLAIMED
+        } else {
+            0
+        };
         let stored = match &whole {
             Some(bytes) => store::Body::Inline(bytes.clone()),
             None => store::Body::Pieces(pieces),
         };
         let mut written = store.append_object(key, object, flags, meta, stored).await;
-        if written.is_ok()
-            && let Some(meta) = self
-                .filler
-                .variants
-                .as_ref()
-                .and_then(|v| Meta::encode_variants(v))
-        {
-            let marker = store.next_object_id();
-            written = store
-                .append_object(
-                    primary,
-                    marker,
-                    CLAIMED,
-                    meta,
-                    store::Body::Inline(Bytes::new()),
-                )
-                .await;
+        if written.is_ok() && key != primary {
+            written = self.filler.store_marker().await;
+        }
+        // What was invalidated while it was written must not be there again.
+        if !self.filler.is_current() {
+            return cache.forget(key).await;
         }
         match written {
             Ok(()) => {
@@ -857,7 +942,7 @@ impl Writing {
                 } else if whole.is_some() && !fits {
                     memory.remove(key);
                 }
-                if let Ok(mut holdings) = holdings.lock() {
+                if !is_part && let Ok(mut holdings) = holdings.lock() {
                     holdings.add(primary);
                 }
             }

@@ -8,7 +8,7 @@ pub mod range;
 use std::{future::ready, ops::Range};
 
 use futures_util::{StreamExt, stream};
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 
 use self::{
     conditional::Verdict,
@@ -177,26 +177,20 @@ pub fn open_parts(
     Ok(Reading::Stream(stream::iter(parts).flatten().boxed()))
 }
 
-/// The path and query of a `Location` or `Content-Location`, when it is on the request's own host
-/// (RFC 9111 §4.4: other origins' objects are none of this origin's business).
-pub fn same_host_target(location: &str, request: &Uri, host: &str) -> Option<String> {
-    let location: Uri = match location.parse() {
-        Ok(uri) => uri,
-        // Relative to the request's path, as in `item/5`.
-        Err(_) => return None,
+/// Whether a part holds all that this request gets of the object. A whole object always does.
+pub fn suffices(method: &Method, request: &HeaderMap, entry: &Entry) -> bool {
+    let stored = &entry.head;
+    let Some(part) = &stored.part else {
+        return true;
     };
-    if let Some(authority) = location.authority()
-        && !authority.as_str().eq_ignore_ascii_case(host)
-    {
-        return None;
-    }
-    let target = location.path_and_query()?.as_str();
-    if target.starts_with('/') {
-        return Some(target.to_owned());
-    }
-    let directory = request
-        .path()
-        .rsplit_once('/')
-        .map_or("", |(directory, _)| directory);
-    Some(format!("{directory}/{target}"))
+    let within =
+        |range: &Range<u64>| part.range.start <= range.start && range.end <= part.range.end;
+    method == Method::HEAD
+        || conditional::evaluate(request, stored.status, &stored.headers) != Verdict::Proceed
+        || match range::requested(request, &stored.headers, part.of) {
+            Ranges::Whole => false,
+            Ranges::One(range) => within(&range),
+            Ranges::Many(ranges) => ranges.iter().all(within),
+            Ranges::Unsatisfiable => true,
+        }
 }

@@ -7,6 +7,7 @@
 
 mod answer;
 mod fetch;
+mod invalidation;
 mod tunnel;
 mod upload;
 
@@ -30,7 +31,7 @@ use crate::{
         Ask, Cache, Lookup, Outcome as Filled, Turn,
         entry::{self, Body, Entry},
         key,
-        policy::{self, CacheControl, RequestFacts, Rules},
+        policy::{self, CacheControl, RequestFacts, Rules, Why},
         vary,
     },
     deliver::{self, cache_status::Fwd, range},
@@ -45,7 +46,7 @@ use crate::{
     },
     serve::Connection,
     sites::{Selected, Sites},
-    upstream::{Upstream, pool},
+    upstream::{Upstream, origin::OriginBody, pool},
 };
 
 /// How often a request starts over because what it followed turned out not to be for it.
@@ -278,31 +279,53 @@ impl Proxy {
             }
             return self.pass(asked, None, Fwd::Bypass).await;
         }
+        let ask = self.ask(asked);
         for _ in 0..ROUNDS_MAX {
-            let ask = Ask {
-                key: asked.key,
-                headers: &asked.headers,
-                said: &asked.said,
-                rules: &asked.rules,
-                now_ms: asked.now_ms,
-            };
             let found = match self.shared.cache.lookup(ask).await {
+                Lookup::Fresh(entry)
+                    if !deliver::suffices(&asked.method, &asked.headers, &entry) =>
+                {
+                    match self.shared.cache.claim_rest(ask, &entry).await {
+                        Some(turn) => self.fetched(asked, turn, Some(entry), Fwd::Partial).await?,
+                        None => Found::Nothing,
+                    }
+                }
                 Lookup::Fresh(entry) => Found::Entry(entry, How::hit(Outcome::Hit)),
                 Lookup::Stale {
                     entry,
-                    usable: true,
+                    must: None,
                     turn,
                 } => {
                     if let Turn::Fill(filler) = turn {
-                        self.begin_fill(filler, asked, Some(entry.clone()));
+                        self.begin_fill(filler, asked, Some(entry.clone()), Method::GET);
                     }
                     Found::Entry(entry, How::hit(Outcome::Stale))
                 }
-                Lookup::Stale { entry, turn, .. } => self.fetched(asked, turn, Some(entry)).await?,
-                Lookup::Filling(fill) => self.fetched(asked, Turn::Follow(fill), None).await?,
+                Lookup::Stale {
+                    entry,
+                    must: Some(why),
+                    turn,
+                } => {
+                    let fwd = match why {
+                        Why::Request => Fwd::Request,
+                        Why::Stale | Why::NoCache => Fwd::Stale,
+                    };
+                    self.fetched(asked, turn, Some(entry), fwd).await?
+                }
+                Lookup::Filling(fill) => {
+                    self.fetched(asked, Turn::Follow(fill), None, Fwd::UriMiss)
+                        .await?
+                }
                 // A HEAD, too, fetches the whole: its answer is that of a GET without the body, and
                 // whoever asks for the head mostly wants the rest.
-                Lookup::Absent(filler) => self.fetched(asked, Turn::Fill(filler), None).await?,
+                Lookup::Absent(filler) => {
+                    let fwd = if filler.varies() {
+                        Fwd::VaryMiss
+                    } else {
+                        Fwd::UriMiss
+                    };
+                    self.fetched(asked, Turn::Fill(filler), None, fwd).await?
+                }
                 Lookup::Unavailable => return Err(ServeError::new(Kind::OnlyIfCached, "")),
                 Lookup::Pass => return self.pass(asked, None, Fwd::UriMiss).await,
             };
@@ -311,7 +334,10 @@ impl Proxy {
                     if !self.may_share(asked, &entry) || self.is_far_ahead(asked, &entry) {
                         return self.pass(asked, None, Fwd::Request).await;
                     }
-                    if let Some(response) = self.deliver(asked, &entry, how).await {
+                    if deliver::suffices(&asked.method, &asked.headers, &entry)
+                        && let Some(response) =
+                            self.deliver(asked, &asked.headers, &entry, how).await
+                    {
                         return Ok(response);
                     }
                 }
@@ -322,44 +348,60 @@ impl Proxy {
         self.pass(asked, None, Fwd::UriMiss).await
     }
 
+    fn ask<'a>(&self, asked: &'a Asked) -> Ask<'a> {
+        Ask {
+            key: asked.key,
+            headers: &asked.headers,
+            said: &asked.said,
+            rules: &asked.rules,
+            now_ms: asked.now_ms,
+        }
+    }
+
     /// Fetches, or follows whoever fetches, and says what this request gets from it.
     async fn fetched(
         &self,
         asked: &Arc<Asked>,
         turn: Turn,
-        stale: Option<Arc<Entry>>,
+        stored: Option<Arc<Entry>>,
+        fwd: Fwd,
     ) -> Result<Found, ServeError> {
         let (own, fill) = match turn {
             Turn::Follow(fill) => (None, fill),
             Turn::Fill(filler) => {
                 let fill = filler.follow();
-                (Some(self.begin_fill(filler, asked, stale.clone())), fill)
+                let method = asked.method.clone();
+                (
+                    Some(self.begin_fill(filler, asked, stored.clone(), method)),
+                    fill,
+                )
             }
         };
         let leads = own.is_some();
-        match fill.outcome().await {
+        let filled = fill.outcome().await;
+        match filled {
             // Under the same URL, but another variant than this request selects.
             Filled::Shared(entry) if !vary::matches(&entry.head.selected_by, &asked.headers) => {
                 Ok(Found::Nothing)
             }
             Filled::Shared(entry) => {
-                let fwd = stale.map_or(Fwd::UriMiss, |_| Fwd::Stale);
                 let how = How::filled(leads, fwd, entry.head.status);
                 Ok(Found::Entry(entry, how))
             }
-            Filled::Refreshed(entry) => Ok(Found::Entry(entry, How::refreshed(leads))),
-            Filled::NotShared => {
+            Filled::Refreshed(entry) => Ok(Found::Entry(entry, How::refreshed(leads, fwd))),
+            Filled::NotShared | Filled::Again => {
                 let handed_over = match own {
                     Some(own) => own.await.ok(),
+                    None if matches!(filled, Filled::Again) => return Ok(Found::Nothing),
                     None => None,
                 };
                 let response = match handed_over {
-                    Some(answer) => self.passed(asked, answer, Fwd::UriMiss),
-                    None => self.pass(asked, None, Fwd::UriMiss).await?,
+                    Some(answer) => self.passed(asked, answer, fwd),
+                    None => self.pass(asked, None, fwd).await?,
                 };
                 Ok(Found::Answer(Box::new(response)))
             }
-            Filled::Failed(error) => match stale {
+            Filled::Failed(error) => match stored {
                 Some(entry) if self.outlives(asked, &entry) => {
                     Ok(Found::Entry(entry, How::instead_of(&error)))
                 }
@@ -382,7 +424,9 @@ impl Proxy {
             return false;
         };
         match range::requested(&asked.headers, &entry.head.headers, length) {
-            range::Ranges::One(range) => range.start > growing.length() + RANGE_AHEAD_MAX,
+            range::Ranges::One(range) => {
+                range.start > entry.offset() + growing.length() + RANGE_AHEAD_MAX
+            }
             _ => false,
         }
     }
@@ -390,7 +434,7 @@ impl Proxy {
     /// Streams an answer through that is for this request only.
     async fn pass(
         &self,
-        asked: &Asked,
+        asked: &Arc<Asked>,
         body: Option<Incoming>,
         fwd: Fwd,
     ) -> Result<Response<Payload>, ServeError> {
@@ -410,6 +454,7 @@ impl Proxy {
         *request.method_mut() = asked.method.clone();
         *request.uri_mut() = asked.uri.clone();
         *request.headers_mut() = headers;
+        let asked_ms = self.shared.clock.unix_ms();
         let response = self
             .shared
             .upstream
@@ -424,23 +469,65 @@ impl Proxy {
                 self.shared.cache.forget(key).await;
             }
         }
+        if asked.method == Method::POST && self.is_reusable(asked, &response) {
+            return self.keep_posted(asked, response, asked_ms).await;
+        }
         Ok(self.passed(asked, response, fwd))
+    }
+
+    /// Whether the answer to a POST may answer later GETs (RFC 9110 §9.3.3): its lifetime is explicit,
+    /// and it says that it is what stands at the target.
+    fn is_reusable(&self, asked: &Asked, response: &Response<OriginBody>) -> bool {
+        let (status, headers) = (response.status(), response.headers());
+        let named = headers
+            .get(header::CONTENT_LOCATION)
+            .and_then(|v| v.to_str().ok());
+        let target = asked.uri.path_and_query().map_or("/", |pq| pq.as_str());
+        named
+            .and_then(|named| invalidation::resolve(named, &asked.uri, &asked.host_sent))
+            .is_some_and(|named| named == target)
+            && policy::storable(&asked.facts(), status, headers, &asked.rules, asked.now_ms)
+                .is_ok_and(|freshness| freshness.basis.is_explicit())
+    }
+
+    /// Stores the answer to a POST under the target, and answers with it as it comes.
+    async fn keep_posted(
+        &self,
+        asked: &Arc<Asked>,
+        response: Response<OriginBody>,
+        asked_ms: u64,
+    ) -> Result<Response<Payload>, ServeError> {
+        let said = CacheControl::default();
+        let ask = Ask {
+            said: &said,
+            ..self.ask(asked)
+        };
+        let Lookup::Absent(filler) = self.shared.cache.lookup(ask).await else {
+            // Somebody has begun to fetch it in this moment.
+            return Ok(self.passed(asked, response, Fwd::Method));
+        };
+        let following = filler.follow();
+        let own = self.begin_keeping(filler, asked, response, asked_ms);
+        if let Filled::Shared(entry) = following.outcome().await {
+            // Conditions and ranges of a POST are not about this answer.
+            let plain = HeaderMap::new();
+            let how = How::filled(true, Fwd::Method, entry.head.status);
+            if let Some(response) = self.deliver(asked, &plain, &entry, how).await {
+                return Ok(response);
+            }
+        }
+        let error = || ServeError::new(Kind::Internal, "the answer to a POST was lost");
+        let answer = own.await.map_err(|_| error())?;
+        Ok(self.passed(asked, answer, Fwd::Method))
     }
 
     /// The keys that an unsafe request makes doubtful: its own, and those of same-host `Location`
     /// and `Content-Location` (RFC 9111 §4.4).
     fn invalidated(&self, asked: &Asked, headers: &HeaderMap) -> Vec<Key> {
-        let mut keys = vec![asked.key];
-        for name in [header::LOCATION, header::CONTENT_LOCATION] {
-            let Some(target) = headers.get(name).and_then(|v| v.to_str().ok()) else {
-                continue;
-            };
-            if let Some(target) = deliver::same_host_target(target, &asked.uri, &asked.host_sent) {
-                let (site, rules) = (&asked.site.name, &asked.ruling.key);
-                keys.push(key::key(site, &asked.host, &target, &asked.headers, rules));
-            }
-        }
-        keys
+        let (site, rules) = (&asked.site.name, &asked.ruling.key);
+        let named = invalidation::named(headers, &asked.uri, &asked.host_sent);
+        let named = named.map(|t| key::key(site, &asked.host, &t, &asked.headers, rules));
+        std::iter::once(asked.key).chain(named).collect()
     }
 
     fn hop<'a>(&'a self, asked: &'a Asked) -> Hop<'a> {

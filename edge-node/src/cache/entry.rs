@@ -16,7 +16,7 @@ use tracing::warn;
 use super::{
     Cache,
     fill::{BodyError, Follower, Growing},
-    policy::Freshness,
+    policy::{Freshness, part::Part},
     store::PieceRef,
 };
 use crate::metrics::Source;
@@ -26,9 +26,15 @@ use crate::metrics::Source;
 const READ_AHEAD: usize = 2;
 /// Most header fields by which variants of one key may be told apart, and most such lists of fields.
 pub const SPECS_MAX: usize = 4;
+/// Most variants of one key; the oldest go first. Sites that vary by language and coding have a few
+/// dozen; one that varies by `User-Agent` must not fill the cache with one page.
+pub const VARIANTS_MAX: usize = 128;
+/// Most entity tags of stored variants that a request for another one offers to the origin: what fits
+/// into the head of a request anywhere.
+pub const OFFERS_MAX: usize = 16;
 /// First byte of every stored meta block; tells what follows and in which encoding.
 const META_OBJECT: u8 = 3;
-const META_VARIANTS: u8 = 2;
+const META_VARIANTS: u8 = 4;
 
 /// Everything of a response but its body.
 #[derive(Clone, Debug)]
@@ -43,8 +49,10 @@ pub struct Head {
     pub freshness: Freshness,
     /// The request's values of the fields in `Vary`.
     pub selected_by: Vec<(String, Option<Vec<u8>>)>,
-    /// Length of the body, if known (while it grows it may not be).
+    /// Length of the whole body, if known (while it grows it may not be).
     pub length: Option<u64>,
+    /// Which part of the whole is here; `None`: all of it.
+    pub part: Option<Part>,
     /// Which edge fetched it from the origin.
     pub fetched_by: NodeId,
     /// When, in Unix milliseconds by that edge's clock.
@@ -86,6 +94,7 @@ impl Head {
             freshness,
             selected_by: manifest.selected_by.clone(),
             length: Some(manifest.length),
+            part: None,
             fetched_by: manifest.fetched_by.clone(),
             fetched_at: manifest.fetched_at,
             as_of: manifest.as_of,
@@ -182,8 +191,11 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Length of the body, if it is known.
+    /// Length of the whole body, if it is known.
     pub fn length(&self) -> Option<u64> {
+        if let Some(part) = &self.head.part {
+            return Some(part.of);
+        }
         match &self.body {
             Body::Whole(bytes) => Some(bytes.len() as u64),
             Body::Pieces { length, .. } => Some(*length),
@@ -201,8 +213,11 @@ impl Entry {
             }
     }
 
-    /// The manifest of a complete entry; `None` while it grows.
+    /// The manifest of a complete entry; `None` while it grows, and of a part.
     pub fn manifest(&self) -> Option<Manifest> {
+        if self.head.part.is_some() {
+            return None;
+        }
         match &self.body {
             Body::Whole(bytes) => {
                 let hashes = bytes
@@ -216,12 +231,22 @@ impl Entry {
         }
     }
 
-    /// Opens `range` of the body for reading.
+    /// Where the bytes that are here begin in the whole body.
+    pub fn offset(&self) -> u64 {
+        self.head.part.as_ref().map_or(0, |part| part.range.start)
+    }
+
+    /// Opens `range` of the whole body for reading.
     ///
     /// # Errors
     ///
-    /// [`BodyError::Gone`]: a part has been evicted; to the reader this is a miss.
+    /// [`BodyError::Gone`]: some of it is not here, or has been evicted; to the reader this is a miss.
     pub fn open(&self, range: Range<u64>, cache: &Cache) -> Result<Reading, BodyError> {
+        let offset = self.offset();
+        if range.start < offset {
+            return Err(BodyError::Gone);
+        }
+        let range = range.start - offset..range.end.saturating_sub(offset);
         match &self.body {
             Body::Whole(bytes) => {
                 let start = usize::try_from(range.start)
@@ -325,13 +350,27 @@ fn follow(
     })
 }
 
-/// That a key has variants, and how they are told apart.
+/// That a key has variants, how they are told apart, and which there are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Variants {
     /// Part of every variant's key; a new one makes all variants of before unreachable.
     pub salt: u64,
     /// Lists of field names, the newest first, at most [`SPECS_MAX`].
     pub specs: Vec<Vec<String>>,
+    /// The variants, the newest first, at most [`VARIANTS_MAX`].
+    pub known: Vec<Variant>,
+}
+
+/// One variant of a key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Variant {
+    /// What requests that select it are called.
+    pub key: Key,
+    /// Where it is stored: under its own key, or under that of another request which the origin has
+    /// answered with the same representation.
+    pub at: Key,
+    /// Its entity tag.
+    pub tag: Option<String>,
 }
 
 impl Variants {
@@ -344,14 +383,45 @@ impl Variants {
         self
     }
 
+    /// Adds `variant` as the newest; returns the ones that there is no room for any more.
+    pub fn add(&mut self, variant: Variant) -> Vec<Variant> {
+        self.known.retain(|known| known.key != variant.key);
+        self.known.insert(0, variant);
+        self.known.split_off(self.known.len().min(VARIANTS_MAX))
+    }
+
+    /// Where the variant called `key` is stored.
+    pub fn place(&self, key: Key) -> Key {
+        self.known
+            .iter()
+            .find(|known| known.key == key)
+            .map_or(key, |known| known.at)
+    }
+
+    /// The entity tags of what is stored, the newest first, each once, at most [`OFFERS_MAX`]
+    /// (RFC 9111 §4.3.1).
+    pub fn tags(&self) -> Vec<&str> {
+        let mut tags: Vec<&str> = Vec::new();
+        for tag in self.known.iter().filter_map(|known| known.tag.as_deref()) {
+            if tags.len() < OFFERS_MAX && !tags.contains(&tag) {
+                tags.push(tag);
+            }
+        }
+        tags
+    }
+
     /// What it takes in memory, roughly.
     pub fn memory_bytes(&self) -> u64 {
-        self.specs
+        let names = self
+            .specs
             .iter()
             .flatten()
-            .map(|name| name.len() as u64 + 24)
-            .sum::<u64>()
-            + 64
+            .map(|name| name.len() as u64 + 24);
+        let known = self
+            .known
+            .iter()
+            .map(|v| v.tag.as_ref().map_or(0, String::len) as u64 + 56);
+        names.sum::<u64>() + known.sum::<u64>() + 64
     }
 }
 
@@ -368,6 +438,7 @@ struct StoredHead {
     manifest: Manifest,
     asked_ms: u64,
     freshness: Freshness,
+    part: Option<Part>,
 }
 
 impl Meta {
@@ -377,6 +448,7 @@ impl Meta {
             manifest,
             asked_ms: head.asked_ms,
             freshness: head.freshness,
+            part: head.part.clone(),
         };
         encode(META_OBJECT, &stored)
     }
@@ -395,6 +467,10 @@ impl Meta {
                 let (headers, asked_ms) = (fields_of(&stored.manifest), stored.asked_ms);
                 let head =
                     Head::from_manifest(&stored.manifest, headers, stored.freshness, asked_ms);
+                let head = Head {
+                    part: stored.part,
+                    ..head
+                };
                 Some(Self::Object(Box::new(head), stored.manifest))
             }
             META_VARIANTS => postcard::from_bytes(rest).ok().map(Self::Variants),

@@ -8,6 +8,7 @@
 pub mod directives;
 pub mod fields;
 pub mod list;
+pub mod part;
 pub mod rules;
 pub mod targeted;
 pub mod validator;
@@ -19,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     directives::CacheControl,
-    fields::{freshen, storable_fields, strip_hop_by_hop},
+    fields::{combined, freshen, freshen_by_head, storable_fields, strip_hop_by_hop},
     rules::{Rules, Ttl},
     validator::conditional_fields,
 };
@@ -66,8 +67,9 @@ pub enum Unstorable {
     Method,
     /// The request says `no-store`.
     RequestNoStore,
-    /// Its status is not final, says something about one request only (206, 304, 412, 416), or is
-    /// never stored by its definition (428, 429, 431, 511: RFC 6585).
+    /// Its status is not final, says something about one request only (304, 412, 416), or is never
+    /// stored by its definition (428, 429, 431, 511: RFC 6585). A 206 is judged as the 200 that it is a
+    /// part of ([`part`]), or not at all.
     Status,
     /// It says `must-understand`, and this cache has no rules for its status.
     MustUnderstand,
@@ -88,6 +90,14 @@ pub enum Unstorable {
 }
 
 impl Unstorable {
+    /// Whether it follows from the answer alone, so that the next one will hardly be different.
+    pub const fn is_lasting(&self) -> bool {
+        !matches!(
+            self,
+            Self::Method | Self::RequestNoStore | Self::Authorization
+        )
+    }
+
     /// A label for metrics and `Cache-Status`.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -221,6 +231,11 @@ pub enum Basis {
 }
 
 impl Basis {
+    /// Whether the origin has said it.
+    pub const fn is_explicit(self) -> bool {
+        matches!(self, Self::SMaxage | Self::MaxAge | Self::Expires)
+    }
+
     /// A word for explanations.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -66,6 +66,7 @@ fn head(headers: HeaderMap, request: &HeaderMap) -> Head {
         asked_ms: NOW,
         selected_by,
         length: None,
+        part: None,
         fetched_by: "edge-1".parse().unwrap(),
         fetched_at: NOW,
         as_of: 0,

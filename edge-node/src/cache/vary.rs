@@ -91,15 +91,10 @@ fn normal_value<'a>(name: &str, request: &'a HeaderMap) -> Option<Cow<'a, [u8]>>
     Some(match name {
         "cookie" => value,
         _ if NOT_LISTS.contains(&name) => value,
-        "accept-encoding" => codings(&value).map_or_else(|| list(value), Cow::Owned),
-        // Language tags and charsets are case-insensitive (RFC 9110 §8.5.1, §8.3.2). Their order
-        // stays: many servers prefer the first of those with equal weight.
+        "accept-encoding" => preferences(&value, codings).map_or_else(|| list(value), Cow::Owned),
+        // Language tags and charsets are case-insensitive (RFC 9110 §8.5.1, §8.3.2).
         "accept-charset" | "accept-language" => {
-            let mut value = list(value);
-            if value.iter().any(u8::is_ascii_uppercase) {
-                value.to_mut().make_ascii_lowercase();
-            }
-            value
+            preferences(&value, |_| {}).map_or_else(|| list(value), Cow::Owned)
         }
         _ => list(value),
     })
@@ -128,38 +123,47 @@ fn list(value: Cow<'_, [u8]>) -> Cow<'_, [u8]> {
     Cow::Owned(members.join(&b", "[..]))
 }
 
-/// The normal form of `Accept-Encoding` (RFC 9110 §12.5.3): its codings in lower case, sorted,
-/// each with its weight if that is not 1. `None` when it breaks the grammar.
+/// The normal form of a list of preferences (RFC 9110 §12.4.2): its members in lower case, sorted, each
+/// with its weight if that is not 1; `reduce` drops what its field says is the same without. `None` when
+/// it breaks the grammar.
 ///
-/// A coding of weight 0 goes where leaving it out says the same: unless it is `identity`, which is
-/// acceptable without being listed, or unless there is a `*` that would cover it.
-fn codings(value: &[u8]) -> Option<Vec<u8>> {
-    let mut codings = Vec::new();
+/// Only weights rank members; the order in which they stand has no meaning (§12.5.3, §12.5.4), and
+/// whoever wants one before the other has to say so.
+fn preferences(value: &[u8], reduce: impl FnOnce(&mut Vec<(Vec<u8>, u16)>)) -> Option<Vec<u8>> {
+    let mut found = Vec::new();
     for member in members(value) {
-        let (coding, weight) = weighted(member)?;
-        let coding = coding.to_ascii_lowercase();
-        let coding = match &coding[..] {
-            b"x-gzip" => b"gzip".to_vec(), // RFC 9110 §8.4.1
-            b"x-compress" => b"compress".to_vec(),
-            _ => coding,
-        };
-        codings.push((coding, weight));
+        let (token, weight) = weighted(member)?;
+        found.push((token.to_ascii_lowercase(), weight));
     }
-    let covered = codings.iter().any(|(coding, _)| coding == b"*");
-    codings.retain(|(coding, weight)| *weight > 0 || covered || coding == b"identity");
-    codings.sort_unstable();
-    codings.dedup();
-    let written = codings.into_iter().map(|(mut coding, weight)| {
+    reduce(&mut found);
+    found.sort_unstable();
+    found.dedup();
+    let written = found.into_iter().map(|(mut token, weight)| {
         if weight < WEIGHT_MAX {
-            coding.extend_from_slice(b";q=0");
+            token.extend_from_slice(b";q=0");
             if weight > 0 {
                 let digits = format!(".{weight:03}");
-                coding.extend_from_slice(digits.trim_end_matches('0').as_bytes());
+                token.extend_from_slice(digits.trim_end_matches('0').as_bytes());
             }
         }
-        coding
+        token
     });
     Some(written.collect::<Vec<_>>().join(&b", "[..]))
+}
+
+/// What `Accept-Encoding` adds to that (RFC 9110 §12.5.3): two names for one coding, and a weight of 0
+/// where leaving the coding out says the same: unless it is `identity`, which is acceptable without
+/// being listed, or unless there is a `*` that would cover it.
+fn codings(found: &mut Vec<(Vec<u8>, u16)>) {
+    for (coding, _) in &mut *found {
+        match &coding[..] {
+            b"x-gzip" => *coding = b"gzip".to_vec(), // RFC 9110 §8.4.1
+            b"x-compress" => *coding = b"compress".to_vec(),
+            _ => {}
+        }
+    }
+    let covered = found.iter().any(|(coding, _)| coding == b"*");
+    found.retain(|(coding, weight)| *weight > 0 || covered || coding == b"identity");
 }
 
 /// Weight 1, in thousandths.
@@ -260,7 +264,27 @@ mod tests {
             ("cookie", &["a=1,2"], &["a=1, 2"], false),
             ("user-agent", &["a (x, y)"], &["a (x,y)"], false),
             ("accept-language", &["en, DE;q=0.5"], &["EN,de;q=0.5"], true),
-            ("accept-language", &["en, de"], &["de, en"], false),
+            // RFC 9110 §12.5.4: only weights rank; how members are ordered means nothing.
+            ("accept-language", &["en, de"], &["de, en"], true),
+            (
+                "accept-language",
+                &["en;q=0.5, de"],
+                &["DE , en;q=0.50"],
+                true,
+            ),
+            (
+                "accept-language",
+                &["en;q=0.5, de"],
+                &["en, de;q=0.5"],
+                false,
+            ),
+            (
+                "accept-charset",
+                &["utf-8, *;q=0.1"],
+                &["*;q=0.1,UTF-8"],
+                true,
+            ),
+            ("accept-language", &["de;q=x, en"], &["en, de;q=x"], false),
             ("accept", &["a/b, c/d"], &["a/b,c/d"], true),
             // RFC 9110 §12.5.3 from here on.
             ("accept-encoding", &["gzip, br"], &["BR,GZip"], true),

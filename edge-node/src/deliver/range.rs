@@ -154,6 +154,15 @@ pub fn fuzz_range(data: &[u8]) {
     }
 }
 
+/// The `Range` that asks for `range` of a body of `length` bytes.
+pub fn field(range: &Range<u64>, length: u64) -> HeaderValue {
+    let last = match range.end < length {
+        true => (range.end - 1).to_string(),
+        false => String::new(),
+    };
+    HeaderValue::try_from(format!("bytes={}-{last}", range.start)).expect("it is visible ASCII")
+}
+
 /// The `Content-Range` of a part, which is never empty (RFC 9110 §14.4).
 pub fn content_range(range: &Range<u64>, length: u64) -> HeaderValue {
     HeaderValue::try_from(content_range_text(range, length)).expect("it is visible ASCII")

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::{Asked, Proxy};
 use crate::{
     cache::{
-        entry::{Body, Entry},
+        entry::{Body, Entry, Provenance},
         policy,
     },
     deliver::{
@@ -24,10 +24,11 @@ use crate::{
 };
 
 impl Proxy {
-    /// Hands `entry` out. `None`: a part of it has been evicted meanwhile.
+    /// Hands `entry` out, as `fields` want it. `None`: a part of it has been evicted meanwhile.
     pub(super) async fn deliver(
         &self,
         asked: &Asked,
+        fields: &HeaderMap,
         entry: &Arc<Entry>,
         how: How,
     ) -> Option<Response<Payload>> {
@@ -36,12 +37,7 @@ impl Proxy {
             Body::Whole(_) => Source::Memory,
             Body::Pieces { .. } => Source::Disk,
         };
-        let delivery = deliver::plan(
-            &asked.method,
-            &asked.headers,
-            entry,
-            self.shared.clock.unix_ms(),
-        );
+        let delivery = deliver::plan(&asked.method, fields, entry, self.shared.clock.unix_ms());
         let Delivery {
             mut head,
             content,
@@ -57,6 +53,13 @@ impl Proxy {
             self.shared.cache.forget(entry.key).await;
             return None;
         };
+        // RFC 9111 §5.1: `Age` says that the origin has not answered this very request.
+        if how.leads
+            && entry.from == Provenance::Origin
+            && !entry.head.headers.contains_key(header::AGE)
+        {
+            head.headers.remove(header::AGE);
+        }
         let detail = how
             .detail
             .or_else(|| how.filled.then(|| entry.from.to_string()));
@@ -227,10 +230,10 @@ impl How {
     }
 
     /// With the stored response, which the origin has confirmed.
-    pub(super) fn refreshed(leads: bool) -> Self {
+    pub(super) fn refreshed(leads: bool, fwd: Fwd) -> Self {
         Self {
             outcome: Outcome::Revalidated,
-            ..Self::filled(leads, Fwd::Stale, StatusCode::NOT_MODIFIED)
+            ..Self::filled(leads, fwd, StatusCode::NOT_MODIFIED)
         }
     }
 

@@ -1,7 +1,7 @@
 //! A fill: the one fetch that makes an entry grow. Holders by digest first, best ranked; else the
 //! origin. It runs in a task of its own.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use cluster::manifest::{Manifest, PIECE_BYTES};
@@ -14,11 +14,16 @@ use super::{Asked, Proxy};
 use crate::{
     cache::{
         Filler, Writing,
-        entry::{self, Entry, Head, Provenance},
+        entry::{self, Body, Entry, Head, Provenance},
         fill::BodyError,
-        policy::{self, Freshness, Reuse, validator::EntityTag},
+        policy::{
+            self, Freshness, Reuse, Unstorable,
+            part::{Extent, Part},
+            validator::{self, EntityTag},
+        },
         vary::{self, Vary},
     },
+    deliver::range::{self, Ranges},
     error::{Kind, ServeError},
     forward,
     upstream::{
@@ -30,17 +35,37 @@ use crate::{
 };
 
 impl Proxy {
-    /// Starts the fill in a task of its own. An answer that is not for everybody comes through the
-    /// returned channel instead of through the entry.
+    /// Starts the fill in a task of its own. `stored` is what is there and does not do: stale, or a part.
+    /// With `HEAD` as the method, something stale is validated by a HEAD. An answer that is not for
+    /// everybody comes through the returned channel instead of through the entry.
     pub(super) fn begin_fill(
         &self,
         filler: Filler,
         asked: &Arc<Asked>,
-        stale: Option<Arc<Entry>>,
+        stored: Option<Arc<Entry>>,
+        method: Method,
     ) -> oneshot::Receiver<Response<OriginBody>> {
         let (own, receiver) = oneshot::channel();
         let (proxy, asked) = (self.clone(), asked.clone());
-        tokio::spawn(async move { Box::pin(proxy.fill(filler, &asked, stale, own)).await });
+        let fill = async move { Box::pin(proxy.fill(filler, &asked, stored, method, own)).await };
+        tokio::spawn(fill);
+        receiver
+    }
+
+    /// Keeps an answer that is there already, in a task of its own.
+    pub(super) fn begin_keeping(
+        &self,
+        filler: Filler,
+        asked: &Arc<Asked>,
+        response: Response<OriginBody>,
+        asked_ms: u64,
+    ) -> oneshot::Receiver<Response<OriginBody>> {
+        let (own, receiver) = oneshot::channel();
+        let (proxy, asked) = (self.clone(), asked.clone());
+        tokio::spawn(async move {
+            let fill = proxy.fill_from_answer(filler, &asked, response, asked_ms, own);
+            Box::pin(fill).await;
+        });
         receiver
     }
 
@@ -48,65 +73,229 @@ impl Proxy {
         &self,
         filler: Filler,
         asked: &Asked,
-        stale: Option<Arc<Entry>>,
-        own: oneshot::Sender<Response<OriginBody>>,
+        stored: Option<Arc<Entry>>,
+        method: Method,
+        own: Own,
     ) {
-        // Whoever holds what we hold, holds it no fresher: a stale object is the origin's business.
-        let filler = match &stale {
-            None => match self.fill_from_peers(filler, asked).await {
-                Ok(()) => return,
-                Err(filler) => filler,
+        match stored {
+            Some(entry) if entry.head.part.is_none() => {
+                self.validate(filler, asked, &entry, method, own).await;
+            }
+            stored => match self.fill_from_peers(filler, asked).await {
+                Ok(()) => {}
+                Err(filler) => match stored {
+                    Some(part) => self.fetch_rest(filler, asked, &part, own).await,
+                    None => self.fetch(filler, asked, own).await,
+                },
             },
-            Some(_) => filler,
-        };
-        let mut headers = asked.headers.clone();
-        forward::make_whole(&mut headers);
-        forward::add_hop(&mut headers, &self.hop(asked));
-        if let Some(entry) = &stale {
-            let (tag, date) = policy::conditional_fields(&entry.head.headers);
-            let fields = [
-                (header::IF_NONE_MATCH, tag),
-                (header::IF_MODIFIED_SINCE, date),
-            ];
-            headers.extend(
-                fields
-                    .into_iter()
-                    .filter_map(|(name, value)| Some((name, value?))),
-            );
+        }
+    }
+
+    /// Asks the origin for what is not stored. Where other variants are, it is offered their tags: it
+    /// may answer that this request selects one of them (RFC 9111 §4.3.1, §4.3.4).
+    async fn fetch(&self, filler: Filler, asked: &Asked, own: Own) {
+        let mut headers = self.whole(asked);
+        let offers = filler.offers().join(", ");
+        if !asked.rules.fill_whole {
+            // The whole is not wanted for the sake of a part of it.
+            for name in [header::RANGE, header::IF_RANGE] {
+                if let Some(value) = asked.headers.get(&name) {
+                    headers.insert(name, value.clone());
+                }
+            }
+        }
+        if let (false, Ok(offers)) = (offers.is_empty(), HeaderValue::try_from(offers)) {
+            headers.insert(header::IF_NONE_MATCH, offers);
         }
         let asked_ms = self.shared.clock.unix_ms();
-        let response = match self.ask_origin(asked, headers).await {
+        let response = match self.ask_origin(asked, Method::GET, headers).await {
             Ok(response) => response,
             Err(error) => return filler.fail(origin_failed(error)),
         };
-        match &stale {
-            Some(entry) if response.status() == StatusCode::NOT_MODIFIED => {
-                let now_ms = self.shared.clock.unix_ms();
-                let fresh = policy::freshen(&entry.head.headers, response.headers(), now_ms);
-                // The 304 may speak of another response, or forbid from now on to share this one.
-                let (facts, status) = (asked.facts(), entry.head.status);
-                let renewed = fresh.filter(|headers| {
-                    policy::storable(&facts, status, headers, &asked.rules, asked_ms).is_ok()
-                });
-                let Some(headers) = renewed else {
-                    self.shared.cache.forget(entry.key).await;
-                    return filler.not_shared(false);
-                };
-                let head = self.head(asked, entry.head.status, headers, asked_ms);
-                let head = Head {
-                    length: entry.length(),
-                    ..head
-                };
-                filler.refresh(entry, head).await;
+        if response.status() != StatusCode::NOT_MODIFIED {
+            let answer = self.fill_from_answer(filler, asked, response, asked_ms, own);
+            return answer.await;
+        }
+        let selected = match EntityTag::of(response.headers()) {
+            Some(tag) => filler.offered(&tag).await,
+            None => None,
+        };
+        match selected {
+            Some(entry) => {
+                let fresh = policy::freshen(&entry.head.headers, response.headers(), self.now());
+                self.renew(filler, asked, &entry, fresh, asked_ms, own)
+                    .await;
             }
-            Some(entry) if policy::is_error(response.status()) && self.outlives(asked, entry) => {
-                let detail = format!("origin answered {}", response.status());
-                filler.fail(ServeError::new(Kind::BadAnswer, detail));
-            }
-            _ => {
+            None => self.fetch_anew(filler, asked, own).await,
+        }
+    }
+
+    /// Asks the origin, with no condition and for the whole.
+    async fn fetch_anew(&self, filler: Filler, asked: &Asked, own: Own) {
+        let asked_ms = self.shared.clock.unix_ms();
+        match self.ask_origin(asked, Method::GET, self.whole(asked)).await {
+            Ok(response) => {
                 self.fill_from_answer(filler, asked, response, asked_ms, own)
-                    .await
+                    .await;
             }
+            Err(error) => filler.fail(origin_failed(error)),
+        }
+    }
+
+    /// Asks the origin whether `entry` still holds.
+    async fn validate(
+        &self,
+        filler: Filler,
+        asked: &Asked,
+        entry: &Entry,
+        method: Method,
+        own: Own,
+    ) {
+        let mut headers = self.whole(asked);
+        let (tag, date) = policy::conditional_fields(&entry.head.headers);
+        let conditions = [
+            (header::IF_NONE_MATCH, tag),
+            (header::IF_MODIFIED_SINCE, date),
+        ];
+        for (name, value) in conditions {
+            if let Some(value) = value {
+                headers.insert(name, value);
+            }
+        }
+        let is_head = method == Method::HEAD;
+        let asked_ms = self.shared.clock.unix_ms();
+        let response = match self.ask_origin(asked, method, headers).await {
+            Ok(response) => response,
+            Err(error) => return filler.fail(origin_failed(error)),
+        };
+        let (status, stored) = (response.status(), &entry.head.headers);
+        if status == StatusCode::NOT_MODIFIED {
+            let fresh = policy::freshen(stored, response.headers(), self.now());
+            self.renew(filler, asked, entry, fresh, asked_ms, own).await;
+        } else if policy::is_error(status) && self.outlives(asked, entry) {
+            let detail = format!("origin answered {status}");
+            filler.fail(ServeError::new(Kind::BadAnswer, detail));
+        } else if !is_head {
+            self.fill_from_answer(filler, asked, response, asked_ms, own)
+                .await;
+        } else {
+            let length = entry.length().filter(|_| status == StatusCode::OK);
+            let fresh = length.and_then(|length| {
+                policy::freshen_by_head(stored, length, response.headers(), self.now())
+            });
+            if fresh.is_some() {
+                return self.renew(filler, asked, entry, fresh, asked_ms, own).await;
+            }
+            // RFC 9111 §4.3.5: another representation than the stored one.
+            if status == StatusCode::OK {
+                self.shared.cache.forget(entry.key).await;
+            }
+            filler.again();
+            let _ = own.send(response);
+        }
+    }
+
+    /// Keeps `entry` with renewed fields. Where there are none, or they forbid from now on to share it,
+    /// it goes, and the whole is fetched.
+    async fn renew(
+        &self,
+        filler: Filler,
+        asked: &Asked,
+        entry: &Entry,
+        fresh: Option<HeaderMap>,
+        asked_ms: u64,
+        own: Own,
+    ) {
+        let (facts, status) = (asked.facts(), entry.head.status);
+        let renewed = fresh.filter(|headers| {
+            policy::storable(&facts, status, headers, &asked.rules, asked_ms).is_ok()
+        });
+        let Some(headers) = renewed else {
+            self.shared.cache.forget(entry.key).await;
+            return Box::pin(self.fetch_anew(filler, asked, own)).await;
+        };
+        let head = Head {
+            length: entry.length(),
+            selected_by: entry.head.selected_by.clone(),
+            ..self.head(asked, status, headers, asked_ms)
+        };
+        filler.refresh(entry, head).await;
+    }
+
+    /// Asks the origin for what `entry`, a part, lacks of what is wanted, and joins both if they are of
+    /// the same version for certain (RFC 9111 §3.4).
+    async fn fetch_rest(&self, filler: Filler, asked: &Asked, entry: &Entry, own: Own) {
+        let (stored, part) = (&entry.head.headers, &entry.head.part);
+        let wanted = match range::requested(&asked.headers, stored, entry.length().unwrap_or(0)) {
+            Ranges::One(range) if !asked.rules.fill_whole => Some(range),
+            _ => part.as_ref().and_then(Part::missing),
+        };
+        let (Some(part), Some(wanted), Some(condition), Body::Whole(bytes)) = (
+            part,
+            wanted,
+            validator::range_condition(stored),
+            &entry.body,
+        ) else {
+            return self.fetch(filler, asked, own).await;
+        };
+        let mut headers = self.whole(asked);
+        headers.insert(header::RANGE, range::field(&wanted, part.of));
+        headers.insert(header::IF_RANGE, condition);
+        let asked_ms = self.shared.clock.unix_ms();
+        let response = match self.ask_origin(asked, Method::GET, headers).await {
+            Ok(response) => response,
+            Err(error) => return filler.fail(origin_failed(error)),
+        };
+        if response.status() != StatusCode::PARTIAL_CONTENT {
+            let answer = self.fill_from_answer(filler, asked, response, asked_ms, own);
+            return answer.await;
+        }
+        let fields = response.headers();
+        let joined = match Extent::of(response.status(), fields) {
+            Extent::Part(fetched) => part.join(&fetched).map(|joined| (joined, fetched)),
+            Extent::Whole | Extent::Unknown => None,
+        };
+        let keeps = |extent: &Extent| match extent {
+            Extent::Part(part) => part.length() <= PIECE_BYTES as u64,
+            _ => true,
+        };
+        let headers = policy::combined(stored, fields, self.now());
+        let (Some((joined, fetched)), Some(headers)) =
+            (joined.filter(|(joined, _)| keeps(&joined.extent)), headers)
+        else {
+            // Another version, or a part that is of no help.
+            return match asked.rules.fill_whole {
+                true => self.fetch_anew(filler, asked, own).await,
+                false => {
+                    self.fill_from_answer(filler, asked, response, asked_ms, own)
+                        .await;
+                }
+            };
+        };
+        let mut head = self.head(asked, StatusCode::OK, headers, asked_ms);
+        head.length = Some(part.of);
+        head.part = match joined.extent {
+            Extent::Part(part) => Some(part),
+            _ => None,
+        };
+        let own_bytes = |range: Range<u64>| {
+            let at = |position| {
+                usize::try_from(position)
+                    .unwrap_or(usize::MAX)
+                    .min(bytes.len())
+            };
+            bytes.slice(at(range.start)..at(range.end))
+        };
+        let (before, after) = (own_bytes(joined.before), own_bytes(joined.after));
+        let mut writing = filler.share(head, Provenance::Origin);
+        let written = async {
+            writing.write(before).await?;
+            pump(&mut writing, response.into_body(), Some(fetched.length())).await?;
+            writing.write(after).await
+        };
+        match written.await {
+            Ok(()) => writing.commit().await,
+            Err(error) => writing.fail(error),
         }
     }
 
@@ -122,45 +311,67 @@ impl Proxy {
         asked: &Asked,
         response: Response<OriginBody>,
         asked_ms: u64,
-        own: oneshot::Sender<Response<OriginBody>>,
+        own: Own,
     ) {
         let facts = asked.facts();
         let length = entry::content_length(response.headers());
-        let limit = self.shared.cache.object_bytes_max();
-        let limit = limit.min(asked.rules.object_bytes_max);
+        let limit = asked.rules.object_bytes_max;
+        let limit = limit.min(self.shared.cache.object_bytes_max());
         let (status, fields) = (response.status(), response.headers());
+        let extent = Extent::of(status, fields);
+        // A 206 is judged as the 200 that it is a part of.
+        let status = match extent {
+            Extent::Whole | Extent::Part(_) if status == StatusCode::PARTIAL_CONTENT => {
+                StatusCode::OK
+            }
+            _ => status,
+        };
         let storable = policy::storable(&facts, status, fields, &asked.rules, asked_ms);
         if let Err(reason) = storable {
             debug!(uri = %asked.uri, %reason, "answer is not for everybody");
         }
-        if storable.is_err() || length.is_some_and(|length| length > limit) {
-            // An error may be gone in a moment, and authorised answers say nothing of others.
-            let remember = !response.status().is_server_error() && !facts.authorized;
+        let fits = match &extent {
+            Extent::Whole => length.is_none_or(|length| length <= limit),
+            // Kept for as long as it is fresh, and in one piece.
+            Extent::Part(part) => {
+                let fresh = storable.is_ok_and(|f| !f.no_cache && f.is_fresh(self.now()));
+                fresh && part.length() <= PIECE_BYTES as u64
+            }
+            Extent::Unknown => false,
+        };
+        if storable.is_err() || !fits {
+            // What is said of one request, or may be gone in a moment, says nothing of others.
+            let remember = storable.as_ref().err().is_none_or(Unstorable::is_lasting)
+                && matches!(extent, Extent::Whole)
+                && !status.is_server_error()
+                && !facts.authorized;
             filler.not_shared(remember);
             // The client may have left; then nobody wants it.
             let _ = own.send(response);
             return;
         }
-        let (parts, mut body) = response.into_parts();
-        let headers = policy::storable_fields(&parts.headers, self.shared.clock.unix_ms());
-        let mut head = self.head(asked, parts.status, headers, asked_ms);
+        let (parts, body) = response.into_parts();
+        let mut headers = policy::storable_fields(&parts.headers, self.now());
+        headers.remove(header::CONTENT_RANGE);
+        let mut head = self.head(asked, status, headers, asked_ms);
         head.length = length;
+        let expected = match extent {
+            Extent::Part(part) => {
+                let length = part.length();
+                head.headers.remove(header::CONTENT_LENGTH);
+                (head.length, head.part) = (Some(part.of), Some(part));
+                Some(length)
+            }
+            _ => None,
+        };
         let mut writing = filler.share(head, Provenance::Origin);
-        while let Some(frame) = body.frame().await {
-            let written = match frame {
-                Ok(frame) => match frame.into_data() {
-                    Ok(bytes) => writing.write(bytes).await,
-                    // Trailers: not stored, not needed (RFC 9110 §6.5.1).
-                    Err(_) => Ok(()),
-                },
-                Err(error) => Err(BodyError::Source(error.to_string())),
-            };
-            if let Err(error) = written {
+        match pump(&mut writing, body, expected).await {
+            Ok(()) => writing.commit().await,
+            Err(error) => {
                 debug!(uri = %asked.uri, %error, "fill ended early");
-                return writing.fail(error);
+                writing.fail(error);
             }
         }
-        writing.commit().await;
     }
 
     /// Asks the holders, best first. Gives the filler back when none of them could help.
@@ -279,9 +490,7 @@ impl Proxy {
         next: u32,
     ) {
         let start = u64::from(next) * PIECE_BYTES as u64;
-        let mut headers = asked.headers.clone();
-        forward::make_whole(&mut headers);
-        forward::add_hop(&mut headers, &self.hop(asked));
+        let mut headers = self.whole(asked);
         let stored = &writing.entry().head.headers;
         let strong = EntityTag::of(stored).is_some_and(|tag| !tag.weak);
         if let (true, true, Some(validator)) = (start > 0, strong, stored.get(header::ETAG)) {
@@ -290,7 +499,7 @@ impl Proxy {
             headers.insert(header::RANGE, range.expect("digits and a dash"));
             headers.insert(header::IF_RANGE, validator);
         }
-        let response = match self.ask_origin(asked, headers).await {
+        let response = match self.ask_origin(asked, Method::GET, headers).await {
             Ok(response) => response,
             Err(error) => return writing.fail(BodyError::Source(error.to_string())),
         };
@@ -332,13 +541,26 @@ impl Proxy {
         writing.commit().await;
     }
 
+    /// The client's fields as they go to the origin with a request for the whole object.
+    fn whole(&self, asked: &Asked) -> HeaderMap {
+        let mut headers = asked.headers.clone();
+        forward::make_whole(&mut headers);
+        forward::add_hop(&mut headers, &self.hop(asked));
+        headers
+    }
+
+    fn now(&self) -> u64 {
+        self.shared.clock.unix_ms()
+    }
+
     async fn ask_origin(
         &self,
         asked: &Asked,
+        method: Method,
         headers: HeaderMap,
     ) -> Result<Response<OriginBody>, OriginError> {
         let mut request = Request::new(pool::empty());
-        *request.method_mut() = Method::GET;
+        *request.method_mut() = method;
         *request.uri_mut() = asked.uri.clone();
         *request.headers_mut() = headers;
         self.shared
@@ -359,10 +581,37 @@ impl Proxy {
             asked_ms,
             selected_by,
             length: None,
+            part: None,
             fetched_by: self.shared.me.clone(),
             fetched_at: asked_ms,
             as_of: 0,
         }
+    }
+}
+
+/// Where the one request that leads a fill gets an answer which is not for everybody.
+type Own = oneshot::Sender<Response<OriginBody>>;
+
+/// Writes the origin's body, which must be `expected` bytes long where that is known.
+async fn pump(
+    writing: &mut Writing,
+    mut body: OriginBody,
+    expected: Option<u64>,
+) -> Result<(), BodyError> {
+    let mut length: u64 = 0;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| BodyError::Source(error.to_string()))?;
+        // Trailers: not stored, not needed (RFC 9110 §6.5.1).
+        let bytes = frame.into_data().unwrap_or_default();
+        length += bytes.len() as u64;
+        writing.write(bytes).await?;
+    }
+    match expected {
+        Some(expected) if expected != length => {
+            let error = format!("{length} bytes of a part of {expected}");
+            Err(BodyError::Source(error))
+        }
+        _ => Ok(()),
     }
 }
 

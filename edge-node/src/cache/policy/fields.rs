@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, header};
 use super::{
     directives::CacheControl,
     list::members,
-    validator::{date_of, date_value, is_about},
+    validator::{date_of, date_value, is_about, same_strong_validator},
 };
 
 /// Fields that concern one connection or one proxy, besides those that `Connection` names.
@@ -89,7 +89,36 @@ pub fn freshen(
     if !is_about(stored, not_modified) {
         return None;
     }
-    let news = storable_fields(not_modified, received_ms);
+    renewed(stored, not_modified, received_ms)
+}
+
+/// The same for the 200 to a HEAD (RFC 9111 §4.3.5): it speaks of the stored response of `length`
+/// bytes if what it has of validators and of `Content-Length` is the same.
+pub fn freshen_by_head(
+    stored: &HeaderMap,
+    length: u64,
+    answer: &HeaderMap,
+    received_ms: u64,
+) -> Option<HeaderMap> {
+    let same = |name| !answer.contains_key(name) || answer.get(name) == stored.get(name);
+    let same_length = answer
+        .get(header::CONTENT_LENGTH)
+        .is_none_or(|value| value.as_bytes() == length.to_string().as_bytes());
+    if !(same(&header::ETAG) && same(&header::LAST_MODIFIED) && same_length) {
+        return None;
+    }
+    renewed(stored, answer, received_ms)
+}
+
+/// The fields of the whole object that a stored part and the fetched rest make (RFC 9111 §3.4): both
+/// must have the same strong validator.
+pub fn combined(stored: &HeaderMap, rest: &HeaderMap, received_ms: u64) -> Option<HeaderMap> {
+    same_strong_validator(stored, rest).then(|| renewed(stored, rest, received_ms))?
+}
+
+/// `stored` with what `answer` has in place of its own (RFC 9111 §3.2).
+fn renewed(stored: &HeaderMap, answer: &HeaderMap, received_ms: u64) -> Option<HeaderMap> {
+    let news = storable_fields(answer, received_ms);
     let mut fields = stored.clone();
     fields.remove(header::AGE);
     for name in news.keys() {
@@ -194,6 +223,43 @@ mod tests {
         let misdated = map(&[("date", "today")]);
         let expected = map(&[("date", "Sun, 06 Nov 1994 08:49:37 GMT")]);
         assert_eq!(storable_fields(&misdated, NOW_MS), expected);
+    }
+
+    #[test]
+    fn a_head_renews_what_it_speaks_of() {
+        // RFC 9111 §4.3.5
+        let stored = map(&[
+            ("etag", "\"a\""),
+            ("last-modified", "Sun, 06 Nov 1994 08:00:00 GMT"),
+            ("cache-control", "max-age=1"),
+            ("x-kept", "old"),
+        ]);
+        for (fields, about) in [
+            (vec![("cache-control", "max-age=9")], true),
+            (vec![("etag", "\"a\""), ("content-length", "5")], true),
+            (vec![("etag", "\"b\"")], false),
+            (vec![("etag", "W/\"a\"")], false),
+            (vec![("content-length", "6")], false),
+            (
+                vec![("last-modified", "Sun, 06 Nov 1994 08:00:01 GMT")],
+                false,
+            ),
+        ] {
+            let found = freshen_by_head(&stored, 5, &map(&fields), NOW_MS);
+            assert_eq!(found.is_some(), about, "{fields:?}");
+        }
+        let news = map(&[
+            ("cache-control", "max-age=9"),
+            ("x-new", "1"),
+            ("content-length", "5"),
+        ]);
+        let found = freshen_by_head(&stored, 5, &news, NOW_MS).unwrap();
+        assert_eq!(found["cache-control"], "max-age=9");
+        assert_eq!(
+            (&found["x-kept"], &found["x-new"]),
+            (&"old".parse().unwrap(), &"1".parse().unwrap())
+        );
+        assert!(!found.contains_key("content-length"));
     }
 
     #[test]

@@ -48,12 +48,22 @@ impl<'a> EntityTag<'a> {
     }
 
     /// Reads the tag that `text` begins with, and what follows it.
+    ///
+    /// Many servers forget the quotes; such a tag is taken as what it is meant for, or their answers
+    /// could never be validated. A word of `etagc` without quotes, comma or `*` is no other tag.
     fn read(text: &'a [u8]) -> Option<(Self, &'a [u8])> {
         let (weak, rest) = match text.strip_prefix(b"W/") {
             Some(rest) => (true, rest),
             None => (false, text),
         };
-        let rest = rest.strip_prefix(b"\"")?;
+        let Some(rest) = rest.strip_prefix(b"\"") else {
+            let end = rest
+                .iter()
+                .position(|b| !matches!(b, 0x21 | 0x23..=0x7e | 0x80..) || *b == b',');
+            let (opaque, rest) = rest.split_at(end.unwrap_or(rest.len()));
+            let is_word = !opaque.is_empty() && opaque != b"*";
+            return is_word.then_some((Self { weak, opaque }, rest));
+        };
         let end = rest
             .iter()
             .position(|b| !matches!(b, 0x21 | 0x23..=0x7e | 0x80..))?;
@@ -98,6 +108,29 @@ pub fn date_value(unix_s: u64) -> HeaderValue {
 pub fn strong_last_modified(stored: &HeaderMap) -> Option<u64> {
     let modified = date_of(stored, &header::LAST_MODIFIED)?;
     (date_of(stored, &header::DATE)? > modified).then_some(modified)
+}
+
+/// Whether two responses are known to be of the same bytes: the same strong entity tag, or without any
+/// tags the same strong modification date (RFC 9110 §8.8, RFC 9111 §3.4).
+pub fn same_strong_validator(one: &HeaderMap, other: &HeaderMap) -> bool {
+    match (EntityTag::of(one), EntityTag::of(other)) {
+        (Some(one), Some(other)) => one.strongly_matches(&other),
+        (None, None) => {
+            let date = strong_last_modified(one);
+            date.is_some() && date == date_of(other, &header::LAST_MODIFIED)
+        }
+        _ => false,
+    }
+}
+
+/// The validator that `If-Range` takes to fetch what is missing of a stored part (RFC 9110 §13.1.5);
+/// `None` without a strong one.
+pub fn range_condition(stored: &HeaderMap) -> Option<HeaderValue> {
+    match EntityTag::of(stored) {
+        Some(tag) if !tag.weak => stored.get(header::ETAG).cloned(),
+        Some(_) => None,
+        None => strong_last_modified(stored).map(date_value),
+    }
 }
 
 /// Whether a stored response can be validated at all.
@@ -169,8 +202,11 @@ mod tests {
         assert_eq!(tag("W/\"xyzzy\""), Some((true, "xyzzy")));
         assert_eq!(tag("\"\""), Some((false, "")));
         assert_eq!(tag("\"a,\\b\""), Some((false, "a,\\b")));
+        // Without quotes: what it is meant for.
+        assert_eq!(tag("xyzzy"), Some((false, "xyzzy")));
+        assert_eq!(tag("W/xyzzy"), Some((true, "xyzzy")));
         for bad in [
-            "", "xyzzy", "\"a", "a\"", "w/\"a\"", "\"a b\"", "\"a\"b", "'a'", "*",
+            "", "\"a", "a\"", "w/\"a\"", "\"a b\"", "\"a\"b", "a b", "a,b", "*", "W/", "W/*",
         ] {
             assert_eq!(tag(bad), None, "{bad}");
         }
@@ -201,7 +237,7 @@ mod tests {
         for (line, expected) in [
             ("\"a\", W/\"b\" ,\"c,d\"", vec!["a", "b", "c,d"]),
             (", ,\"a\",,", vec!["a"]),
-            ("a, \"b\"", vec!["b"]),
+            ("a, \"b\"", vec!["a", "b"]),
             ("\"a\"x, \"b\"", vec!["b"]),
             ("\"a b\", \"c\"", vec!["c"]),
             ("\"a", vec![]),
@@ -308,7 +344,7 @@ mod tests {
         let (tag, modified) = conditional_fields(&weak);
         assert_eq!(tag.unwrap(), "W/\"a\"");
         assert_eq!(modified.unwrap(), "Sun Nov  6 08:49:37 1994");
-        let broken = map(&[("etag", "a"), ("last-modified", "yesterday")]);
+        let broken = map(&[("etag", "a b"), ("last-modified", "yesterday")]);
         assert_eq!(conditional_fields(&broken), (None, None));
         assert!(!has_validator(&broken) && has_validator(&weak));
     }
