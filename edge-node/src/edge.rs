@@ -32,6 +32,7 @@ use crate::{
     cache::{
         Cache,
         memory::Memory,
+        refusals::Refusals,
         store::{OnEvicted, OpenError, Store, StoreConfig},
     },
     config::Config,
@@ -124,6 +125,7 @@ pub struct Edge {
     cache: Cache,
     upstream: Upstream,
     sites: Arc<ArcSwap<Sites>>,
+    refusals: Refusals,
     metrics: Arc<Metrics>,
     proxy: Proxy,
     clock: Clock,
@@ -218,6 +220,7 @@ impl Edge {
             }
             _ => None,
         };
+        let refusals = Refusals::default();
         let proxy = Proxy::new(ProxyParts {
             me: config.id.clone(),
             cache: cache.clone(),
@@ -225,6 +228,7 @@ impl Edge {
             sites: sites.clone(),
             metrics: metrics.clone(),
             clock: clock.clone(),
+            refusals: refusals.clone(),
             upload: UploadLimits {
                 bytes_max: config.limits.body.0,
                 silence_max: config.limits.body_timeout.0,
@@ -245,6 +249,7 @@ impl Edge {
             cache,
             upstream,
             sites,
+            refusals,
             metrics,
             proxy,
             clock,
@@ -266,6 +271,7 @@ impl Edge {
             cache,
             upstream,
             sites,
+            refusals,
             metrics,
             clock,
             ..
@@ -325,6 +331,7 @@ impl Edge {
             sites: sites.clone(),
             cache: cache.clone(),
             upstream: upstream.clone(),
+            refusals,
             metrics: metrics.clone(),
             clock,
             ready,

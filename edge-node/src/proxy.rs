@@ -32,6 +32,7 @@ use crate::{
         entry::{self, Body, Entry},
         key,
         policy::{self, CacheControl, RequestFacts, Rules, Why},
+        refusals::Refusals,
         vary,
     },
     deliver::{self, cache_status::Fwd, range},
@@ -68,6 +69,7 @@ struct Shared {
     sites: Arc<ArcSwap<Sites>>,
     metrics: Arc<Metrics>,
     clock: Clock,
+    refusals: Refusals,
     upload: UploadLimits,
 }
 
@@ -85,6 +87,8 @@ pub struct ProxyParts {
     pub metrics: Arc<Metrics>,
     /// The wall clock.
     pub clock: Clock,
+    /// Why answers were not stored.
+    pub refusals: Refusals,
     /// What a request's body may be.
     pub upload: UploadLimits,
 }
@@ -136,6 +140,7 @@ impl Proxy {
             sites,
             metrics,
             clock,
+            refusals,
             upload,
         } = parts;
         let shared = Shared {
@@ -145,6 +150,7 @@ impl Proxy {
             sites,
             metrics,
             clock,
+            refusals,
             upload,
         };
         Self {

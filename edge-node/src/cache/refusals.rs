@@ -86,6 +86,13 @@ impl Refusal {
             format!("the body of {length} is larger than what is stored: {limit} (object_max)");
         Self { why, at_ms }
     }
+
+    /// For a part of an object that is not kept as a part.
+    pub fn partial(at_ms: u64) -> Self {
+        let why =
+            "the origin answered with a part that is too large to keep, or not fresh".to_owned();
+        Self { why, at_ms }
+    }
 }
 
 fn in_words(reason: Unstorable, status: StatusCode, headers: &HeaderMap, rules: &Rules) -> String {
