@@ -231,6 +231,15 @@ impl Site {
             return Err(("targets", reason));
         }
         rules::header_names("targets", targets)?;
+        // These fields do not go on to clients, so another kind of field must not slip in.
+        let is_target = |name: &&String| {
+            let name = name.to_ascii_lowercase();
+            name.ends_with("-control") && name != "cache-control"
+        };
+        if let Some(name) = targets.iter().find(|name| !is_target(name)) {
+            let reason = format!("{name:?} is not a field such as \"CDN-Cache-Control\"");
+            return Err(("targets", reason));
+        }
         if let Some(url) = &self.blocked_by
             && !is_web_address(url)
         {
@@ -601,7 +610,9 @@ mod tests {
         };
         for (text, field) in [
             ("default_ttl = '4000d'", "default_ttl"),
-            ("targets = ['a b']", "targets"),
+            ("targets = ['a b-control']", "targets"),
+            ("targets = ['Cache-Control']", "targets"),
+            ("targets = ['Set-Cookie']", "targets"),
             ("blocked_by = 'me'", "blocked_by"),
             ("blocked_by = 'ftp://a'", "blocked_by"),
             ("[query]\nonly = []\nignore = ['a']", "query.ignore"),

@@ -2,6 +2,7 @@
 //!
 //! - [`serving`]: one edge, and what HTTP promises;
 //! - [`sharing`]: several edges, and where the bytes come from;
+//! - [`ruling`]: what a site's owner rules;
 //! - [`losing`]: processes that are killed, stopped, or cut off;
 //! - [`refusing`]: what must be refused, and how clearly;
 //! - [`operating`]: what operators see and scrape.
@@ -12,6 +13,8 @@ mod losing;
 mod operating;
 #[cfg(test)]
 mod refusing;
+#[cfg(test)]
+mod ruling;
 #[cfg(test)]
 mod serving;
 #[cfg(test)]

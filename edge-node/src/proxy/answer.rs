@@ -43,6 +43,7 @@ impl Proxy {
             content,
             length,
         } = delivery;
+        asked.rules.consume_targets(&mut head.headers);
         let cache = &self.shared.cache;
         let opened = match content {
             Content::None => Ok(None),
@@ -99,6 +100,7 @@ impl Proxy {
     ) -> Response<Payload> {
         let (mut parts, body) = answer.into_parts();
         policy::strip_hop_by_hop(&mut parts.headers);
+        asked.rules.consume_targets(&mut parts.headers);
         let (status, node) = (Some(parts.status.as_u16()), self.shared.me.as_str());
         let handled = Handled::Forwarded {
             why: fwd,

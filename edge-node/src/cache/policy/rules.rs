@@ -3,7 +3,7 @@
 
 use std::{ops::RangeInclusive, time::Duration};
 
-use http::{HeaderName, StatusCode};
+use http::{HeaderMap, HeaderName, StatusCode};
 
 /// `CDN-Cache-Control` (RFC 9213 §3).
 pub const CDN_CACHE_CONTROL: HeaderName = HeaderName::from_static("cdn-cache-control");
@@ -70,5 +70,47 @@ impl Rules {
     pub fn ttl(&self, status: StatusCode) -> Option<&Ttl> {
         let status = status.as_u16();
         self.ttls.iter().find(|ttl| ttl.statuses.contains(&status))
+    }
+
+    /// Takes out of an answer to a client what its origin says to this cache alone, unless there is
+    /// another one in front that the site means as well.
+    pub fn consume_targets(&self, response: &mut HeaderMap) {
+        if !self.forward_targets {
+            for field in &self.targets {
+                response.remove(field);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderValue, header};
+
+    use super::*;
+
+    #[test]
+    fn what_is_said_to_this_cache_goes_no_further_unless_the_site_wants_it() {
+        let mut sent = HeaderMap::new();
+        for name in [CDN_CACHE_CONTROL, SURROGATE_CONTROL, header::CACHE_CONTROL] {
+            sent.insert(name, HeaderValue::from_static("max-age=1"));
+        }
+        let left = |rules: &Rules| {
+            let mut headers = sent.clone();
+            rules.consume_targets(&mut headers);
+            headers.len()
+        };
+        let usual = Rules::default();
+        assert_eq!(left(&usual), 1);
+        let one = Rules {
+            targets: vec![CDN_CACHE_CONTROL],
+            ..usual.clone()
+        };
+        assert_eq!(left(&one), 2);
+        let forwards = Rules {
+            forward_targets: true,
+            ..usual
+        };
+        assert_eq!(left(&forwards), 3);
     }
 }
