@@ -68,9 +68,10 @@ pub struct Site {
     /// first; `CDN-Cache-Control` and `Surrogate-Control` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub targets: Option<Vec<String>>,
-    /// Whether those fields go on to the client, for a CDN in front of this one.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub forward_targets: bool,
+    /// Whether those fields go on to the client, as for a CDN in front of this one; they do when
+    /// absent. `Surrogate-Control` never does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forward_targets: Option<bool>,
     /// Who denies requests, as a URL: told with every 451 (RFC 7725 §4).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blocked_by: Option<String>,
@@ -141,7 +142,7 @@ impl Site {
             honour_client_reload: None,
             range_miss: None,
             targets: None,
-            forward_targets: false,
+            forward_targets: None,
             blocked_by: None,
             query: QueryRule::default(),
             key: KeyRule::default(),

@@ -803,6 +803,11 @@ impl Writing {
         Ok(())
     }
 
+    /// What came behind the body; see [`fill::Growing::trail`].
+    pub fn trail(&self, trailers: HeaderMap) {
+        self.growing.trail(trailers);
+    }
+
     async fn finish_piece(&mut self) -> Result<(), BodyError> {
         let Some((index, bytes)) = self.growing.finish_piece() else {
             return Ok(());

@@ -18,12 +18,19 @@ pub enum Side {
 pub enum Kind {
     /// The request names no host, or more than one.
     NoHost,
+    /// A target in a form that its method does not have (RFC 9112 §3.2).
+    BadTarget,
     /// A host that no site answers to.
     UnknownHost,
     /// There is no site at all.
     NoSites,
-    /// Both `Content-Length` and `Transfer-Encoding` (RFC 9112 §6.1).
+    /// Both `Content-Length` and `Transfer-Encoding`, or `chunked` twice (RFC 9112 §6.1).
     AmbiguousLength,
+    /// A `TRACE` that ends here: this node reflects nothing, for what it would reflect may be secret
+    /// (RFC 9110 §9.3.8).
+    Trace,
+    /// A transfer coding besides `chunked` (RFC 9112 §6.1).
+    UnknownCoding,
     /// `CONNECT`: this is no forward proxy.
     Connect,
     /// A rule of the site denies it.
@@ -70,9 +77,12 @@ impl ServeError {
     pub fn side(&self) -> Side {
         match self.kind {
             Kind::NoHost
+            | Kind::BadTarget
             | Kind::UnknownHost
             | Kind::NoSites
             | Kind::AmbiguousLength
+            | Kind::UnknownCoding
+            | Kind::Trace
             | Kind::Connect
             | Kind::Denied
             | Kind::Blocked
@@ -92,6 +102,10 @@ impl ServeError {
                 StatusCode::BAD_REQUEST,
                 "The request needs exactly one valid Host.",
             ),
+            Kind::BadTarget => (
+                StatusCode::BAD_REQUEST,
+                "The request's target is none for its method.",
+            ),
             Kind::UnknownHost => (
                 StatusCode::MISDIRECTED_REQUEST,
                 "No site on this server answers to this host.",
@@ -99,7 +113,15 @@ impl ServeError {
             Kind::NoSites => (StatusCode::NOT_FOUND, "This server has no sites yet."),
             Kind::AmbiguousLength => (
                 StatusCode::BAD_REQUEST,
-                "Content-Length and Transfer-Encoding must not be sent together.",
+                "The request tells its length in more than one way.",
+            ),
+            Kind::UnknownCoding => (
+                StatusCode::NOT_IMPLEMENTED,
+                "The only transfer coding here is chunked.",
+            ),
+            Kind::Trace => (
+                StatusCode::METHOD_NOT_ALLOWED,
+                "TRACE goes on from here, but does not end here.",
             ),
             Kind::Connect => (
                 StatusCode::METHOD_NOT_ALLOWED,
@@ -143,9 +165,12 @@ impl ServeError {
     pub fn token(&self) -> &'static str {
         match self.kind {
             Kind::NoHost => "no-host",
+            Kind::BadTarget => "bad-target",
             Kind::UnknownHost => "unknown-host",
             Kind::NoSites => "no-sites",
             Kind::AmbiguousLength => "ambiguous-length",
+            Kind::UnknownCoding => "unknown-coding",
+            Kind::Trace => "trace",
             Kind::Connect => "connect",
             Kind::Denied => "denied",
             Kind::Blocked => "blocked",

@@ -4,7 +4,9 @@
 use std::net::IpAddr;
 
 use cluster::node::NodeId;
-use http::{HeaderMap, HeaderName, HeaderValue, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header};
+
+use crate::cache::policy;
 
 /// This CDN's name in `CDN-Loop` (RFC 8586).
 const CDN_ID: &str = "geo-cdn";
@@ -14,9 +16,10 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
-/// Fields that make a request conditional or partial. A fill fetches the whole object for everybody,
-/// so they stay here.
-const SELECTIVE: [HeaderName; 6] = [
+/// Fields that make a request conditional or partial, or announce content. A fill fetches the whole
+/// object for everybody, so they stay here.
+const SELECTIVE: [HeaderName; 7] = [
+    header::EXPECT,
     header::RANGE,
     header::IF_RANGE,
     header::IF_MATCH,
@@ -86,11 +89,39 @@ pub fn via(version: Version, me: &NodeId) -> String {
     format!("{version} {me}")
 }
 
+/// What this node can be asked for; by the origin's leave, as every other method.
+pub const ALLOW: HeaderValue =
+    HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+
+/// How often a request may still be forwarded (RFC 9110 §7.6.2). `None`: no limit, or none that can
+/// be read.
+pub fn forwards_left(method: &Method, headers: &HeaderMap) -> Option<u64> {
+    if !matches!(*method, Method::OPTIONS | Method::TRACE) {
+        return None;
+    }
+    let mut values = headers.get_all(header::MAX_FORWARDS).iter();
+    let (Some(value), None) = (values.next(), values.next()) else {
+        return None;
+    };
+    let digits = value.to_str().ok()?;
+    let is_number = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+    // More than fits is more than any path is long.
+    is_number.then(|| digits.parse().unwrap_or(u64::MAX))
+}
+
+/// Whether who sent this takes trailers (RFC 9110 §10.1.4).
+pub fn takes_trailers(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(header::TE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|member| member.trim().eq_ignore_ascii_case("trailers"))
+}
+
 /// Drops what selects a part of an object, or an object only under a condition.
 pub fn make_whole(headers: &mut HeaderMap) {
-    for name in SELECTIVE {
-        headers.remove(name);
-    }
+    policy::fields::remove(headers, |name| SELECTIVE.contains(name));
 }
 
 /// Adds `member` to the comma-separated list `name`, as one field.
@@ -155,6 +186,38 @@ mod tests {
                 .unwrap()
                 .starts_with("for=\"[2001:db8::1]\"")
         );
+    }
+
+    #[test]
+    fn max_forwards_counts_for_options_and_trace() {
+        // RFC 9110 §7.6.2
+        for (method, values, left) in [
+            (Method::OPTIONS, &["0"][..], Some(0)),
+            (Method::TRACE, &["0012"], Some(12)),
+            (
+                Method::OPTIONS,
+                &["99999999999999999999999"],
+                Some(u64::MAX),
+            ),
+            (Method::OPTIONS, &[], None),
+            (Method::OPTIONS, &["-1"], None),
+            (Method::OPTIONS, &["+1"], None),
+            (Method::OPTIONS, &["1, 2"], None),
+            (Method::OPTIONS, &["1", "1"], None),
+            (Method::OPTIONS, &["one"], None),
+            (Method::OPTIONS, &[""], None),
+            (Method::GET, &["0"], None),
+        ] {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(header::MAX_FORWARDS, HeaderValue::from_static(value));
+            }
+            assert_eq!(
+                forwards_left(&method, &headers),
+                left,
+                "{method} {values:?}"
+            );
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::{
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
@@ -14,7 +14,11 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use crate::{
-    cache::entry::{BodyStream, Reading},
+    cache::{
+        entry::{BodyStream, Reading},
+        fill::Growing,
+        policy,
+    },
     metrics::{Metrics, Outcome, SiteMetrics, Source},
     upstream::origin::OriginBody,
 };
@@ -23,6 +27,8 @@ use crate::{
 pub struct Payload {
     bytes: Content,
     length: Option<u64>,
+    /// The cached body that is growing, if trailers may come behind it.
+    growing: Option<Arc<Growing>>,
     trace: Trace,
 }
 
@@ -61,6 +67,7 @@ impl Payload {
         Self {
             bytes: Content::Empty,
             length: Some(0),
+            growing: None,
             trace,
         }
     }
@@ -71,6 +78,7 @@ impl Payload {
         Self {
             bytes: Content::Whole(bytes),
             length,
+            growing: None,
             trace,
         }
     }
@@ -82,8 +90,17 @@ impl Payload {
             Reading::Stream(stream) => Self {
                 bytes: Content::Reading(stream),
                 length,
+                growing: None,
                 trace,
             },
+        }
+    }
+
+    /// The whole of a cached body that is growing, of unknown length, and the trailers behind it.
+    pub fn growing(reading: Reading, growing: Arc<Growing>, trace: Trace) -> Self {
+        Self {
+            growing: Some(growing),
+            ..Self::reading(reading, None, trace)
         }
     }
 
@@ -93,6 +110,7 @@ impl Payload {
         Self {
             bytes: Content::Origin(Box::new(body)),
             length,
+            growing: None,
             trace,
         }
     }
@@ -114,11 +132,19 @@ impl Body for Payload {
                 this.bytes = Content::Empty;
                 (!bytes.is_empty()).then(|| Ok(Frame::data(bytes)))
             }
-            Content::Reading(stream) => std::task::ready!(stream.as_mut().poll_next(context))
-                .map(|read| read.map(Frame::data).map_err(Into::into)),
-            Content::Origin(body) => std::task::ready!(Pin::new(body.as_mut()).poll_frame(context))
+            Content::Reading(stream) => match ready!(stream.as_mut().poll_next(context)) {
+                Some(read) => Some(read.map(Frame::data).map_err(Into::into)),
+                None => {
+                    this.bytes = Content::Empty;
+                    let growing = this.growing.take();
+                    let trailers = growing.as_ref().and_then(|growing| growing.trailers());
+                    trailers.map(|trailers| Ok(Frame::trailers(trailers.clone())))
+                }
+            },
+            Content::Origin(body) => ready!(Pin::new(body.as_mut()).poll_frame(context))
                 .map(|frame| frame.map_err(Into::into)),
         };
+        let frame = frame.map(|read| read.map(without_hop_by_hop));
         if let Some(Ok(data)) = frame.as_ref().map(|f| f.as_ref().map(Frame::data_ref)) {
             this.trace.sent += data.map_or(0, |bytes| bytes.len() as u64);
         }
@@ -148,6 +174,18 @@ impl Body for Payload {
             }
             (Content::Reading(_), None) => SizeHint::default(),
         }
+    }
+}
+
+/// Trailers are forwarded by the same rule as fields (RFC 9110 §7.6.1); HTTP/2 would not have the
+/// others at all.
+fn without_hop_by_hop(frame: Frame<Bytes>) -> Frame<Bytes> {
+    match frame.into_trailers() {
+        Ok(mut trailers) => {
+            policy::strip_hop_by_hop(&mut trailers);
+            Frame::trailers(trailers)
+        }
+        Err(frame) => frame,
     }
 }
 

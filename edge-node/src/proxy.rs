@@ -8,19 +8,20 @@
 mod answer;
 mod fetch;
 mod invalidation;
+mod onward;
+mod target;
 mod tunnel;
 mod upload;
 
 pub use self::upload::UploadLimits;
 
-use std::{
-    net::IpAddr,
-    sync::{Arc, atomic::Ordering},
-};
+use std::{net::IpAddr, sync::Arc};
 
 use arc_swap::ArcSwap;
 use cluster::{clock::Clock, key::Key, node::NodeId, site::Site};
-use http::{HeaderMap, Method, Request, Response, Uri, Version, header};
+use http::{
+    Extensions, HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header,
+};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::time::Instant;
@@ -31,7 +32,7 @@ use crate::{
         Ask, Cache, Lookup, Outcome as Filled, Turn,
         entry::{self, Body, Entry},
         key,
-        policy::{self, CacheControl, RequestFacts, Rules, Why},
+        policy::{self, CacheControl, RequestFacts, Reuse, Rules, Why},
         refusals::Refusals,
         vary,
     },
@@ -45,7 +46,7 @@ use crate::{
         access::{self, Verdict, Visit},
         path::Readings,
     },
-    serve::Connection,
+    serve::{Connection, framing::Flaw, interim::Interim},
     sites::{Selected, Sites},
     upstream::{Upstream, origin::OriginBody, pool},
 };
@@ -115,6 +116,12 @@ struct Asked {
     said: CacheControl,
     rules: Arc<Rules>,
     client: IpAddr,
+    /// What hyper remembers of the request, its spelling among it.
+    extensions: Extensions,
+    /// Whether the client takes trailers.
+    takes_trailers: bool,
+    /// The way for interim responses, where the protocol has one.
+    interim: Option<Interim>,
     now_ms: u64,
     started: Instant,
 }
@@ -166,9 +173,9 @@ impl Proxy {
     ) -> Response<Payload> {
         let started = Instant::now();
         self.shared.metrics.in_flight().inc();
-        let ambiguous = connection.next_is_ambiguous();
+        let flaw = connection.next_flaw();
         let what = format!("{} {}", request.method(), request.uri());
-        let (asked, upgrade, body) = match self.receive(request, connection, ambiguous, started) {
+        let (asked, upgrade, body) = match self.receive(request, connection, flaw, started) {
             Ok(received) => received,
             Err(error) => return self.error_answer(None, what, started, &error),
         };
@@ -177,6 +184,9 @@ impl Proxy {
             Ok(response) => response,
             Err(error) => self.error_answer(Some(&asked), what, started, &error),
         };
+        if let Some(interim) = &asked.interim {
+            interim.end().await;
+        }
         let via = forward::via(Version::HTTP_11, &self.shared.me);
         forward::append_to_list(response.headers_mut(), header::VIA, &via);
         response
@@ -187,16 +197,14 @@ impl Proxy {
         &self,
         mut request: Request<Incoming>,
         connection: &Connection,
-        ambiguous: bool,
+        flaw: Option<Flaw>,
         started: Instant,
     ) -> Result<(Asked, Option<hyper::upgrade::OnUpgrade>, Incoming), ServeError> {
-        if ambiguous {
-            return Err(ServeError::new(Kind::AmbiguousLength, ""));
-        }
+        target::framing(flaw, request.headers())?;
         if request.method() == Method::CONNECT {
             return Err(ServeError::new(Kind::Connect, ""));
         }
-        let host_sent = host_of(&request)?;
+        let host_sent = target::host_of(&request)?;
         let sites = self.shared.sites.load();
         let Some(selected) = sites.select(&host_sent) else {
             let kind = if sites.is_empty() {
@@ -211,6 +219,7 @@ impl Proxy {
         }
         let upgrade = tunnel::requested(&mut request);
         let (mut parts, body) = request.into_parts();
+        let takes_trailers = forward::takes_trailers(&parts.headers);
         if upgrade.is_none() {
             policy::strip_hop_by_hop(&mut parts.headers);
         }
@@ -245,6 +254,9 @@ impl Proxy {
             said: CacheControl::of_request(&parts.headers),
             headers: parts.headers,
             client,
+            extensions: parts.extensions,
+            takes_trailers,
+            interim: connection.interim(parts.version),
             now_ms: self.shared.clock.unix_ms(),
             started,
         };
@@ -266,6 +278,9 @@ impl Proxy {
             };
             let detail = format!("access rule {} of site {}", rule + 1, asked.site.name);
             return Err(ServeError::new(kind, detail));
+        }
+        if let Some(last) = self.last_stop(asked) {
+            return last;
         }
         if let Some(upgrade) = upgrade {
             return self.tunnel(asked, upgrade).await;
@@ -376,6 +391,7 @@ impl Proxy {
             Turn::Follow(fill) => (None, fill),
             Turn::Fill(filler) => {
                 let fill = filler.follow();
+                asked.open_interim();
                 let method = asked.method.clone();
                 (
                     Some(self.begin_fill(filler, asked, stored.clone(), method)),
@@ -389,6 +405,14 @@ impl Proxy {
             // Under the same URL, but another variant than this request selects.
             Filled::Shared(entry) if !vary::matches(&entry.head.selected_by, &asked.headers) => {
                 Ok(Found::Nothing)
+            }
+            // What must be validated was fetched for the one who leads; the others ask for themselves, all
+            // at once.
+            Filled::Shared(entry) | Filled::Refreshed(entry)
+                if !leads && !self.may_follow(asked, &entry) =>
+            {
+                let response = self.pass_validating(asked, &entry, fwd).await?;
+                Ok(Found::Answer(Box::new(response)))
             }
             Filled::Shared(entry) => {
                 let how = How::filled(leads, fwd, entry.head.status);
@@ -414,6 +438,17 @@ impl Proxy {
                 _ => Err(error),
             },
         }
+    }
+
+    /// Whether an answer fetched for another request may be this one's without the origin being asked
+    /// (RFC 9111 §4). What the client prefers does not count: it came while the origin answered.
+    fn may_follow(&self, asked: &Asked, entry: &Entry) -> bool {
+        let anything = CacheControl::default();
+        let now_ms = self.shared.clock.unix_ms();
+        matches!(
+            policy::reuse(&entry.head.freshness, &anything, &asked.rules, now_ms),
+            Reuse::Fresh | Reuse::StaleWhileRevalidate
+        )
     }
 
     /// Whether a stored answer may be shared with this very request (RFC 9111 §3.5).
@@ -446,30 +481,8 @@ impl Proxy {
     ) -> Result<Response<Payload>, ServeError> {
         let mut headers = asked.headers.clone();
         forward::add_hop(&mut headers, &self.hop(asked));
-        let limits = self.shared.upload;
-        if body.is_some()
-            && entry::content_length(&headers).is_some_and(|length| length > limits.bytes_max)
-        {
-            return Err(ServeError::new(Kind::BodyTooLarge, ""));
-        }
-        let (body, over) = match body {
-            Some(body) => upload::bounded(body, limits),
-            None => (pool::empty(), Arc::default()),
-        };
-        let mut request = Request::new(body);
-        *request.method_mut() = asked.method.clone();
-        *request.uri_mut() = asked.uri.clone();
-        *request.headers_mut() = headers;
         let asked_ms = self.shared.clock.unix_ms();
-        let response = self
-            .shared
-            .upstream
-            .origin(&asked.site, &asked.host, request)
-            .await
-            .map_err(|error| match over.load(Ordering::Acquire) {
-                true => ServeError::new(Kind::BodyTooLarge, error),
-                false => fetch::origin_failed(error),
-            })?;
+        let (response, is_unread) = self.send(asked, body, headers).await?;
         if policy::invalidates(&asked.method, response.status()) {
             for key in self.invalidated(asked, response.headers()) {
                 self.shared.cache.forget(key).await;
@@ -478,7 +491,84 @@ impl Proxy {
         if asked.method == Method::POST && self.is_reusable(asked, &response) {
             return self.keep_posted(asked, response, asked_ms).await;
         }
+        let mut response = self.passed(asked, response, fwd);
+        if is_unread {
+            // The client may send its body or not; there is no telling where its next request begins.
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+        }
+        Ok(response)
+    }
+
+    /// The same for a request that `entry` would do for, if only the origin said so: asks whether it holds.
+    async fn pass_validating(
+        &self,
+        asked: &Arc<Asked>,
+        entry: &Arc<Entry>,
+        fwd: Fwd,
+    ) -> Result<Response<Payload>, ServeError> {
+        let stored = &entry.head.headers;
+        let (Some(headers), &Method::GET) = (self.conditional(asked, stored), &asked.method) else {
+            return self.pass(asked, None, fwd).await;
+        };
+        let (response, _) = self.send(asked, None, headers).await?;
+        if response.status() == StatusCode::NOT_MODIFIED
+            && deliver::suffices(&asked.method, &asked.headers, entry)
+        {
+            let how = How::refreshed(false, fwd);
+            if let Some(response) = self.deliver(asked, &asked.headers, entry, how).await {
+                return Ok(response);
+            }
+            return self.pass(asked, None, fwd).await;
+        }
         Ok(self.passed(asked, response, fwd))
+    }
+
+    /// Asks the origin in the client's name. Also says whether the client's body was left unread on
+    /// HTTP/1.1.
+    async fn send(
+        &self,
+        asked: &Arc<Asked>,
+        body: Option<Incoming>,
+        mut headers: HeaderMap,
+    ) -> Result<(Response<OriginBody>, bool), ServeError> {
+        let body = body.filter(|body| !body.is_end_stream());
+        // RFC 9110 §10.1.1: it is for content, and HTTP/1.0 does not know it.
+        if body.is_none() || asked.version == Version::HTTP_10 {
+            policy::fields::remove(&mut headers, |name| name == header::EXPECT);
+        }
+        if body.is_some() && !headers.contains_key(header::CONTENT_LENGTH) {
+            // hyper would send a GET without its body.
+            let chunked = HeaderValue::from_static("chunked");
+            headers.insert(header::TRANSFER_ENCODING, chunked);
+        }
+        let limits = self.shared.upload;
+        if body.is_some()
+            && entry::content_length(&headers).is_some_and(|length| length > limits.bytes_max)
+        {
+            return Err(ServeError::new(Kind::BodyTooLarge, ""));
+        }
+        let (body, upload) = match body {
+            Some(body) => {
+                let (body, upload) = upload::bounded(body, limits);
+                (body, Some(upload))
+            }
+            None => (pool::empty(), None),
+        };
+        asked.open_interim();
+        let request = asked.onward(asked.method.clone(), headers, body);
+        let response = self
+            .shared
+            .upstream
+            .origin(&asked.site, &asked.host, request)
+            .await
+            .map_err(|error| match &upload {
+                Some(upload) if upload.is_over() => ServeError::new(Kind::BodyTooLarge, error),
+                _ => fetch::origin_failed(error),
+            })?;
+        let is_unread =
+            asked.version == Version::HTTP_11 && upload.is_some_and(|upload| upload.is_untouched());
+        Ok((response, is_unread))
     }
 
     /// Whether the answer to a POST may answer later GETs (RFC 9110 §9.3.3): its lifetime is explicit,
@@ -554,26 +644,4 @@ enum Found {
     Answer(Box<Response<Payload>>),
     /// Nothing: what was there is gone, or was for others. Look again.
     Nothing,
-}
-
-/// The one host that a request is for: of its target, or else of `Host` (RFC 9112 §3.2).
-fn host_of<B>(request: &Request<B>) -> Result<String, ServeError> {
-    let fields: Vec<_> = request.headers().get_all(header::HOST).iter().collect();
-    let host = match (request.uri().authority(), fields.as_slice()) {
-        // HTTP/2 may carry both, and then they must agree (RFC 9113 §8.3.1).
-        (Some(authority), [] | [_]) => authority.as_str().to_owned(),
-        (None, [one]) => match one.to_str() {
-            Ok(text) => text.to_owned(),
-            Err(_) => return Err(ServeError::new(Kind::NoHost, "Host is not text")),
-        },
-        _ => return Err(ServeError::new(Kind::NoHost, "no Host, or several")),
-    };
-    let fits = host
-        .parse::<http::uri::Authority>()
-        .is_ok_and(|a| !a.as_str().contains('@'));
-    if fits {
-        Ok(host)
-    } else {
-        Err(ServeError::new(Kind::NoHost, host))
-    }
 }

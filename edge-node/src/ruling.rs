@@ -157,7 +157,7 @@ fn compiled(site: &Site, rules: &[&PathRule], honour_client: bool) -> Rules {
             site.stale_if_error.map(|span| span.0),
         ),
         targets: targets.unwrap_or(usual.targets),
-        forward_targets: site.forward_targets,
+        forward_targets: site.forward_targets.unwrap_or(usual.forward_targets),
         object_bytes_max: object_max.map_or(usual.object_bytes_max, |max| max.0),
         fill_whole: miss.map_or(usual.fill_whole, |miss| miss == RangeMiss::Whole),
     }
@@ -220,7 +220,7 @@ mod tests {
             object_max = 1000
             range_miss = 'part'
             targets = ['X-Cache-Control']
-            forward_targets = true
+            forward_targets = false
             [[rule]]
             status = [404, '500-599']
             ttl = '1s'
@@ -279,7 +279,7 @@ mod tests {
             (rules.default_ttl, &rules.targets[..]),
             (secs(5), &["x-cache-control".parse().unwrap()][..])
         );
-        assert!(rules.forward_targets);
+        assert!(!rules.forward_targets);
     }
 
     #[test]

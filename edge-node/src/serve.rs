@@ -1,20 +1,21 @@
 //! Listeners: accept, bound, serve, drain. What is served is the caller's business.
 
 pub mod framing;
+pub mod interim;
 mod stream;
 
 use std::{
     convert::Infallible,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use cluster::net::Listener;
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use hyper::{body::Incoming, service::Service};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -23,6 +24,10 @@ use hyper_util::{
 use tokio::sync::{Semaphore, watch};
 use tracing::{debug, warn};
 
+use self::{
+    framing::Flaw,
+    interim::{Interim, Outbox},
+};
 use crate::config::LimitsSection;
 
 /// Pause after a failed accept: a process without file descriptors recovers only by time.
@@ -50,6 +55,8 @@ pub struct ConnectionLimits {
     pub write_timeout: Duration,
     /// Streams at once per HTTP/2 connection; 0: HTTP/1.1 only.
     pub h2_streams: u32,
+    /// Whether requests remember how their fields were spelled, for what is forwarded.
+    pub keeps_case: bool,
     /// Nothing is written before [`Connection::admit`] was called: who is not admitted does not get
     /// a byte, not even an error.
     pub gated: bool,
@@ -64,6 +71,7 @@ impl ConnectionLimits {
             head_timeout: limits.head_timeout.0,
             write_timeout: limits.write_timeout.0,
             h2_streams: limits.h2_streams,
+            keeps_case: true,
             gated: false,
         }
     }
@@ -77,6 +85,7 @@ impl ConnectionLimits {
             head_timeout: Duration::from_secs(120),
             write_timeout: Duration::from_secs(30),
             h2_streams: 0,
+            keeps_case: false,
             gated: true,
         }
     }
@@ -89,6 +98,7 @@ impl ConnectionLimits {
             head_timeout: Duration::from_secs(60),
             write_timeout: Duration::from_secs(30),
             h2_streams: 16,
+            keeps_case: false,
             gated: false,
         }
     }
@@ -101,8 +111,9 @@ pub struct Connection {
     pub from: SocketAddr,
     admitted: AtomicBool,
     requests: AtomicU64,
-    /// 1 + the number of the first request with ambiguous framing; 0: none.
-    ambiguous: AtomicU64,
+    /// The first request with a flaw. Its connection is closed, so no other counts.
+    flawed: OnceLock<(u64, Flaw)>,
+    outbox: Arc<Outbox>,
 }
 
 impl Connection {
@@ -111,7 +122,8 @@ impl Connection {
             from,
             admitted: AtomicBool::new(false),
             requests: AtomicU64::new(0),
-            ambiguous: AtomicU64::new(0),
+            flawed: OnceLock::new(),
+            outbox: Arc::default(),
         }
     }
 
@@ -120,11 +132,17 @@ impl Connection {
         self.admitted.store(true, Ordering::Release);
     }
 
-    /// Called once per request, in order: whether its head held both `Content-Length` and
-    /// `Transfer-Encoding`.
-    pub fn next_is_ambiguous(&self) -> bool {
+    /// Called once per request, in order: what was wrong with its head that cannot be seen any more.
+    pub fn next_flaw(&self) -> Option<Flaw> {
         let number = self.requests.fetch_add(1, Ordering::AcqRel) + 1;
-        self.ambiguous.load(Ordering::Acquire) == number
+        let &(flawed, flaw) = self.flawed.get()?;
+        (flawed == number).then_some(flaw)
+    }
+
+    /// The way for interim responses to the newest request, if a request of this version has one.
+    pub fn interim(&self, version: Version) -> Option<Interim> {
+        let request = self.requests.load(Ordering::Acquire);
+        (version == Version::HTTP_11).then(|| Interim::new(self.outbox.clone(), request))
     }
 }
 
@@ -204,6 +222,7 @@ fn builder(limits: &ConnectionLimits) -> auto::Builder<TokioExecutor> {
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head_timeout)
+        .preserve_header_case(limits.keeps_case)
         // Not `pipeline_flush`: with it hyper buffers a body without bound while the client is slow.
         .max_buf_size(limits.head_bytes_max);
     builder

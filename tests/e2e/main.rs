@@ -1,12 +1,18 @@
 //! The real binaries over real sockets: what a user of the CDN would notice.
 //!
 //! - [`serving`]: one edge, and what HTTP promises;
+//! - [`conforming`]: one edge, and what the RFCs ask of a shared cache;
+//! - [`forwarding`]: what goes through an edge, byte by byte, in both directions;
 //! - [`sharing`]: several edges, and where the bytes come from;
 //! - [`ruling`]: what a site's owner rules;
 //! - [`losing`]: processes that are killed, stopped, or cut off;
 //! - [`refusing`]: what must be refused, and how clearly;
 //! - [`operating`]: what operators see and scrape.
 
+#[cfg(test)]
+mod conforming;
+#[cfg(test)]
+mod forwarding;
 #[cfg(test)]
 mod losing;
 #[cfg(test)]

@@ -439,10 +439,13 @@ fn database_of(country: &str) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn directives_meant_for_this_cache_are_consumed() {
-    let (origin, mut cluster) = ruled("targets = ['X-Edge-Cache-Control']").await;
+    let (origin, mut cluster) =
+        ruled("targets = ['X-Edge-Cache-Control', 'Surrogate-Control']\nforward_targets = false")
+            .await;
     let edge = &mut cluster.edges[0];
     let answer = |own: &str| {
         Answer::bytes("a")
+            .field("surrogate-control", "max-age=1")
             .field("x-edge-cache-control", own)
             .field("cdn-cache-control", "no-store")
             .field("cache-control", "no-cache")
@@ -452,6 +455,7 @@ async fn directives_meant_for_this_cache_are_consumed() {
     for path in ["/kept", "/passed"] {
         let answer = edge.get(path).await.unwrap();
         assert_eq!(answer.field("x-edge-cache-control"), None, "{path}");
+        assert_eq!(answer.field("surrogate-control"), None, "{path}");
         assert_eq!(
             answer.field("cdn-cache-control"),
             Some("no-store"),
@@ -468,6 +472,7 @@ async fn directives_meant_for_this_cache_are_consumed() {
     let hit = edge.get("/kept").await.unwrap();
     assert!(hit.cache_status().hit, "{:?}", hit.cache_status());
     assert_eq!(hit.field("x-edge-cache-control"), Some("max-age=600"));
+    assert_eq!(hit.field("surrogate-control"), None);
     let passed = edge.get("/passed").await.unwrap();
     assert_eq!(passed.field("x-edge-cache-control"), Some("no-store"));
 }

@@ -303,6 +303,40 @@ pub async fn get_h2c(edge: SocketAddr, host: &str, path: &str) -> Result<Digeste
     digested
 }
 
+/// POST over HTTP/2 without TLS (prior knowledge), on a connection of its own: head, body and
+/// trailers of the answer.
+///
+/// # Errors
+///
+/// No whole response came in time.
+pub async fn post_h2c(
+    edge: SocketAddr,
+    host: &str,
+    path: &str,
+    fields: &[(&str, &str)],
+    body: Bytes,
+) -> Result<(http::response::Parts, Bytes, HeaderMap)> {
+    let stream = TcpStream::connect(edge).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+    let driver = tokio::spawn(connection);
+    let mut request = Request::post(format!("http://{host}{path}"));
+    for (name, value) in fields {
+        request = request.header(*name, *value);
+    }
+    let answer = timeout(
+        PATIENCE,
+        sender.send_request(request.body(Full::new(body))?),
+    )
+    .await;
+    let (parts, body) = answer.context("head took too long")??.into_parts();
+    let whole = timeout(PATIENCE, body.collect()).await;
+    let whole = whole.context("body took too long")??;
+    let trailers = whole.trailers().cloned().unwrap_or_default();
+    driver.abort();
+    Ok((parts, whole.to_bytes(), trailers))
+}
+
 /// Sends `request` as it is and reads until the other side closes, or for 20 seconds.
 ///
 /// # Errors

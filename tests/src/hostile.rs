@@ -13,13 +13,18 @@ use cluster::{
 pub type Target = fn(&[u8]);
 
 /// Every target, by the name of its corpus.
-pub const TARGETS: [(&str, Target); 5] = [
+pub const TARGETS: [(&str, Target); 7] = [
     ("gossip", gossip),
     ("digest", digest),
     ("manifest", manifest),
     (
         "cache_control",
         edge_node::cache::policy::directives::fuzz_cache_control,
+    ),
+    ("exchange", edge_node::cache::policy::fuzz_exchange),
+    (
+        "targeted",
+        edge_node::cache::policy::targeted::fuzz_targeted,
     ),
     ("range", edge_node::deliver::range::fuzz_range),
 ];
@@ -196,6 +201,12 @@ mod tests {
             "quoted",
             b"ext=\"a\\\"b, no-store\", max-age=99999999999999999999",
         );
+        let exchange = "accept-language: de, en;q=0.5\nauthorization: x\n\ndate: Sun, 06 Nov 1994 08:49:37 GMT\ncache-control: max-age=60, public, private=\"x-a\"\nage: 5\nvary: Accept-Language, cookie\netag: W/\"a\"\nset-cookie: a=b\nconnection: x-b\nx-a: 1\nx-b: 2";
+        write("exchange", "vary", exchange.as_bytes());
+        let part = "range: bytes=0-4\n\ncontent-range: bytes 0-4/10\nexpires: Sunday, 06-Nov-94 09:49:37 GMT\nlast-modified: Sun Nov  6 08:49:37 1994\ncdn-cache-control: max-age=60;x";
+        write("exchange", "part", part.as_bytes());
+        let lines = "max-age=60, no-cache=\"a, b\";x=1\nmax-age=60+30, content=\"ESI/1.0\"\nstale-if-error=(1 2)";
+        write("targeted", "lines", lines.as_bytes());
         for (name, value) in [
             ("one", "bytes=0-99"),
             ("many", "bytes=0-1,5-9,-20"),

@@ -7,6 +7,7 @@
 //! - [`pattern`]: bodies of any size that need no storage;
 //! - [`origin`]: an HTTP/1.1 origin by script or from a directory;
 //! - [`client`] and [`cache_status`]: asks, measures, and reads what the edge says it did;
+//! - [`wire`]: connections that a test speaks on byte by byte;
 //! - [`proxy`]: a TCP line with delay, limited rate, stalls and cuts;
 //! - [`process`] and [`cluster`]: the real binaries, alone and together;
 //! - [`mirror`]: fetches a whole directory through an edge and compares every byte;
@@ -24,3 +25,4 @@ pub mod process;
 pub mod proxy;
 pub mod region;
 pub mod simulation;
+pub mod wire;

@@ -65,15 +65,15 @@ impl Site {
             return "of the origin's directives, those in Cache-Control count".to_owned();
         }
         let forwarded = match self.forward_targets {
-            true => "sent on to clients",
-            false => "not sent on to clients",
+            None | Some(true) => "go on to clients (Surrogate-Control never does)",
+            Some(false) => "do not go on to clients",
         };
         let several = match targets.len() {
             1 => "",
             _ => " (the first of them that is there)",
         };
         format!(
-            "directives in {}{several} count instead of those in Cache-Control and Expires, and are \
+            "directives in {}{several} count instead of those in Cache-Control and Expires, and \
              {forwarded}",
             or(&targets)
         )
@@ -306,6 +306,7 @@ mod tests {
             stale_if_error = "1d"
             honour_client_reload = false
             targets = ["CDN-Cache-Control"]
+            forward_targets = false
             blocked_by = "https://www.example.com/legal"
             [query]
             ignore = ["utm_*", "fbclid"]
@@ -350,7 +351,7 @@ mod tests {
                 "where several of these paths fit, the longest counts first; what it leaves open, the \
                  next may say, and at last the site",
                 "directives in CDN-Cache-Control count instead of those in Cache-Control and Expires, \
-                 and are not sent on to clients",
+                 and do not go on to clients",
                 "a stale answer may be used for 1d when the origin fails, where the origin does not \
                  say",
                 "a client's reload (no-cache, max-age) is answered from the cache like any request",

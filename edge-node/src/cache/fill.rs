@@ -11,11 +11,12 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, OnceLock},
 };
 
 use bytes::{Bytes, BytesMut};
 use cluster::manifest::{PIECE_BYTES, PieceHash};
+use http::HeaderMap;
 use tokio::sync::{Notify, watch};
 
 use super::store::{PieceRef, Store};
@@ -48,6 +49,7 @@ pub struct Growing {
     /// Told when a follower moves on or leaves; only a fill without storage waits for it.
     passed: Notify,
     store: Store,
+    trailers: OnceLock<HeaderMap>,
 }
 
 struct State {
@@ -84,6 +86,7 @@ impl Growing {
             changed: watch::Sender::new(()),
             passed: Notify::new(),
             store,
+            trailers: OnceLock::new(),
         })
     }
 
@@ -203,6 +206,20 @@ impl Growing {
             }
             passed.await;
         }
+    }
+
+    /// The trailers that came behind the body; to be told before its end.
+    ///
+    /// They are for those who are there when it ends, and not stored: what is cached has a length, and
+    /// HTTP/1.1 has no trailers beside one (RFC 9110 §6.5.1 lets them be discarded).
+    pub fn trail(&self, trailers: HeaderMap) {
+        // A body has one trailer section.
+        let _ = self.trailers.set(trailers);
+    }
+
+    /// The trailers, if the body has ended with any.
+    pub fn trailers(&self) -> Option<&HeaderMap> {
+        self.trailers.get()
     }
 
     /// Ends the body; only the first call counts.

@@ -534,6 +534,54 @@ const fn secs(seconds: u32) -> Duration {
     Duration::from_secs(seconds as u64)
 }
 
+/// Takes arbitrary bytes as the fields of a request and, behind an empty line, those of its answer, and
+/// checks what must always hold. For fuzzing; panics on a defect.
+#[doc(hidden)]
+pub fn fuzz_exchange(data: &[u8]) {
+    const NOW_MS: u64 = 784_111_777_250;
+    let (mut request, mut answer) = (HeaderMap::new(), HeaderMap::new());
+    let mut map = &mut request;
+    for line in data.split(|b| *b == b'\n').take(64) {
+        let mut parts = line.splitn(2, |b| *b == b':');
+        let (name, value) = (parts.next().unwrap_or_default(), parts.next());
+        let name = http::HeaderName::from_bytes(name);
+        let value = http::HeaderValue::from_bytes(value.unwrap_or_default().trim_ascii());
+        if line.is_empty() {
+            map = &mut answer;
+        } else if let (Ok(name), Ok(value)) = (name, value) {
+            map.append(name, value);
+        }
+    }
+    let (facts, rules) = (RequestFacts::of(&Method::GET, &request), Rules::default());
+    let judge = |headers: &HeaderMap| storable(&facts, StatusCode::OK, headers, &rules, NOW_MS);
+    let judged = judge(&answer);
+    let mut forbidden = answer.clone();
+    for target in &rules.targets {
+        forbidden.remove(target);
+    }
+    forbidden.append(
+        header::CACHE_CONTROL,
+        http::HeaderValue::from_static("no-store"),
+    );
+    assert!(judge(&forbidden).is_err() || CacheControl::of(&forbidden).must_understand);
+    let Ok(freshness) = judged else {
+        return;
+    };
+    let ages = [0, 1, 1000, 1 << 40].map(|later| freshness.age(NOW_MS + later));
+    assert!(ages.is_sorted());
+    reuse(&freshness, &facts.cache_control, &rules, NOW_MS);
+    let stored = storable_fields(&answer, NOW_MS);
+    assert!(!stored.contains_key(header::SET_COOKIE) && !stored.contains_key(header::CONNECTION));
+    freshen(&stored, &answer, NOW_MS);
+    part::Extent::of(StatusCode::PARTIAL_CONTENT, &answer);
+    if let Vary::Fields(fields) = vary::selecting_fields(&stored) {
+        assert!(vary::matches(
+            &vary::normal_values(&fields, &request),
+            &request
+        ));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use http::{HeaderName, HeaderValue};

@@ -334,3 +334,52 @@ async fn a_scribbled_disk_gives_a_miss_and_never_other_bytes() {
     ));
     assert_eq!(cache.disk_stats().checksum_failures_total, 1);
 }
+
+#[tokio::test]
+async fn an_invalidation_during_the_fill_of_a_variant_is_not_undone() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path(), 1 << 30);
+    let varied = |value: &'static str| {
+        let request = fields(&[("accept-language", value)]);
+        let answer = fields(&[("cache-control", "max-age=60"), ("vary", "accept-language")]);
+        (head(answer, &request), request)
+    };
+    let (german, asks_german) = varied("de");
+    let writing = filler(&cache).await.share(german, Provenance::Origin);
+    writing.commit().await;
+    assert!(matches!(look(&cache, &asks_german).await, Lookup::Fresh(_)));
+
+    let (english, asks_english) = varied("en");
+    let Lookup::Absent(filler) = look(&cache, &asks_english).await else {
+        panic!("another variant is missing")
+    };
+    let writing = filler.share(english, Provenance::Origin);
+    cache.forget(KEY).await;
+    writing.commit().await;
+    for asks in [&asks_german, &asks_english] {
+        assert!(matches!(look(&cache, asks).await, Lookup::Absent(_)));
+    }
+}
+
+#[tokio::test]
+async fn a_key_has_a_bounded_number_of_variants() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path(), 1 << 30);
+    let request = |n: usize| {
+        let mut fields = HeaderMap::new();
+        fields.insert("user-agent", n.to_string().parse().unwrap());
+        fields
+    };
+    for n in 0..=entry::VARIANTS_MAX {
+        let Lookup::Absent(filler) = look(&cache, &request(n)).await else {
+            panic!("variant {n} is missing")
+        };
+        let answer = fields(&[("cache-control", "max-age=60"), ("vary", "user-agent")]);
+        let writing = filler.share(head(answer, &request(n)), Provenance::Origin);
+        writing.commit().await;
+    }
+    let newest = look(&cache, &request(entry::VARIANTS_MAX)).await;
+    assert!(matches!(newest, Lookup::Fresh(_)));
+    assert!(matches!(look(&cache, &request(1)).await, Lookup::Fresh(_)));
+    assert!(matches!(look(&cache, &request(0)).await, Lookup::Absent(_)));
+}

@@ -140,7 +140,7 @@ mod tests {
             (vec![(nm, "*")], NotModified),
             (vec![(nm, "\"b\"")], Proceed),
             (vec![(nm, "\"*\"")], Proceed),
-            (vec![(nm, "a")], NotModified), // quotes forgotten
+            (vec![(nm, "a")], Proceed),
             (vec![(nm, "")], Proceed),
             // §13.1.3: exactly then, later, earlier, in another format, and no date at all
             (vec![(ms, MODIFIED)], NotModified),

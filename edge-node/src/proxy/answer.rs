@@ -18,6 +18,7 @@ use crate::{
         cache_status::{CacheStatus, Fwd, Handled},
     },
     error::{ERROR_TYPE, Kind, ServeError, Side},
+    forward,
     metrics::{Outcome, Source},
     payload::{Payload, Trace},
     upstream::origin::OriginBody,
@@ -43,7 +44,6 @@ impl Proxy {
             content,
             length,
         } = delivery;
-        asked.rules.consume_targets(&mut head.headers);
         let cache = &self.shared.cache;
         let opened = match content {
             Content::None => Ok(None),
@@ -75,6 +75,7 @@ impl Proxy {
             },
         };
         let ttl_s = how.fwd.is_none().then_some(ttl);
+        asked.rules.consume_targets(&mut head.headers);
         let node = self.shared.me.as_str();
         CacheStatus {
             node,
@@ -85,9 +86,16 @@ impl Proxy {
         }
         .append_to(&mut head.headers);
         let trace = self.trace(Some(asked), how.outcome, source, head.status);
-        let payload = match reading {
-            Some(reading) => Payload::reading(reading, length, trace),
-            None => Payload::empty(trace),
+        // Trailers come behind a body whose length nobody knew, while it grows; see `Growing::trail`.
+        if length.is_some() {
+            head.headers.remove(header::TRAILER);
+        }
+        let payload = match (reading, &entry.body) {
+            (Some(reading), Body::Growing(growing)) if length.is_none() => {
+                Payload::growing(reading, growing.clone(), trace)
+            }
+            (Some(reading), _) => Payload::reading(reading, length, trace),
+            (None, _) => Payload::empty(trace),
         };
         Some(response(head.status, head.headers, payload))
     }
@@ -121,7 +129,10 @@ impl Proxy {
             Method::HEAD => Payload::empty(trace),
             _ => Payload::origin(body, trace),
         };
-        response(parts.status, parts.headers, payload)
+        let mut response = response(parts.status, parts.headers, payload);
+        // Among them the reason phrase and how fields are spelled; hyper writes them so again.
+        *response.extensions_mut() = parts.extensions;
+        response
     }
 
     pub(super) fn error_answer(
@@ -160,7 +171,10 @@ impl Proxy {
             detail: Some(error.token()),
         }
         .append_to(&mut headers);
-        if matches!(error.kind, Kind::AmbiguousLength | Kind::NoHost) {
+        if matches!(
+            error.kind,
+            Kind::AmbiguousLength | Kind::UnknownCoding | Kind::NoHost | Kind::BadTarget
+        ) {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         if error.kind == Kind::Blocked
@@ -169,8 +183,8 @@ impl Proxy {
         {
             headers.insert(header::LINK, link); // RFC 7725 §4
         }
-        if error.kind == Kind::Connect {
-            headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+        if matches!(error.kind, Kind::Connect | Kind::Trace) {
+            headers.insert(header::ALLOW, forward::ALLOW);
         }
         let is_head = asked.is_some_and(|asked| asked.method == Method::HEAD);
         headers.insert(header::CONTENT_LENGTH, text.len().into());

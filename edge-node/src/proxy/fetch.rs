@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use cluster::manifest::{Manifest, PIECE_BYTES};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use tokio::sync::oneshot;
 use tracing::{debug, info};
@@ -152,24 +152,17 @@ impl Proxy {
         method: Method,
         own: Own,
     ) {
-        let mut headers = self.whole(asked);
-        let (tag, date) = policy::conditional_fields(&entry.head.headers);
-        let conditions = [
-            (header::IF_NONE_MATCH, tag),
-            (header::IF_MODIFIED_SINCE, date),
-        ];
-        for (name, value) in conditions {
-            if let Some(value) = value {
-                headers.insert(name, value);
-            }
-        }
+        let stored = &entry.head.headers;
+        let headers = self
+            .conditional(asked, stored)
+            .unwrap_or_else(|| self.whole(asked));
         let is_head = method == Method::HEAD;
         let asked_ms = self.shared.clock.unix_ms();
         let response = match self.ask_origin(asked, method, headers).await {
             Ok(response) => response,
             Err(error) => return filler.fail(origin_failed(error)),
         };
-        let (status, stored) = (response.status(), &entry.head.headers);
+        let status = response.status();
         if status == StatusCode::NOT_MODIFIED {
             let fresh = policy::freshen(stored, response.headers(), self.now());
             self.renew(filler, asked, entry, fresh, asked_ms, own).await;
@@ -368,7 +361,9 @@ impl Proxy {
         }
         let (parts, body) = response.into_parts();
         let mut headers = policy::storable_fields(&parts.headers, self.now());
-        headers.remove(header::CONTENT_RANGE);
+        if parts.status == StatusCode::PARTIAL_CONTENT {
+            headers.remove(header::CONTENT_RANGE);
+        }
         let mut head = self.head(asked, status, headers, asked_ms);
         head.length = length;
         let expected = match extent {
@@ -565,6 +560,24 @@ impl Proxy {
         headers
     }
 
+    /// The same with the question whether what is stored with these fields still holds (RFC 9111 §4.3.1);
+    /// `None` if it has no validator.
+    pub(super) fn conditional(&self, asked: &Asked, stored: &HeaderMap) -> Option<HeaderMap> {
+        let (tag, date) = policy::conditional_fields(stored);
+        let conditions = [
+            (header::IF_NONE_MATCH, tag),
+            (header::IF_MODIFIED_SINCE, date),
+        ];
+        let mut conditions = conditions
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value?)))
+            .peekable();
+        conditions.peek()?;
+        let mut headers = self.whole(asked);
+        headers.extend(conditions);
+        Some(headers)
+    }
+
     fn now(&self) -> u64 {
         self.shared.clock.unix_ms()
     }
@@ -575,10 +588,7 @@ impl Proxy {
         method: Method,
         headers: HeaderMap,
     ) -> Result<Response<OriginBody>, OriginError> {
-        let mut request = Request::new(pool::empty());
-        *request.method_mut() = method;
-        *request.uri_mut() = asked.uri.clone();
-        *request.headers_mut() = headers;
+        let request = asked.onward(method, headers, pool::empty());
         self.shared
             .upstream
             .origin(&asked.site, &asked.host, request)
@@ -617,10 +627,13 @@ async fn pump(
     let mut length: u64 = 0;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| BodyError::Source(error.to_string()))?;
-        // Trailers: not stored, not needed (RFC 9110 §6.5.1).
-        let bytes = frame.into_data().unwrap_or_default();
-        length += bytes.len() as u64;
-        writing.write(bytes).await?;
+        match frame.into_data() {
+            Ok(bytes) => {
+                length += bytes.len() as u64;
+                writing.write(bytes).await?;
+            }
+            Err(frame) => writing.trail(frame.into_trailers().unwrap_or_default()),
+        }
     }
     match expected {
         Some(expected) if expected != length => {

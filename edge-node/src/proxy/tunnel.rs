@@ -52,10 +52,8 @@ impl Proxy {
         if let Some(protocol) = protocol {
             headers.insert(header::UPGRADE, protocol);
         }
-        let mut request = Request::new(pool::empty());
-        *request.method_mut() = asked.method.clone();
-        *request.uri_mut() = asked.uri.clone();
-        *request.headers_mut() = headers;
+        asked.open_interim();
+        let request = asked.onward(asked.method.clone(), headers, pool::empty());
         let mut answer = self
             .shared
             .upstream

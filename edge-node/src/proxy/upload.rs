@@ -26,23 +26,43 @@ pub struct UploadLimits {
     pub silence_max: Duration,
 }
 
-/// `body` within `limits`, and a flag that turns true when it goes over.
-pub(super) fn bounded(body: Incoming, limits: UploadLimits) -> (pool::Body, Arc<AtomicBool>) {
-    let over = Arc::new(AtomicBool::new(false));
+/// What has become of a request's body.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    touched: AtomicBool,
+    over: AtomicBool,
+}
+
+impl Progress {
+    /// Whether it turned out to be over the limit.
+    pub(super) fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+
+    /// Whether nobody has asked for a byte of it. A client that expects 100 has not been told to go
+    /// ahead then (RFC 9110 §10.1.1): hyper says so when the body is first read.
+    pub(super) fn is_untouched(&self) -> bool {
+        !self.touched.load(Ordering::Acquire)
+    }
+}
+
+/// `body` within `limits`.
+pub(super) fn bounded(body: Incoming, limits: UploadLimits) -> (pool::Body, Arc<Progress>) {
+    let progress = Arc::new(Progress::default());
     let body = pool::patient(body, limits.silence_max);
     let left = limits.bytes_max;
     let bounded = Bounded {
         body,
         left,
-        over: over.clone(),
+        progress: progress.clone(),
     };
-    (bounded.boxed_unsync(), over)
+    (bounded.boxed_unsync(), progress)
 }
 
 struct Bounded {
     body: pool::Body,
     left: u64,
-    over: Arc<AtomicBool>,
+    progress: Arc<Progress>,
 }
 
 impl Body for Bounded {
@@ -53,6 +73,7 @@ impl Body for Bounded {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        self.progress.touched.store(true, Ordering::Release);
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
         if let Some(Ok(data)) = frame.as_ref().map(|f| f.as_ref().map(Frame::data_ref)) {
             match self
@@ -61,7 +82,7 @@ impl Body for Bounded {
             {
                 Some(left) => self.left = left,
                 None => {
-                    self.over.store(true, Ordering::Release);
+                    self.progress.over.store(true, Ordering::Release);
                     return Poll::Ready(Some(Err("the request's body is over the limit".into())));
                 }
             }

@@ -1,14 +1,16 @@
 //! The stream of one connection, with what hyper does not watch: a client that takes nothing,
-//! heads with ambiguous framing, and the gate in front of those who are not admitted.
+//! heads with flaws, and the gate in front of those who are not admitted. And with what
+//! hyper does not send: interim responses.
 
 use std::{
     io,
     pin::Pin,
     sync::{Arc, atomic::Ordering},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
+use bytes::{Buf, Bytes};
 use cluster::net::BoxStream;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -24,6 +26,8 @@ pub(super) struct Guarded {
     gated: bool,
     write_timeout: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
+    /// What is left of interim responses that the client has a part of.
+    interim: Bytes,
 }
 
 impl Guarded {
@@ -39,6 +43,7 @@ impl Guarded {
             gated: limits.gated,
             write_timeout: limits.write_timeout,
             stalled: None,
+            interim: Bytes::new(),
         }
     }
 
@@ -69,6 +74,20 @@ impl Guarded {
             Poll::Pending => Poll::Pending,
         }
     }
+
+    /// Writes the rest of what was begun: nothing else may come between.
+    fn poll_interim(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.interim.is_empty() {
+            self.may_write()?;
+            let written = Pin::new(&mut self.stream).poll_write(context, &self.interim);
+            let count = ready!(self.watch(written, context))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.interim.advance(count);
+        }
+        Poll::Ready(Ok(()))
+    }
 }
 
 impl AsyncRead for Guarded {
@@ -80,15 +99,10 @@ impl AsyncRead for Guarded {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
         if read.is_ready()
-            && let Some(number) = self.scanner.scan(&buffer.filled()[before..])
+            && let Some(flawed) = self.scanner.scan(&buffer.filled()[before..])
         {
-            // Only the first counts: its connection is closed.
-            let _ = self.connection.ambiguous.compare_exchange(
-                0,
-                number,
-                Ordering::AcqRel,
-                Ordering::Acquire,
-            );
+            // The scanner finds no second.
+            let _ = self.connection.flawed.set(flawed);
         }
         read
     }
@@ -101,6 +115,7 @@ impl AsyncWrite for Guarded {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.may_write()?;
+        ready!(self.poll_interim(context))?;
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.watch(written, context)
     }
@@ -111,6 +126,7 @@ impl AsyncWrite for Guarded {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.may_write()?;
+        ready!(self.poll_interim(context))?;
         let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
         self.watch(written, context)
     }
@@ -120,6 +136,13 @@ impl AsyncWrite for Guarded {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.poll_interim(context))?;
+            match self.connection.outbox.take(context) {
+                Some(interim) => self.interim = interim,
+                None => break,
+            }
+        }
         let flushed = Pin::new(&mut self.stream).poll_flush(context);
         self.watch(flushed, context)
     }

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::{
     Events,
     pool::{
-        Answer, Body, Fault, Heard, Incoming, Patience, Pool, Reuse, SendError, Silence,
+        Answer, Body, Fault, Heard, Incoming, Patience, Pool, Reuse, SendError, Silence, Withheld,
         body_fault, empty, in_full,
     },
 };
@@ -59,8 +59,8 @@ impl Origins {
     }
 
     /// Sends `request` to the first of the site's origins that accepts a connection and returns its
-    /// answer. Of `request`, method, path, query, fields and body are used; the fields must already
-    /// be those meant for the origin, and the method must not be `CONNECT`. `Host` becomes the
+    /// answer. Of `request`, method, path, query, fields, extensions and body are used; the fields must
+    /// already be those meant for the origin, and the method must not be `CONNECT`. `Host` becomes the
     /// site's `origin_host`, or else `host`.
     ///
     /// An idempotent request without a body is sent once more, over a new connection, when a used
@@ -99,6 +99,7 @@ impl Origins {
                 *request.method_mut() = parts.method.clone();
                 *request.uri_mut() = uri.clone();
                 *request.headers_mut() = parts.headers.clone();
+                *request.extensions_mut() = parts.extensions.clone();
                 request.headers_mut().insert(HOST, host.clone());
                 request
             };
@@ -109,9 +110,12 @@ impl Origins {
                 sent = self.pool.send(build(empty()), patience, Reuse::Never).await;
             }
             match sent {
-                Ok(Answer { response, .. }) => {
+                Ok(Answer {
+                    response, withheld, ..
+                }) => {
                     return Ok(response.map(|incoming| OriginBody {
                         incoming,
+                        _withheld: withheld,
                         silence: Silence::new(site.between_bytes_timeout.0),
                         origin: origin.to_owned(),
                     }));
@@ -184,6 +188,8 @@ fn uri_at(origin: &str, path: Option<&PathAndQuery>) -> Result<Uri, http::Error>
 /// its connection promised none, RFC 9112 §6.3). Dropping it unread closes the connection.
 pub struct OriginBody {
     incoming: Incoming,
+    /// The request's own body, when the origin did not want it: kept as long as this.
+    _withheld: Option<Withheld>,
     silence: Silence,
     origin: String,
 }
@@ -200,6 +206,7 @@ impl http_body::Body for OriginBody {
             incoming,
             silence,
             origin,
+            ..
         } = &mut *self;
         let (kind, detail) = match ready!(silence.or_frame(incoming, cx)) {
             Heard::Frame(None) => return Poll::Ready(None),

@@ -292,6 +292,7 @@ impl Asker {
         let Answer {
             response,
             round_trip,
+            ..
         } = self.pool.ask(request, patience).await?;
         let (head, incoming) = response.into_parts();
         match head.status {

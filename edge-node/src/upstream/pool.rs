@@ -10,13 +10,13 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
 use cluster::net::{BoxStream, Net};
-use http::{HeaderMap, Request, Response, Uri, Version};
+use http::{HeaderMap, Request, Response, StatusCode, Uri, Version, header};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::{BodyExt as _, Empty, combinators::UnsyncBoxBody};
 use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
@@ -44,6 +44,9 @@ const IDLE_PER_HOST_MAX: usize = 256;
 /// How long a connection stays open without work. Below the keep-alive of common origins (nginx
 /// and Apache close after 60 s and 5 s), so that few requests meet a connection that is closing.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a body that waits for `100 Continue` is kept back: the origin need not know of it
+/// (RFC 9110 §10.1.1). As long as curl waits, for the same reason.
+const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 
 /// Any error, as bodies carry it.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
@@ -132,6 +135,20 @@ impl Silence {
                 .poll(cx)
         );
         Poll::Ready(Heard::Nothing(longest))
+    }
+}
+
+/// Is told of interim responses as they come, all but 100 and 101; goes among the extensions of a
+/// request.
+#[derive(Clone)]
+pub struct OnInterim(Arc<Tell>);
+
+type Tell = dyn Fn(StatusCode, &HeaderMap) + Send + Sync;
+
+impl OnInterim {
+    /// Calls `tell` for each; it is called by the task of the connection and must not block.
+    pub fn new(tell: impl Fn(StatusCode, &HeaderMap) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(tell))
     }
 }
 
@@ -226,6 +243,9 @@ pub struct Answer {
     pub response: Response<Incoming>,
     /// From having a connection to having the head.
     pub round_trip: Duration,
+    /// The request's body, if the answer came before it was asked for: it will not be sent. To be
+    /// kept until the answer has been read.
+    pub withheld: Option<Withheld>,
 }
 
 /// A small answer, read to its end.
@@ -269,6 +289,7 @@ impl Pool {
                 .pool_max_idle_per_host(idle_max)
                 .http1_max_buf_size(HEAD_BYTES_MAX)
                 .http1_max_headers(FIELDS_MAX)
+                .http1_preserve_header_case(true)
                 .set_host(false)
                 .build(Connector(https.clone()))
         };
@@ -279,7 +300,11 @@ impl Pool {
     }
 
     /// Sends `request`, whose URI is absolute and whose `Host` is set, and waits for the head of the
-    /// answer. Upgrades (101) keep hyper's upgrade extension.
+    /// answer. Upgrades (101) keep hyper's upgrade extension; interim responses go to an [`OnInterim`]
+    /// among the extensions.
+    ///
+    /// A body that comes with `Expect: 100-continue` is not read before the other end has said so, or
+    /// [`CONTINUE_WAIT`] is over; and never once the answer is there.
     ///
     /// # Errors
     ///
@@ -291,15 +316,31 @@ impl Pool {
         patience: Patience,
         reuse: Reuse,
     ) -> Result<Answer, SendError> {
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
+        let told = parts.extensions.remove::<OnInterim>();
+        let hold = if expects_continue(&parts.headers) && !body.is_end_stream() {
+            Hold::ForContinue(None)
+        } else {
+            Hold::Released
+        };
         let upload = Upload(Arc::new(Mutex::new(Uploading {
             body,
+            hold,
+            writer: None,
             touched: false,
             sender_is_late: false,
             last: Instant::now(),
         })));
         let mut request = Request::from_parts(parts, upload.clone());
         *request.version_mut() = Version::HTTP_11;
+        let held = upload.clone();
+        hyper::ext::on_informational(&mut request, move |interim| {
+            if interim.status() == StatusCode::CONTINUE {
+                held.release();
+            } else if let Some(OnInterim(tell)) = &told {
+                tell(interim.status(), interim.headers());
+            }
+        });
         let mut captured = capture_connection(&mut request);
         let client = match reuse {
             Reuse::Allowed => &self.pooled,
@@ -312,11 +353,17 @@ impl Pool {
             body: upload.reclaim(),
         };
 
+        let answered = |response, round_trip| Answer {
+            response,
+            round_trip,
+            withheld: upload.withhold(),
+        };
+
         let mut answer = pin!(client.request(request));
         let connected = tokio::select! {
             biased;
             result = &mut answer => return match result {
-                Ok(response) => Ok(Answer { response, round_trip: Duration::ZERO }),
+                Ok(response) => Ok(answered(response, Duration::ZERO)),
                 Err(e) => Err(failed(blame(&e))),
             },
             waited = timeout(patience.connect, captured.wait_for_connection_metadata()) => waited.is_ok(),
@@ -329,7 +376,7 @@ impl Pool {
         tokio::select! {
             biased;
             result = &mut answer => match result {
-                Ok(response) => Ok(Answer { response, round_trip: asked.elapsed() }),
+                Ok(response) => Ok(answered(response, asked.elapsed())),
                 Err(e) => Err(failed(blame(&e))),
             },
             () = upload.outwaited(asked, patience.head) => {
@@ -371,6 +418,7 @@ impl Pool {
         let Answer {
             response,
             round_trip,
+            ..
         } = self.ask(request, patience).await?;
         let (head, mut body) = response.into_parts();
         let failed = |fault, detail: String| {
@@ -425,9 +473,7 @@ pub fn get(url: &str, fields: HeaderMap) -> Result<Request<Body>, http::Error> {
         .to_owned();
     let mut request = Request::get(uri).body(empty())?;
     *request.headers_mut() = fields;
-    request
-        .headers_mut()
-        .insert(http::header::HOST, host.try_into()?);
+    request.headers_mut().insert(header::HOST, host.try_into()?);
     Ok(request)
 }
 
@@ -493,19 +539,83 @@ fn blame(error: &hyper_util::client::legacy::Error) -> (Fault, String, bool) {
     (fault, detail, reused)
 }
 
+fn expects_continue(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::EXPECT)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
 /// A request's body that can be had back while nothing was taken from it.
 #[derive(Clone)]
 struct Upload(Arc<Mutex<Uploading>>);
 
 struct Uploading {
     body: Body,
+    hold: Hold,
+    /// The task of the connection, while the body is kept back.
+    writer: Option<Waker>,
     touched: bool,
     /// The connection would take more, but its sender has nothing yet.
     sender_is_late: bool,
     last: Instant,
 }
 
+/// Whether a body is kept back (RFC 9110 §10.1.1).
+enum Hold {
+    /// It is not, or no longer.
+    Released,
+    /// Until the other end says 100, or the timer ends.
+    ForContinue(Option<Pin<Box<Sleep>>>),
+    /// For good: the final answer came first, and is being read.
+    Answered,
+    /// The answer has been read. The connection can carry no other request behind half of this one.
+    Over,
+}
+
+/// A body that will not be sent. Dropping it closes the connection that waits for the body.
+#[derive(Debug)]
+pub struct Withheld(Upload);
+
+impl Drop for Withheld {
+    fn drop(&mut self) {
+        self.0.turn(Hold::Over);
+    }
+}
+
+impl fmt::Debug for Upload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Upload")
+    }
+}
+
 impl Upload {
+    /// The other end wants the body.
+    fn release(&self) {
+        self.turn(Hold::Released);
+    }
+
+    /// The other end has answered: a body that is still kept back stays so.
+    fn withhold(&self) -> Option<Withheld> {
+        let held = self.with(|u| {
+            let held = matches!(u.hold, Hold::ForContinue(_));
+            if held {
+                u.hold = Hold::Answered;
+            }
+            held
+        });
+        held.then(|| Withheld(self.clone()))
+    }
+
+    fn turn(&self, hold: Hold) {
+        let writer = self.with(|u| {
+            u.hold = hold;
+            u.writer.take()
+        });
+        if let Some(writer) = writer {
+            writer.wake();
+        }
+    }
+
     fn with<T>(&self, act: impl FnOnce(&mut Uploading) -> T) -> T {
         act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -543,6 +653,25 @@ impl http_body::Body for Upload {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         self.with(|u| {
+            match &mut u.hold {
+                Hold::Released => {}
+                Hold::ForContinue(timer) => {
+                    let timer = timer.get_or_insert_with(|| Box::pin(sleep(CONTINUE_WAIT)));
+                    if timer.as_mut().poll(cx).is_pending() {
+                        u.writer = Some(cx.waker().clone());
+                        u.sender_is_late = true;
+                        return Poll::Pending;
+                    }
+                    u.hold = Hold::Released;
+                }
+                Hold::Answered => {
+                    u.writer = Some(cx.waker().clone());
+                    return Poll::Pending;
+                }
+                Hold::Over => {
+                    return Poll::Ready(Some(Err("answered without the request's body".into())));
+                }
+            }
             u.touched = true;
             let polled = Pin::new(&mut u.body).poll_frame(cx);
             u.sender_is_late = polled.is_pending();

@@ -32,8 +32,8 @@ const NEEDED: [&str; 8] = [
 ///
 /// Where a directive occurs more than once, or cannot be read, the stricter meaning counts
 /// (§4.2.1): the least lifetime, the unqualified form, a lifetime of 0 for one that is no number.
-/// Directives that only forbid are seen even with an argument they should not have; directives
-/// that only permit are not.
+/// Directives that only forbid are seen even with an argument they should not have; `public` and
+/// `only-if-cached` are not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CacheControl {
     /// Nothing of the exchange may be stored (§5.2.1.5, §5.2.2.5).
@@ -122,7 +122,7 @@ impl CacheControl {
             b"must-understand" => self.must_understand = true,
             b"only-if-cached" => self.only_if_cached |= bare,
             b"public" => self.public |= bare,
-            b"immutable" => self.immutable |= bare,
+            b"immutable" => self.immutable = true, // RFC 8246 §2: an argument is ignored
             b"max-age" => least(&mut self.max_age, argument.seconds().unwrap_or(0)),
             b"s-maxage" => least(&mut self.s_maxage, argument.seconds().unwrap_or(0)),
             b"stale-while-revalidate" => {
@@ -340,7 +340,7 @@ mod tests {
         }
         assert!(parse("public").public && parse("PUBLIC, max-age=1").public);
         assert!(!parse("public=1").public && !parse("public; max-age=1").public);
-        assert!(parse("immutable").immutable && !parse("immutable=no").immutable);
+        assert!(parse("immutable").immutable && parse("immutable=no").immutable); // RFC 8246 §2
         assert!(parse("proxy-revalidate").proxy_revalidate);
         assert!(parse("must-understand").must_understand);
         assert!(parse("only-if-cached").only_if_cached);

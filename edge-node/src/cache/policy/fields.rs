@@ -44,11 +44,28 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
         .flat_map(|line| members(line.as_bytes()))
         .filter_map(|option| HeaderName::from_bytes(option).ok())
         .collect();
-    for name in named {
-        headers.remove(name);
+    remove(headers, |name| {
+        HOP_BY_HOP.contains(&name.as_str()) || named.contains(name)
+    });
+}
+
+/// Removes the fields that `unwanted` names. The others keep their order, in which they are forwarded;
+/// [`HeaderMap::remove`] would put the last into the hole.
+pub fn remove(headers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool) {
+    if !headers.keys().any(&unwanted) {
+        return;
     }
-    for name in HOP_BY_HOP {
-        headers.remove(name);
+    let all = std::mem::take(headers);
+    headers.reserve(all.len());
+    let mut current = None;
+    for (name, value) in all {
+        current = name.or(current);
+        let name = current
+            .as_ref()
+            .expect("a field's first value has its name");
+        if !unwanted(name) {
+            headers.append(name.clone(), value);
+        }
     }
 }
 

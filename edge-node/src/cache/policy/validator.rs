@@ -14,6 +14,9 @@ pub struct EntityTag<'a> {
     pub weak: bool,
     /// What stands between the quotes.
     pub opaque: &'a [u8],
+    /// Whether there are quotes. Many servers forget them, and their answers could never be validated
+    /// if that were no tag; but it matches only what forgot them, too, and never strongly.
+    pub quoted: bool,
 }
 
 impl<'a> EntityTag<'a> {
@@ -48,9 +51,6 @@ impl<'a> EntityTag<'a> {
     }
 
     /// Reads the tag that `text` begins with, and what follows it.
-    ///
-    /// Many servers forget the quotes; such a tag is taken as what it is meant for, or their answers
-    /// could never be validated. A word of `etagc` without quotes, comma or `*` is no other tag.
     fn read(text: &'a [u8]) -> Option<(Self, &'a [u8])> {
         let (weak, rest) = match text.strip_prefix(b"W/") {
             Some(rest) => (true, rest),
@@ -62,24 +62,34 @@ impl<'a> EntityTag<'a> {
                 .position(|b| !matches!(b, 0x21 | 0x23..=0x7e | 0x80..) || *b == b',');
             let (opaque, rest) = rest.split_at(end.unwrap_or(rest.len()));
             let is_word = !opaque.is_empty() && opaque != b"*";
-            return is_word.then_some((Self { weak, opaque }, rest));
+            let tag = Self {
+                weak,
+                opaque,
+                quoted: false,
+            };
+            return is_word.then_some((tag, rest));
         };
         let end = rest
             .iter()
             .position(|b| !matches!(b, 0x21 | 0x23..=0x7e | 0x80..))?;
         let opaque = &rest[..end];
         let rest = rest[end..].strip_prefix(b"\"")?;
-        Some((Self { weak, opaque }, rest))
+        let tag = Self {
+            weak,
+            opaque,
+            quoted: true,
+        };
+        Some((tag, rest))
     }
 
     /// Whether both promise the same bytes (§8.8.3.2).
     pub fn strongly_matches(&self, other: &EntityTag<'_>) -> bool {
-        !self.weak && !other.weak && self.opaque == other.opaque
+        !self.weak && !other.weak && self.quoted && self.weakly_matches(other)
     }
 
     /// Whether both promise at least equivalence (§8.8.3.2).
     pub fn weakly_matches(&self, other: &EntityTag<'_>) -> bool {
-        self.opaque == other.opaque
+        self.opaque == other.opaque && self.quoted == other.quoted
     }
 }
 
@@ -127,7 +137,7 @@ pub fn same_strong_validator(one: &HeaderMap, other: &HeaderMap) -> bool {
 /// `None` without a strong one.
 pub fn range_condition(stored: &HeaderMap) -> Option<HeaderValue> {
     match EntityTag::of(stored) {
-        Some(tag) if !tag.weak => stored.get(header::ETAG).cloned(),
+        Some(tag) if tag.strongly_matches(&tag) => stored.get(header::ETAG).cloned(),
         Some(_) => None,
         None => strong_last_modified(stored).map(date_value),
     }
@@ -202,7 +212,7 @@ mod tests {
         assert_eq!(tag("W/\"xyzzy\""), Some((true, "xyzzy")));
         assert_eq!(tag("\"\""), Some((false, "")));
         assert_eq!(tag("\"a,\\b\""), Some((false, "a,\\b")));
-        // Without quotes: what it is meant for.
+        // Without quotes.
         assert_eq!(tag("xyzzy"), Some((false, "xyzzy")));
         assert_eq!(tag("W/xyzzy"), Some((true, "xyzzy")));
         for bad in [
@@ -230,6 +240,14 @@ mod tests {
                 (strong, weak)
             );
         }
+    }
+
+    #[test]
+    fn a_tag_without_quotes_matches_only_its_like_and_weakly() {
+        let tag = |text: &'static str| EntityTag::parse(text.as_bytes()).unwrap();
+        assert!(tag("a").weakly_matches(&tag("a")) && !tag("a").strongly_matches(&tag("a")));
+        assert!(!tag("a").weakly_matches(&tag("\"a\"")) && !tag("\"a\"").weakly_matches(&tag("a")));
+        assert_eq!(range_condition(&map(&[("etag", "a")])), None);
     }
 
     #[test]
