@@ -468,6 +468,25 @@ mod tests {
         assert!(config.cluster.is_none());
     }
 
+    /// Nobody would notice a key there that is not one: all of it is commented out.
+    #[test]
+    fn the_example_of_a_site_can_be_meant() {
+        let shipped = include_str!("../../deploy/edge.toml");
+        let (_, example) = shipped.split_once("\n# [[site]]\n").unwrap();
+        let is_setting = |line: &&str| {
+            let key = line.split_once(" = ").map_or("", |(key, _)| key);
+            line.starts_with('[') || (!key.is_empty() && !key.contains(|c: char| c == ' '))
+        };
+        let settings = example.lines().filter_map(|line| line.strip_prefix("# "));
+        let settings: Vec<_> = settings.filter(is_setting).collect();
+        let config = parse(&format!("[[site]]\n{}", settings.join("\n"))).unwrap();
+        let [site] = &config.sites.sites[..] else {
+            panic!("{:?}", config.sites);
+        };
+        assert_eq!((site.rule.len(), site.access.len()), (2, 4));
+        assert!(site.bypass.cookies[0].fits(b"sessionid") && site.query.sort);
+    }
+
     #[test]
     fn impossible_values_are_refused_by_key() {
         for (text, key) in [
