@@ -97,6 +97,41 @@ impl Source {
     }
 }
 
+/// Which address database to use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Database {
+    /// The one that ships with the project.
+    Shipped,
+    /// The operator's.
+    File(PathBuf),
+    /// None.
+    None,
+}
+
+impl Database {
+    /// From the configuration: a path, `"none"`, or nothing for the one that ships.
+    pub fn named(path: Option<&str>) -> Self {
+        match path {
+            None => Self::Shipped,
+            Some("none") => Self::None,
+            Some(path) => Self::File(path.into()),
+        }
+    }
+
+    /// Reads it. Blocks for some tens of milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// As [`GeoDb::open`].
+    pub fn open(&self) -> Result<Option<GeoDb>, GeoError> {
+        match self {
+            Self::Shipped => Ok(Some(GeoDb::shipped())),
+            Self::File(path) => GeoDb::open(path).map(Some),
+            Self::None => Ok(None),
+        }
+    }
+}
+
 /// Why a database is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum GeoError {
@@ -125,6 +160,9 @@ pub const DATABASE_BYTES_MAX: u64 = 1 << 30;
 const PROBED_RECORDS_MAX: usize = 2_000;
 /// What a zstd frame begins with (RFC 8878 §3.1.1).
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+
+/// The database that ships with the project: DB-IP's City Lite, reduced (see `cluster/data`).
+const SHIPPED: &[u8] = include_bytes!("../data/geo-city-lite.mmdb.zst");
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Shape {
@@ -159,6 +197,15 @@ impl GeoDb {
     /// It is no database of a known shape.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self, GeoError> {
         Self::checked(bytes, "(in memory)")
+    }
+
+    /// The database that ships with the project. Blocks for some tens of milliseconds.
+    ///
+    /// # Panics
+    ///
+    /// Never: the tests open the very same bytes.
+    pub fn shipped() -> Self {
+        Self::from_bytes(SHIPPED.to_vec()).expect("the shipped database is the one the tests open")
     }
 
     fn checked(bytes: Vec<u8>, name: &str) -> Result<Self, GeoError> {
@@ -198,6 +245,14 @@ impl GeoDb {
             city: record.city.and_then(|c| c.names?.en).map(str::to_owned),
             source,
         })
+    }
+
+    /// The ISO 3166-1 alpha-2 code of the country of `address`; `None` when the database does not
+    /// know it. Where the address is registered counts if nothing better is said.
+    pub fn country(&self, address: IpAddr) -> Option<&str> {
+        let found = self.reader.lookup(address.to_canonical()).ok()?;
+        let record: Record<'_> = found.decode().ok()??;
+        record.iso_code()
     }
 
     /// The middle of a country (of its largest piece) by its ISO 3166-1 alpha-2 code.
@@ -486,7 +541,7 @@ mod tests {
 
     #[test]
     fn the_shipped_database_locates_real_addresses() {
-        let db = GeoDb::open(&data("geo-city-lite.mmdb.zst")).unwrap();
+        let db = GeoDb::shipped();
         for (address, country, (lat, lon)) in [
             ("193.0.6.139", "NL", (52.37, 4.90)),     // RIPE NCC, Amsterdam
             ("202.12.29.175", "AU", (-27.47, 153.0)), // APNIC, Brisbane
@@ -494,10 +549,12 @@ mod tests {
         ] {
             let found = at(&db, address).unwrap();
             assert_eq!(found.country.as_deref(), Some(country), "{address}");
+            assert_eq!(db.country(address.parse().unwrap()), Some(country));
             let km = found.point.distance_km(GeoPoint::new(lat, lon).unwrap());
             assert!(km < 300.0, "{address}: {found:?} is {km} km off");
         }
         assert_eq!(at(&db, "10.0.0.1"), None);
+        assert_eq!(db.country([10, 0, 0, 1].into()), None);
         assert!(at(&db, "2001:67c:2e8:22::c100:68b").is_some());
     }
 

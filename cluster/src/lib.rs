@@ -10,7 +10,7 @@
 //!   sender knows it;
 //! - [`site`]: what is served, from where, under which rules;
 //! - [`key`]: the name of an object; [`manifest`]: an object without its bytes; [`digest`]: a node's compact summary of what it holds;
-//! - [`geo`]: points, distances and address databases;
+//! - [`geo`]: points, distances and address databases; [`network`]: blocks of addresses;
 //! - [`wire`]: paths, header fields and bodies that nodes exchange;
 //! - [`net`], [`clock`]: the world as a parameter, so that a simulation can stand in for it;
 //! - [`settings`], [`quantity`], [`process`]: how every process of the project is configured, and
@@ -27,6 +27,7 @@ pub mod key;
 pub mod manifest;
 pub mod membership;
 pub mod net;
+pub mod network;
 pub mod node;
 pub mod process;
 pub mod quantity;

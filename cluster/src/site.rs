@@ -1,11 +1,15 @@
 //! A site: a set of hosts served from a set of origins under one cache policy. And the map from a
-//! request's host to its site.
+//! request's host to its site. What a site's owner may rule is in [`rules`].
+
+pub mod rules;
+mod words;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use http::Uri;
 use serde::{Deserialize, Serialize};
 
+use self::rules::{Access, BypassRule, KeyRule, PathRule, QueryRule, RULES_MAX, RangeMiss};
 use crate::quantity::{Bytes, Span};
 
 /// Most sites a registry may hold.
@@ -14,6 +18,8 @@ pub const SITES_MAX: usize = 10_000;
 pub const HOSTS_MAX: usize = 1_000;
 /// Most origins of one site.
 pub const ORIGINS_MAX: usize = 32;
+/// Most fields that [`Site::targets`] may name: each is looked for in every answer.
+pub const TARGETS_MAX: usize = 8;
 
 /// A site as it is written in configuration files and handed from the control plane to the edges.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,6 +51,49 @@ pub struct Site {
     /// Largest body that is stored; larger ones pass through. The node's own limit holds as well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub object_max: Option<Bytes>,
+    /// How long a stale answer may be used while it is validated, where the origin does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stale_while_revalidate: Option<Span>,
+    /// How long a stale answer may be used when the origin fails, where it does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stale_if_error: Option<Span>,
+    /// Whether a client's `no-cache` or `max-age` makes the cache ask the origin; as the node has it
+    /// when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub honour_client_reload: Option<bool>,
+    /// What a range of an object that is not stored starts; the whole when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub range_miss: Option<RangeMiss>,
+    /// Response fields whose directives count before `Cache-Control` (RFC 9213), the most specific
+    /// first; `CDN-Cache-Control` and `Surrogate-Control` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub targets: Option<Vec<String>>,
+    /// Whether those fields go on to the client, as for a CDN in front of this one; they do when
+    /// absent. `Surrogate-Control` never does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forward_targets: Option<bool>,
+    /// Who denies requests, as a URL: told with every 451 (RFC 7725 §4).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocked_by: Option<String>,
+    /// Which query parameters name an object.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub query: QueryRule,
+    /// What else names one.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub key: KeyRule,
+    /// What goes straight to the origin.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub bypass: BypassRule,
+    /// What differs by path.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rule: Vec<PathRule>,
+    /// Who is served.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub access: Vec<Access>,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 const fn default_ttl() -> Span {
@@ -88,6 +137,18 @@ impl Site {
             first_byte_timeout: first_byte_timeout(),
             between_bytes_timeout: between_bytes_timeout(),
             object_max: None,
+            stale_while_revalidate: None,
+            stale_if_error: None,
+            honour_client_reload: None,
+            range_miss: None,
+            targets: None,
+            forward_targets: None,
+            blocked_by: None,
+            query: QueryRule::default(),
+            key: KeyRule::default(),
+            bypass: BypassRule::default(),
+            rule: Vec::new(),
+            access: Vec::new(),
         }
     }
 
@@ -152,8 +213,61 @@ impl Site {
                 return bad(field, format!("must be over 0s and at most 1h, not {span}"));
             }
         }
-        Ok(())
+        self.check_rules()
+            .or_else(|(field, reason)| bad(field, reason))
     }
+
+    fn check_rules(&self) -> Result<(), rules::Bad> {
+        for (field, count) in [("rule", self.rule.len()), ("access", self.access.len())] {
+            if count > RULES_MAX {
+                return Err((field, format!("{count} of them, at most {RULES_MAX}")));
+            }
+        }
+        rules::span("default_ttl", Some(self.default_ttl))?;
+        rules::span("stale_while_revalidate", self.stale_while_revalidate)?;
+        rules::span("stale_if_error", self.stale_if_error)?;
+        let targets = self.targets.as_deref().unwrap_or_default();
+        if targets.len() > TARGETS_MAX {
+            let reason = format!("{} fields, at most {TARGETS_MAX}", targets.len());
+            return Err(("targets", reason));
+        }
+        rules::header_names("targets", targets)?;
+        // These fields do not go on to clients, so another kind of field must not slip in.
+        let is_target = |name: &&String| {
+            let name = name.to_ascii_lowercase();
+            name.ends_with("-control") && name != "cache-control"
+        };
+        if let Some(name) = targets.iter().find(|name| !is_target(name)) {
+            let reason = format!("{name:?} is not a field such as \"CDN-Cache-Control\"");
+            return Err(("targets", reason));
+        }
+        if let Some(url) = &self.blocked_by
+            && !is_web_address(url)
+        {
+            let reason = format!("{url:?} is not http://… or https://…");
+            return Err(("blocked_by", reason));
+        }
+        self.query.check()?;
+        self.key.check()?;
+        self.bypass.check()?;
+        self.rule.iter().try_for_each(PathRule::check)?;
+        self.access.iter().try_for_each(Access::check)
+    }
+
+    /// Whether a request's country decides anything, so that a geo database is needed.
+    pub fn names_countries(&self) -> bool {
+        self.access.iter().any(|rule| !rule.countries.is_empty())
+    }
+}
+
+/// Whether `url` can stand in a `Link`: an absolute URL in ASCII without `>`.
+fn is_web_address(url: &str) -> bool {
+    let web = url.parse::<Uri>().is_ok_and(|uri| {
+        matches!(uri.scheme_str(), Some("http" | "https")) && uri.authority().is_some()
+    });
+    web && url
+        .bytes()
+        .all(|b| b.is_ascii_graphic() && !matches!(b, b'<' | b'>' | b'"'))
 }
 
 fn check_origin(origin: &str) -> Result<(), &'static str> {
@@ -444,6 +558,30 @@ mod tests {
         assert_eq!(name_and_host(&map, "other.test.edge1.cdn.net"), None);
     }
 
+    /// What is absent is not written either: an edge that does not know of it still takes the site.
+    #[test]
+    fn a_site_without_rules_is_written_as_before() {
+        let site = Site::new("a", &["a.test"], &["http://o:80"]);
+        let json = serde_json::to_value(&site).unwrap();
+        let keys: Vec<_> = json
+            .as_object()
+            .unwrap()
+            .keys()
+            .map(String::as_str)
+            .collect();
+        let known = [
+            "between_bytes_timeout",
+            "connect_timeout",
+            "default_ttl",
+            "first_byte_timeout",
+            "hosts",
+            "name",
+            "origins",
+        ];
+        assert_eq!(keys, known);
+        assert!(!site.names_countries());
+    }
+
     #[test]
     fn impossible_sites_are_refused_by_field() {
         let good = Site::new("a", &["a.test"], &["http://o:80"]);
@@ -467,6 +605,68 @@ mod tests {
             with(|s| s.first_byte_timeout = Span(Duration::ZERO)),
             "first_byte_timeout"
         );
+        let written = |text: &str| {
+            let name = "name = 'a'\nhosts = ['a.test']\norigins = ['http://o']\n";
+            toml::from_str::<Site>(&format!("{name}{text}"))
+        };
+        for (text, field) in [
+            ("default_ttl = '4000d'", "default_ttl"),
+            ("targets = ['a b-control']", "targets"),
+            ("targets = ['Cache-Control']", "targets"),
+            ("targets = ['Set-Cookie']", "targets"),
+            ("blocked_by = 'me'", "blocked_by"),
+            ("blocked_by = 'ftp://a'", "blocked_by"),
+            ("[query]\nonly = []\nignore = ['a']", "query.ignore"),
+            ("[key]\nheaders = ['']", "key.headers"),
+            ("[key]\ncookies = ['a=b']", "key.cookies"),
+            ("[bypass]\npaths = ['admin']", "bypass.paths"),
+            ("[[rule]]\npath = '/a?b'\nttl = '1s'", "rule.path"),
+            ("[[rule]]\npath = '/a'", "rule"),
+            ("[[rule]]\nttl = '1s'\nttl_override = '1s'", "rule.ttl"),
+            ("[[rule]]\nstatus = [404]", "rule.status"),
+            ("[[rule]]\nttl_override = '3651d'", "rule.ttl_override"),
+            ("[[access]]\naction = 'deny'\nstatus = 404", "access.status"),
+            (
+                "[[access]]\naction = 'allow'\nstatus = 403",
+                "access.status",
+            ),
+            (
+                "[[access]]\naction = 'deny'\npaths = ['*.php']",
+                "access.paths",
+            ),
+            (
+                "[[access]]\naction = 'deny'\nmethods = ['post']",
+                "access.methods",
+            ),
+            (
+                "[[access]]\naction = 'deny'\ncountries = ['fr']",
+                "access.countries",
+            ),
+            (
+                "[[access]]\naction = 'deny'\ncountries = ['France']",
+                "access.countries",
+            ),
+        ] {
+            let error = written(text).unwrap().check().unwrap_err();
+            assert_eq!(error.field, field, "{text}: {error}");
+        }
+        let many = "[[rule]]\nttl = '1s'\n".repeat(RULES_MAX + 1);
+        assert_eq!(written(&many).unwrap().check().unwrap_err().field, "rule");
+        for (text, told) in [
+            ("[query]\nignore = ['*a']", "utm_*"),
+            ("[[rule]]\nstatus = [99]\nttl = '1s'", "99 is not a status"),
+            ("[[access]]\naction = 'drop'", "drop"),
+            ("[[access]]\npaths = ['/']", "action"),
+            (
+                "[[access]]\naction = 'deny'\naddresses = ['10.1.0.0/8']",
+                "10.0.0.0/8",
+            ),
+            ("range_miss = 'all'", "whole"),
+            ("[bypas]", "bypas"),
+        ] {
+            let error = written(text).unwrap_err().to_string();
+            assert!(error.contains(told), "{text}: {error}");
+        }
         let twice = SiteSet {
             version: 1,
             sites: vec![

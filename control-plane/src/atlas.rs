@@ -293,7 +293,7 @@ mod tests {
     use cluster::node::Role;
 
     use super::*;
-    use crate::places::{NetworkPlace, shipped_database};
+    use crate::places::NetworkPlace;
 
     #[test]
     fn hosts_are_found_in_every_way_to_write_an_address() {
@@ -318,7 +318,7 @@ mod tests {
                 latitude: Some(1.0),
                 longitude: Some(2.0),
             }],
-            Some(shipped_database()),
+            Some(cluster::geo::GeoDb::shipped()),
         );
         let located = |peer: &str, http: &str, gossip: &str, at: Option<GeoPoint>| {
             let mut node = NodeInfo::new("e".parse().unwrap(), Role::Edge);

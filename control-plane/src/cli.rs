@@ -298,7 +298,7 @@ fn check(
     env: impl Iterator<Item = (OsString, OsString)>,
 ) -> anyhow::Result<()> {
     let (mut file, config) = arguments.read(env)?;
-    if let crate::config::Database::File(path) = &config.database {
+    if let cluster::geo::Database::File(path) = &config.database {
         cluster::geo::GeoDb::open(path).context("geo.database")?;
     }
     file.node.id = Some(config.id.to_string());

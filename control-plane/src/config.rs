@@ -3,7 +3,9 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use cluster::{
+    geo::Database,
     membership::SEEDS_MAX,
+    network::Network,
     node::NodeId,
     quantity::Span,
     secret::ClusterSecret,
@@ -11,10 +13,7 @@ use cluster::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    network::Network,
-    places::{NETWORKS_MAX, NetworkPlace},
-};
+use crate::places::{NETWORKS_MAX, NetworkPlace};
 
 /// What environment variables of this process begin with.
 pub const ENV_PREFIX: &str = "CONTROL_PLANE_";
@@ -132,7 +131,7 @@ impl Default for ClusterSection {
 #[serde(deny_unknown_fields, default)]
 pub struct GeoSection {
     /// Path of a MaxMind database, City or Country. Absent: the one that ships with the project.
-    /// `"none"`: no database.
+    /// `"none"`: no database; region labels and coordinates still rank.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub database: Option<String>,
     /// Networks whose place the operator knows better.
@@ -215,17 +214,6 @@ pub struct Config {
     pub sites: Vec<Site>,
 }
 
-/// Which address database to use.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Database {
-    /// The one that ships with the project.
-    Shipped,
-    /// The operator's.
-    File(PathBuf),
-    /// None: region labels and coordinates still rank.
-    None,
-}
-
 impl ConfigFile {
     /// Checks every value and reads the secret.
     ///
@@ -290,11 +278,7 @@ impl ConfigFile {
             seeds: self.cluster.seeds,
             secret,
             gossip_interval: interval.0,
-            database: match self.geo.database.as_deref() {
-                None => Database::Shipped,
-                Some("none") => Database::None,
-                Some(path) => Database::File(path.into()),
-            },
+            database: Database::named(self.geo.database.as_deref()),
             networks: self.geo.network,
             trust_forwarded: self.steer.trust_forwarded,
             limits: self.limits,

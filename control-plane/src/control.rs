@@ -4,7 +4,6 @@ use std::{fmt, net::SocketAddr, sync::Arc};
 
 use cluster::{
     clock::Clock,
-    geo::GeoDb,
     membership::{Membership, MembershipConfig},
     net::{Listener, Net},
     node::{NodeInfo, Phase, Role},
@@ -15,11 +14,11 @@ use tracing::info;
 use crate::{
     api::{self, App},
     atlas::{self, Atlas},
-    config::{Config, Database},
+    config::Config,
     data_dir::DataDir,
     error::StartError,
     metrics::Metrics,
-    places::{Places, shipped_database},
+    places::Places,
     serve::Server,
     sites::Sites,
 };
@@ -184,11 +183,7 @@ impl fmt::Debug for Control {
 
 fn from_disk(config: Config, clock: &Clock) -> Result<(DataDir, Sites, Places), StartError> {
     let data_dir = DataDir::open(&config.data_dir)?;
-    let database = match &config.database {
-        Database::Shipped => Some(shipped_database()),
-        Database::File(path) => Some(GeoDb::open(path)?),
-        Database::None => None,
-    };
+    let database = config.database.open()?;
     let sites = Sites::open(config.sites, &data_dir, clock)?;
     Ok((data_dir, sites, Places::new(config.networks, database)))
 }

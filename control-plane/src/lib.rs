@@ -8,7 +8,7 @@
 //!   in reverse order;
 //! - [`atlas`]: a snapshot of everybody and where they are, made anew whenever gossip tells
 //!   something; [`places`] turns addresses into places,
-//!   by the operator's [`network`]s and an address database;
+//!   by the operator's networks and an address database;
 //! - [`rank`] (pure): which peer or edge comes first, and why; [`steer`] (pure): where a client's
 //!   request is sent;
 //! - [`sites`]: the site registry and its version, kept in the [`data_dir`];
@@ -26,7 +26,6 @@ pub mod control;
 pub mod data_dir;
 pub mod error;
 pub mod metrics;
-pub mod network;
 pub mod places;
 pub mod rank;
 pub mod serve;

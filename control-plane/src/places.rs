@@ -4,17 +4,13 @@ use std::net::IpAddr;
 
 use cluster::{
     geo::{GeoDb, GeoPoint},
+    network::Network,
     wire::Place,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::network::Network;
-
 /// Most networks an operator may place by hand: all are looked at for every client.
 pub const NETWORKS_MAX: usize = 1_000;
-
-/// The database that ships with the project: DB-IP's City Lite, reduced (see `cluster/data`).
-const SHIPPED: &[u8] = include_bytes!("../../cluster/data/geo-city-lite.mmdb.zst");
 
 /// What the licence of the shipped database (CC BY 4.0) asks every page with its results to carry.
 pub const ATTRIBUTION: &str = "<a href='https://db-ip.com'>IP Geolocation by DB-IP</a>";
@@ -102,15 +98,6 @@ impl Places {
     }
 }
 
-/// The database that ships with the project. Blocks for some tens of milliseconds.
-///
-/// # Panics
-///
-/// Never: the tests open the very same bytes.
-pub fn shipped_database() -> GeoDb {
-    GeoDb::from_bytes(SHIPPED.to_vec()).expect("the shipped database is the one the tests open")
-}
-
 /// A place that an operator gave, for a node or for a network.
 pub fn configured_place(point: GeoPoint) -> Place {
     Place {
@@ -145,7 +132,7 @@ mod tests {
                 network("10.9.0.0/16", "annex", Some((3.0, 4.0))),
                 network("193.0.0.0/16", "eu", None),
             ],
-            Some(shipped_database()),
+            Some(GeoDb::shipped()),
         );
         let of = |address: &str| places.of(address.parse().unwrap());
         let known = of("10.9.8.7");

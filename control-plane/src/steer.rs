@@ -2,9 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use cluster::wire::RankedEdge;
-
-use crate::network::Network;
+use cluster::{network::Network, wire::RankedEdge};
 
 /// Edges within this much of the best are alike: places of clients are known to about a hundred
 /// kilometres, and that is about what a hundred kilometres cost.

@@ -1,7 +1,8 @@
 //! The object cache: one question ([`Cache::lookup`]), one answer ([`Lookup`]), and the right to
 //! fill what is missing ([`Filler`]).
 //!
-//! Modules in reading order: the [`key`] of a request and its variants ([`vary`]); what may be
+//! Modules in reading order: the [`key`] of a request (it reads [`cookie`]s and [`percent`]-encoding)
+//! and its variants ([`vary`]); what may be
 //! stored and reused ([`policy`], pure); an [`entry`] and the [`fill`] that makes it grow; the tiers
 //! ([`memory`], then [`store`] over [`segment`] files and their [`index`], read on a [`pool`] of
 //! threads of their own).
@@ -11,13 +12,16 @@
 //!
 //! **Locks:** all are held for a few instructions and never across an await.
 
+pub mod cookie;
 pub mod entry;
 pub mod fill;
 pub mod index;
 pub mod key;
 pub mod memory;
+pub mod percent;
 pub mod policy;
 pub mod pool;
+pub mod refusals;
 pub mod segment;
 pub mod store;
 #[cfg(test)]

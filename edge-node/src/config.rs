@@ -8,7 +8,7 @@ use std::{
 };
 
 use cluster::{
-    geo::GeoPoint,
+    geo::{Database, GeoPoint},
     node::NodeId,
     quantity::{Bytes, Span},
     secret::ClusterSecret,
@@ -36,6 +36,9 @@ pub struct ConfigFile {
     pub cache: CacheSection,
     /// Bounds on clients.
     pub limits: LimitsSection,
+    /// What tells countries.
+    #[serde(skip_serializing_if = "is_unset")]
+    pub geo: GeoSection,
     /// Sites, used when no control plane distributes them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub site: Vec<Site>,
@@ -211,6 +214,20 @@ impl Default for LimitsSection {
     }
 }
 
+/// `[geo]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GeoSection {
+    /// Path of a MaxMind database, City or Country, for access rules that name countries. Absent: the
+    /// one that ships with the project. `"none"`: no database, so every country is unknown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub database: Option<String>,
+}
+
+fn is_unset(geo: &GeoSection) -> bool {
+    *geo == GeoSection::default()
+}
+
 /// A value that cannot be meant.
 #[derive(Debug, thiserror::Error)]
 #[error("{key}: {reason}")]
@@ -251,6 +268,8 @@ pub struct Config {
     pub cache: CacheSection,
     /// Bounds on clients.
     pub limits: LimitsSection,
+    /// What tells countries, if a site names some.
+    pub database: Database,
 }
 
 /// What a node needs to be in a cluster.
@@ -364,6 +383,7 @@ impl ConfigFile {
             sites,
             cache: self.cache,
             limits: self.limits,
+            database: Database::named(self.geo.database.as_deref()),
         })
     }
 }
@@ -446,6 +466,25 @@ mod tests {
         let config = parse(SITE).unwrap();
         assert_eq!(config.id.as_str(), "host-1");
         assert!(config.cluster.is_none());
+    }
+
+    /// Nobody would notice a key there that is not one: all of it is commented out.
+    #[test]
+    fn the_example_of_a_site_can_be_meant() {
+        let shipped = include_str!("../../deploy/edge.toml");
+        let (_, example) = shipped.split_once("\n# [[site]]\n").unwrap();
+        let is_setting = |line: &&str| {
+            let key = line.split_once(" = ").map_or("", |(key, _)| key);
+            line.starts_with('[') || (!key.is_empty() && !key.contains(|c: char| c == ' '))
+        };
+        let settings = example.lines().filter_map(|line| line.strip_prefix("# "));
+        let settings: Vec<_> = settings.filter(is_setting).collect();
+        let config = parse(&format!("[[site]]\n{}", settings.join("\n"))).unwrap();
+        let [site] = &config.sites.sites[..] else {
+            panic!("{:?}", config.sites);
+        };
+        assert_eq!((site.rule.len(), site.access.len()), (2, 4));
+        assert!(site.bypass.cookies[0].fits(b"sessionid") && site.query.sort);
     }
 
     #[test]

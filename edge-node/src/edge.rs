@@ -17,7 +17,6 @@ use cluster::{
     membership::{Membership, MembershipConfig, MembershipError},
     net::{Listener, Net, SystemNet},
     node::{NodeInfo, Phase, Role},
-    site::{BadSite, SiteMap},
     view::ClusterView,
 };
 use hyper::service::service_fn;
@@ -33,6 +32,7 @@ use crate::{
     cache::{
         Cache,
         memory::Memory,
+        refusals::Refusals,
         store::{OnEvicted, OpenError, Store, StoreConfig},
     },
     config::Config,
@@ -40,6 +40,7 @@ use crate::{
     metrics::Metrics,
     proxy::{Proxy, ProxyParts, UploadLimits},
     serve::{self, ConnectionLimits},
+    sites::Sites,
     upstream::{Upstream, UpstreamConfig},
     workers,
 };
@@ -82,9 +83,9 @@ pub enum StartError {
     /// The data directory cannot be used.
     #[error("node.data_dir: {0}")]
     Store(#[from] OpenError),
-    /// The sites kept on disk, or of the file, cannot be meant.
+    /// The sites of the file cannot be served.
     #[error(transparent)]
-    Site(#[from] BadSite),
+    Sites(#[from] workers::sites::SitesError),
     /// The node cannot join gossip.
     #[error("cluster: {0}")]
     Membership(#[from] MembershipError),
@@ -123,7 +124,8 @@ pub struct Edge {
     membership: Option<Arc<Membership>>,
     cache: Cache,
     upstream: Upstream,
-    sites: Arc<ArcSwap<SiteMap>>,
+    sites: Arc<ArcSwap<Sites>>,
+    refusals: Refusals,
     metrics: Arc<Metrics>,
     proxy: Proxy,
     clock: Clock,
@@ -155,7 +157,8 @@ impl Edge {
         let object_bytes_max = config.cache.object_max.0.min(config.cache.disk.0 / 4 * 3);
         let cache = Cache::new(memory, store, holdings, object_bytes_max);
 
-        let sites = workers::sites::load(&config)?;
+        let loading = config.clone();
+        let sites = tokio::task::spawn_blocking(move || workers::sites::load(&loading)).await??;
         let sites = Arc::new(ArcSwap::from_pointee(sites));
 
         let mut me = NodeInfo::new(config.id.clone(), Role::Edge);
@@ -217,6 +220,7 @@ impl Edge {
             }
             _ => None,
         };
+        let refusals = Refusals::default();
         let proxy = Proxy::new(ProxyParts {
             me: config.id.clone(),
             cache: cache.clone(),
@@ -224,7 +228,7 @@ impl Edge {
             sites: sites.clone(),
             metrics: metrics.clone(),
             clock: clock.clone(),
-            honour_client: config.cache.honour_client_reload,
+            refusals: refusals.clone(),
             upload: UploadLimits {
                 bytes_max: config.limits.body.0,
                 silence_max: config.limits.body_timeout.0,
@@ -245,6 +249,7 @@ impl Edge {
             cache,
             upstream,
             sites,
+            refusals,
             metrics,
             proxy,
             clock,
@@ -266,6 +271,7 @@ impl Edge {
             cache,
             upstream,
             sites,
+            refusals,
             metrics,
             clock,
             ..
@@ -325,6 +331,7 @@ impl Edge {
             sites: sites.clone(),
             cache: cache.clone(),
             upstream: upstream.clone(),
+            refusals,
             metrics: metrics.clone(),
             clock,
             ready,

@@ -33,6 +33,10 @@ pub enum Kind {
     UnknownCoding,
     /// `CONNECT`: this is no forward proxy.
     Connect,
+    /// A rule of the site denies it.
+    Denied,
+    /// A rule of the site denies it, for legal reasons (RFC 7725).
+    Blocked,
     /// The request has been through this node already (RFC 8586).
     Loop,
     /// `only-if-cached`, and it is not (RFC 9111 §5.2.1.7).
@@ -80,6 +84,8 @@ impl ServeError {
             | Kind::UnknownCoding
             | Kind::Trace
             | Kind::Connect
+            | Kind::Denied
+            | Kind::Blocked
             | Kind::Loop
             | Kind::OnlyIfCached
             | Kind::RequestBody
@@ -121,6 +127,11 @@ impl ServeError {
                 StatusCode::METHOD_NOT_ALLOWED,
                 "CONNECT is not possible here.",
             ),
+            Kind::Denied => (StatusCode::FORBIDDEN, "This request is not served here."),
+            Kind::Blocked => (
+                StatusCode::UNAVAILABLE_FOR_LEGAL_REASONS,
+                "This is not available here for legal reasons.",
+            ),
             Kind::Loop => (
                 StatusCode::LOOP_DETECTED,
                 "The request came back to where it has been.",
@@ -161,6 +172,8 @@ impl ServeError {
             Kind::UnknownCoding => "unknown-coding",
             Kind::Trace => "trace",
             Kind::Connect => "connect",
+            Kind::Denied => "denied",
+            Kind::Blocked => "blocked",
             Kind::Loop => "loop",
             Kind::OnlyIfCached => "only-if-cached",
             Kind::RequestBody => "request-body",

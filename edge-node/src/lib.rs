@@ -7,7 +7,8 @@
 //! What is missing is fetched by a task of its own: from the best-ranked holder that the
 //! [`upstream`]'s digests name, else from the origin. Client and fetch meet in an
 //! [entry](cache::entry::Entry), whose body may still be growing; [`deliver`] decides what part of
-//! it this request gets, and [`payload`] sends it and counts.
+//! it this request gets, and [`payload`] sends it and counts. What the site's owner has to say in all
+//! of this is compiled into a [`ruling`], one for each of the [`sites`].
 //!
 //! [`hold`] answers other edges, from storage only. [`admin`] answers the operator. [`workers`] tell
 //! the cluster how this node is and follow the site registry. [`edge`] puts all of it together.
@@ -26,6 +27,8 @@ pub mod hold;
 pub mod metrics;
 pub mod payload;
 pub mod proxy;
+pub mod ruling;
 pub mod serve;
+pub mod sites;
 pub mod upstream;
 pub mod workers;

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
-use cluster::{process, settings, site::Site};
+use cluster::{geo::Database, process, settings, site::Site};
 use edge_node::{
     config::{Config, ConfigFile},
     edge::{Edge, Environment},
@@ -28,7 +28,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Check a configuration and print what it means.
+    /// Check a configuration and print what is in effect, and what the sites' rules mean.
     Check(ServeArgs),
     /// Ask a running node whether it is ready; exit code 0 if so.
     Healthy {
@@ -138,10 +138,27 @@ fn serve(args: &ServeArgs) -> anyhow::Result<()> {
 
 fn check(args: &ServeArgs) -> anyhow::Result<()> {
     let file = args.config_file()?;
-    meant(file.clone())?;
-    let text = toml::to_string_pretty(&file)?;
+    let config = meant(file.clone())?;
+    if let Database::File(_) = &config.database {
+        config.database.open().context("geo.database")?;
+    }
+    let mut text = toml::to_string_pretty(&file)?;
+    for site in &config.sites.sites {
+        text.push_str(&in_comments(site));
+    }
     io::stdout().write_all(text.as_bytes())?;
     Ok(())
+}
+
+/// What a site means, in comments: what `check` prints is a configuration still.
+fn in_comments(site: &Site) -> String {
+    let mut text = format!("\n# Site {}:\n", site.name);
+    for sentence in site.in_words() {
+        text.push_str("# - ");
+        text.push_str(&sentence);
+        text.push('\n');
+    }
+    text
 }
 
 fn meant(file: ConfigFile) -> anyhow::Result<Config> {

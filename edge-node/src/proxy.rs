@@ -18,12 +18,7 @@ pub use self::upload::UploadLimits;
 use std::{net::IpAddr, sync::Arc};
 
 use arc_swap::ArcSwap;
-use cluster::{
-    clock::Clock,
-    key::Key,
-    node::NodeId,
-    site::{Site, SiteMap},
-};
+use cluster::{clock::Clock, key::Key, node::NodeId, site::Site};
 use http::{
     Extensions, HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header,
 };
@@ -38,6 +33,7 @@ use crate::{
         entry::{self, Body, Entry},
         key,
         policy::{self, CacheControl, RequestFacts, Reuse, Rules, Why},
+        refusals::Refusals,
         vary,
     },
     deliver::{self, cache_status::Fwd, range},
@@ -45,7 +41,13 @@ use crate::{
     forward::{self, Hop},
     metrics::{Metrics, Outcome, SiteMetrics},
     payload::Payload,
+    ruling::{
+        Ruling,
+        access::{self, Verdict, Visit},
+        path::Readings,
+    },
     serve::{Connection, framing::Flaw, interim::Interim},
+    sites::{Selected, Sites},
     upstream::{Upstream, origin::OriginBody, pool},
 };
 
@@ -65,10 +67,10 @@ struct Shared {
     me: NodeId,
     cache: Cache,
     upstream: Upstream,
-    sites: Arc<ArcSwap<SiteMap>>,
+    sites: Arc<ArcSwap<Sites>>,
     metrics: Arc<Metrics>,
     clock: Clock,
-    honour_client: bool,
+    refusals: Refusals,
     upload: UploadLimits,
 }
 
@@ -81,13 +83,13 @@ pub struct ProxyParts {
     /// Where they come from.
     pub upstream: Upstream,
     /// The sites served, in their newest version.
-    pub sites: Arc<ArcSwap<SiteMap>>,
+    pub sites: Arc<ArcSwap<Sites>>,
     /// Metrics of the process.
     pub metrics: Arc<Metrics>,
     /// The wall clock.
     pub clock: Clock,
-    /// Whether a client's cache directives are heeded.
-    pub honour_client: bool,
+    /// Why answers were not stored.
+    pub refusals: Refusals,
     /// What a request's body may be.
     pub upload: UploadLimits,
 }
@@ -95,6 +97,11 @@ pub struct ProxyParts {
 /// A request that has a site.
 struct Asked {
     site: Arc<Site>,
+    ruling: Arc<Ruling>,
+    /// Whether it is served at all.
+    verdict: Verdict,
+    /// Whether the site has it go straight to the origin.
+    bypasses: bool,
     site_metrics: Arc<SiteMetrics>,
     /// The host as it stands in keys and towards the origin.
     host: String,
@@ -140,7 +147,7 @@ impl Proxy {
             sites,
             metrics,
             clock,
-            honour_client,
+            refusals,
             upload,
         } = parts;
         let shared = Shared {
@@ -150,7 +157,7 @@ impl Proxy {
             sites,
             metrics,
             clock,
-            honour_client,
+            refusals,
             upload,
         };
         Self {
@@ -200,7 +207,7 @@ impl Proxy {
         let host_sent = target::host_of(&request)?;
         let sites = self.shared.sites.load();
         let Some(selected) = sites.select(&host_sent) else {
-            let kind = if sites.sites().is_empty() {
+            let kind = if sites.is_empty() {
                 Kind::NoSites
             } else {
                 Kind::UnknownHost
@@ -217,25 +224,36 @@ impl Proxy {
             policy::strip_hop_by_hop(&mut parts.headers);
         }
         let target = parts.uri.path_and_query().map_or("/", |pq| pq.as_str());
-        let rules = Arc::new(Rules {
-            default_ttl: selected.site.default_ttl.0,
-            honour_client: self.shared.honour_client,
-            object_bytes_max: selected.site.object_max.map_or(u64::MAX, |max| max.0),
-            ..Rules::default()
-        });
+        let Selected { ruling, host } = selected;
+        let client = connection.from.ip();
+        let path = Readings::of(parts.uri.path().as_bytes());
+        let visit = Visit {
+            path: &path,
+            method: &parts.method,
+            client: Some(client),
+        };
         let asked = Asked {
-            key: key::key(&selected.site.name, &selected.host, target),
-            site_metrics: self.shared.metrics.site(&selected.site.name),
-            site: selected.site,
-            host: selected.host,
+            verdict: access::judge(ruling.gates(), visit, |address| sites.country(address)),
+            bypasses: ruling.bypass(&path, &parts.headers).is_some(),
+            rules: ruling.rules(&path).clone(),
+            key: key::key(
+                &ruling.site.name,
+                &host,
+                target,
+                &parts.headers,
+                &ruling.key,
+            ),
+            site_metrics: self.shared.metrics.site(&ruling.site.name),
+            site: ruling.site.clone(),
+            ruling,
+            host,
             host_sent,
             method: parts.method,
             uri: parts.uri,
             version: parts.version,
             said: CacheControl::of_request(&parts.headers),
-            rules,
             headers: parts.headers,
-            client: connection.from.ip(),
+            client,
             extensions: parts.extensions,
             takes_trailers,
             interim: connection.interim(parts.version),
@@ -252,6 +270,15 @@ impl Proxy {
         upgrade: Option<hyper::upgrade::OnUpgrade>,
         body: Incoming,
     ) -> Result<Response<Payload>, ServeError> {
+        if let Verdict::Deny { status, rule } = asked.verdict {
+            let kind = if status == 451 {
+                Kind::Blocked
+            } else {
+                Kind::Denied
+            };
+            let detail = format!("access rule {} of site {}", rule + 1, asked.site.name);
+            return Err(ServeError::new(kind, detail));
+        }
         if let Some(last) = self.last_stop(asked) {
             return last;
         }
@@ -266,6 +293,12 @@ impl Proxy {
                 Fwd::Method
             };
             return self.pass(asked, Some(body), fwd).await;
+        }
+        if asked.bypasses {
+            if asked.said.only_if_cached {
+                return Err(ServeError::new(Kind::OnlyIfCached, ""));
+            }
+            return self.pass(asked, None, Fwd::Bypass).await;
         }
         let ask = self.ask(asked);
         for _ in 0..ROUNDS_MAX {
@@ -587,8 +620,9 @@ impl Proxy {
     /// The keys that an unsafe request makes doubtful: its own, and those of same-host `Location`
     /// and `Content-Location` (RFC 9111 §4.4).
     fn invalidated(&self, asked: &Asked, headers: &HeaderMap) -> Vec<Key> {
+        let (site, rules) = (&asked.site.name, &asked.ruling.key);
         let named = invalidation::named(headers, &asked.uri, &asked.host_sent);
-        let named = named.map(|target| key::key(&asked.site.name, &asked.host, &target));
+        let named = named.map(|t| key::key(site, &asked.host, &t, &asked.headers, rules));
         std::iter::once(asked.key).chain(named).collect()
     }
 

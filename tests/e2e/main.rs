@@ -6,6 +6,7 @@
 //! - [`clients`]: one edge, and the programs people use: curl, wget, players, WebSockets;
 //! - [`crowding`]: as many clients at once as there can be;
 //! - [`sharing`]: several edges, and where the bytes come from;
+//! - [`ruling`]: what a site's owner rules;
 //! - [`losing`]: processes that are killed, stopped, or cut off;
 //! - [`refusing`]: what must be refused, and how clearly;
 //! - [`operating`]: what operators see and scrape.
@@ -24,6 +25,8 @@ mod losing;
 mod operating;
 #[cfg(test)]
 mod refusing;
+#[cfg(test)]
+mod ruling;
 #[cfg(test)]
 mod serving;
 #[cfg(test)]

@@ -22,6 +22,7 @@ use cluster::{
     auth::document_mac,
     clock::Clock,
     membership::GossipStats,
+    network::Network,
     node::NodeId,
     secret::ClusterSecret,
     wire::{EDGES, MAC_FIELD, NODES, PEERS, SITES},
@@ -30,8 +31,8 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::{
-    atlas::Atlas, config::Config, error::ApiError, metrics, metrics::Metrics, network::Network,
-    places::Places, sites::Sites,
+    atlas::Atlas, config::Config, error::ApiError, metrics, metrics::Metrics, places::Places,
+    sites::Sites,
 };
 
 pub mod edges;

@@ -177,6 +177,12 @@ impl Proxy {
         ) {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
+        if error.kind == Kind::Blocked
+            && let Some(url) = asked.and_then(|asked| asked.site.blocked_by.as_ref())
+            && let Ok(link) = HeaderValue::try_from(format!("<{url}>; rel=\"blocked-by\""))
+        {
+            headers.insert(header::LINK, link); // RFC 7725 §4
+        }
         if matches!(error.kind, Kind::Connect | Kind::Trace) {
             headers.insert(header::ALLOW, forward::ALLOW);
         }

@@ -21,6 +21,7 @@ use crate::{
             part::{Extent, Part},
             validator::{self, EntityTag},
         },
+        refusals::Refusal,
         vary::{self, Vary},
     },
     deliver::range::{self, Ranges},
@@ -201,7 +202,13 @@ impl Proxy {
     ) {
         let (facts, status) = (asked.facts(), entry.head.status);
         let renewed = fresh.filter(|headers| {
-            policy::storable(&facts, status, headers, &asked.rules, asked_ms).is_ok()
+            let rules = &*asked.rules;
+            let storable = policy::storable(&facts, status, headers, rules, asked_ms);
+            if let Err(reason) = storable {
+                let refusal = Refusal::of(reason, status, headers, rules, self.now());
+                self.shared.refusals.remember(asked.key, refusal);
+            }
+            storable.is_ok()
         });
         let Some(headers) = renewed else {
             self.shared.cache.forget(entry.key).await;
@@ -333,6 +340,15 @@ impl Proxy {
             Extent::Unknown => false,
         };
         if storable.is_err() || !fits {
+            let now_ms = self.now();
+            let refusal = match (storable, length) {
+                (Err(reason), _) => Refusal::of(reason, status, fields, &asked.rules, now_ms),
+                (Ok(_), Some(length)) if length > limit => {
+                    Refusal::too_large(length, limit, now_ms)
+                }
+                (Ok(_), _) => Refusal::partial(now_ms),
+            };
+            self.shared.refusals.remember(asked.key, refusal);
             // What is said of one request, or may be gone in a moment, says nothing of others.
             let remember = storable.as_ref().err().is_none_or(Unstorable::is_lasting)
                 && matches!(extent, Extent::Whole)

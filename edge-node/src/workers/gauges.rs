@@ -6,12 +6,12 @@ use arc_swap::ArcSwap;
 use cluster::{
     membership::Membership,
     node::{NodeId, Phase},
-    site::SiteMap,
 };
 
 use crate::{
     cache::Cache,
     metrics::{Metrics, TierUsage},
+    sites::Sites,
     upstream::Upstream,
 };
 
@@ -27,7 +27,7 @@ pub struct Gauges {
     /// Gossip, in a cluster.
     pub membership: Option<Arc<Membership>>,
     /// The sites served.
-    pub sites: Arc<ArcSwap<SiteMap>>,
+    pub sites: Arc<ArcSwap<Sites>>,
     /// Where to tell it.
     pub metrics: Arc<Metrics>,
 }

@@ -5,6 +5,7 @@ use std::{io, path::Path, sync::Arc};
 
 use arc_swap::ArcSwap;
 use cluster::{
+    geo::{Database, GeoDb, GeoError},
     membership::Membership,
     node::Phase,
     site::{BadSite, SiteMap, SiteSet},
@@ -12,17 +13,45 @@ use cluster::{
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::{admin::Readiness, config::Config, upstream::Upstream};
+use crate::{admin::Readiness, config::Config, sites::Sites, upstream::Upstream};
 
 /// The registry's copy in the data directory.
 const FILE: &str = "sites.json";
 
-/// The sites to start with: the last that the control plane handed out, or those of the file.
+/// Why sites cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum SitesError {
+    /// A site cannot be meant.
+    #[error(transparent)]
+    Site(#[from] BadSite),
+    /// The database that tells countries cannot be used.
+    #[error("geo.database: {0}")]
+    Geo(#[from] GeoError),
+}
+
+/// The sites to start with: the last that the control plane handed out, or those of the file. Blocks.
 ///
 /// # Errors
 ///
-/// A site of the configuration file that cannot be meant.
-pub fn load(config: &Config) -> Result<SiteMap, BadSite> {
+/// A site of the configuration file that cannot be meant, or a geo database that is needed and
+/// cannot be used.
+pub fn load(config: &Config) -> Result<Sites, SitesError> {
+    compiled(config, kept_or_configured(config)?, None)
+}
+
+/// `map` with its rules compiled; reads the geo database if it is needed and not `known` yet. One
+/// that the operator names is read in any case: a wrong path shows at start. Blocks.
+fn compiled(config: &Config, map: SiteMap, known: Option<Arc<GeoDb>>) -> Result<Sites, SitesError> {
+    let needed = matches!(config.database, Database::File(_))
+        || map.sites().iter().any(|site| site.names_countries());
+    let geo = match known {
+        None if needed => config.database.open()?.map(Arc::new),
+        known => known,
+    };
+    Ok(Sites::new(map, config.cache.honour_client_reload, geo))
+}
+
+fn kept_or_configured(config: &Config) -> Result<SiteMap, BadSite> {
     let distributed = config
         .cluster
         .as_ref()
@@ -44,7 +73,7 @@ pub fn load(config: &Config) -> Result<SiteMap, BadSite> {
 pub async fn follow(
     config: Config,
     upstream: Upstream,
-    sites: Arc<ArcSwap<SiteMap>>,
+    sites: Arc<ArcSwap<Sites>>,
     membership: Option<Arc<Membership>>,
     readiness: watch::Sender<Readiness>,
 ) {
@@ -54,7 +83,7 @@ pub async fn follow(
         if let Some(set) = newest {
             take_over(&config, &set, &sites, membership.as_deref()).await;
         }
-        let able = !sites.load().sites().is_empty();
+        let able = !sites.load().is_empty();
         if able && *readiness.borrow() == Readiness::NotReady("starting") {
             readiness.send_replace(Readiness::Ready);
             if let Some(membership) = &membership {
@@ -72,15 +101,22 @@ pub async fn follow(
 async fn take_over(
     config: &Config,
     set: &SiteSet,
-    sites: &ArcSwap<SiteMap>,
+    sites: &ArcSwap<Sites>,
     membership: Option<&Membership>,
 ) {
     if set.version == sites.load().version() {
         return;
     }
-    let mut map = match SiteMap::new(set) {
-        Ok(map) => map,
-        Err(error) => return warn!(%error, version = set.version, "sites refused"),
+    let (own, new, known) = (config.clone(), set.clone(), sites.load().geo());
+    // Thousands of sites, or a geo database, take longer than a runtime thread may be kept.
+    let compiling = tokio::task::spawn_blocking(move || {
+        let map = SiteMap::new(&new)?;
+        compiled(&own, map, known)
+    });
+    let mut taken = match compiling.await {
+        Ok(Ok(taken)) => taken,
+        Ok(Err(error)) => return warn!(%error, version = set.version, "sites refused"),
+        Err(error) => return warn!(%error, version = set.version, "sites could not be compiled"),
     };
     if let Some(membership) = membership {
         let own = membership
@@ -89,10 +125,10 @@ async fn take_over(
             .node(&config.id)
             .map(|me| me.http.clone());
         if let Some(own) = own {
-            map = map.with_own_name(&own);
+            taken = taken.with_own_name(&own);
         }
     }
-    sites.store(Arc::new(map));
+    sites.store(Arc::new(taken));
     if let Some(membership) = membership {
         membership.update(|me| me.sites_version = set.version);
     }
