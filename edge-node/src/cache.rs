@@ -227,6 +227,34 @@ impl Cache {
         (found.object == entry.object).then(|| self.claim(ask.key, &found))?
     }
 
+    /// The stored response for a key, if it is in memory. `varied` gives the request's fields of these
+    /// names. Does not wait, and holds a lock for a few instructions only.
+    pub fn hot(
+        &self,
+        key: Key,
+        varied: impl Fn(&[HeaderName]) -> HeaderMap,
+        now_ms: u64,
+    ) -> Option<Arc<Entry>> {
+        let Shared { memory, store, .. } = &*self.shared;
+        let entry = match memory.find(key)? {
+            Item::Entry(entry) => entry,
+            Item::Variants(variants) => variants.specs.iter().find_map(|spec| {
+                let names = names(spec);
+                let values = vary::normal_values(&names, &varied(&names));
+                let variant = key::variant_key(key, variants.salt, &values);
+                match memory.find(variants.place(variant))? {
+                    Item::Entry(entry) => Some(entry),
+                    Item::Variants(_) => None,
+                }
+            })?,
+        };
+        if entry.is_touch_due(now_ms) {
+            store.touch(key);
+            store.touch(entry.key);
+        }
+        Some(entry)
+    }
+
     /// The stored response for a key and these header fields, from storage only, fresh or not.
     pub async fn stored(&self, key: Key, headers: &HeaderMap) -> Option<Arc<Entry>> {
         self.find(key, headers).await.entry
@@ -452,13 +480,7 @@ fn item_of(key: Key, stored: StoredObject) -> Option<Item> {
         },
     };
     let from = Provenance::Store;
-    let entry = Entry {
-        key,
-        object: stored.object,
-        head: *head,
-        body,
-        from,
-    };
+    let entry = Entry::new(key, stored.object, *head, body, from);
     Some(Item::Entry(Arc::new(entry)))
 }
 
@@ -582,13 +604,7 @@ impl Filler {
         let object = store.next_object_id();
         let key = self.place(&head);
         let body = Body::Growing(growing.clone());
-        let entry = Arc::new(Entry {
-            key,
-            object,
-            head,
-            body,
-            from,
-        });
+        let entry = Arc::new(Entry::new(key, object, head, body, from));
         if key != self.keys[0] {
             self.cache
                 .fills()
@@ -612,13 +628,7 @@ impl Filler {
     pub async fn refresh(mut self, entry: &Entry, head: Head) {
         let object = entry.object;
         let (key, body) = (entry.key, entry.body.clone());
-        let fresh = Arc::new(Entry {
-            key,
-            object,
-            head,
-            body,
-            from: Provenance::Origin,
-        });
+        let fresh = Arc::new(Entry::new(key, object, head, body, Provenance::Origin));
         let shared = self.cache.shared.clone();
         let Shared { memory, store, .. } = &*shared;
         let keep =
@@ -908,13 +918,7 @@ impl Writing {
             },
         };
         let from = self.entry.from.clone();
-        let item = Item::Entry(Arc::new(Entry {
-            key,
-            object,
-            head,
-            body,
-            from,
-        }));
+        let item = Item::Entry(Arc::new(Entry::new(key, object, head, body, from)));
         let fits = whole
             .as_ref()
             .is_none_or(|b| b.len() as u64 <= memory.object_bytes_max());

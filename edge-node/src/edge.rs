@@ -290,6 +290,7 @@ impl Edge {
             limits,
             stopping.clone(),
             drain,
+            Some(Arc::new(proxy.clone())),
             move |connection| {
                 let proxy = proxy.clone();
                 service_fn(move |request| {
@@ -308,6 +309,7 @@ impl Edge {
                 limits,
                 stopping.clone(),
                 drain,
+                None,
                 move |connection| {
                     let hold = hold.clone();
                     service_fn(move |request| {
@@ -347,6 +349,7 @@ impl Edge {
             limits,
             stopping_admin,
             ADMIN_DRAIN,
+            None,
             move |_| TowerToHyperService::new(admin.clone()),
         ));
 

@@ -20,6 +20,7 @@ use crate::{
         policy,
     },
     metrics::{Metrics, Outcome, SiteMetrics, Source},
+    serve::Answering,
     upstream::origin::OriginBody,
 };
 
@@ -59,9 +60,16 @@ pub struct Trace {
     pub status: StatusCode,
     /// Bytes of body sent so far.
     pub sent: u64,
+    /// Tells the connection that the answer has ended.
+    pub answering: Option<Answering>,
 }
 
 impl Payload {
+    /// Tells the connection when it has ended.
+    pub fn hold(&mut self, answering: Answering) {
+        self.trace.answering = Some(answering);
+    }
+
     /// No body.
     pub fn empty(trace: Trace) -> Self {
         Self {

@@ -9,6 +9,7 @@ mod answer;
 mod fetch;
 mod invalidation;
 mod onward;
+mod quick;
 mod target;
 mod tunnel;
 mod upload;
@@ -167,6 +168,16 @@ impl Proxy {
 
     /// Answers one request; errors are answers, too.
     pub async fn handle(
+        &self,
+        request: Request<Incoming>,
+        connection: &Connection,
+    ) -> Response<Payload> {
+        let mut response = self.respond(request, connection).await;
+        response.body_mut().hold(connection.answering());
+        response
+    }
+
+    async fn respond(
         &self,
         request: Request<Incoming>,
         connection: &Connection,

@@ -34,6 +34,7 @@ pub struct Ruling {
     /// By the beginning of the path; the longest first.
     by_path: Vec<(Prefix, Arc<Rules>)>,
     otherwise: Arc<Rules>,
+    plain: bool,
 }
 
 impl Ruling {
@@ -59,7 +60,17 @@ impl Ruling {
                 Arc::new(compiled(&site, &around, honour_client)),
             ));
         }
+        let bypass = &site.bypass;
+        let plain = site.access.is_empty()
+            && by_path.is_empty()
+            && [
+                bypass.paths.len(),
+                bypass.headers.len(),
+                bypass.cookies.len(),
+            ] == [0; 3]
+            && [site.key.headers.len(), site.key.cookies.len()] == [0; 2];
         Self {
+            plain,
             key: KeyRules::of(&site),
             gates: site.access.iter().map(Gate::new).collect(),
             bypass_paths: site.bypass.paths.iter().map(|p| Prefix::new(p)).collect(),
@@ -73,6 +84,16 @@ impl Ruling {
     pub fn rules(&self, path: &Readings<'_>) -> &Arc<Rules> {
         let found = self.by_path.iter().find(|(prefix, _)| path.names(prefix));
         found.map_or(&self.otherwise, |(_, rules)| rules)
+    }
+
+    /// What holds where no rule for a path does.
+    pub fn usual(&self) -> &Arc<Rules> {
+        &self.otherwise
+    }
+
+    /// Whether the same holds for every request: nothing of it but its host and target counts.
+    pub fn is_plain(&self) -> bool {
+        self.plain
     }
 
     /// Who is served, in the order in which the rules are looked at.

@@ -2,6 +2,7 @@
 
 pub mod framing;
 pub mod interim;
+pub mod quick;
 mod stream;
 
 use std::{
@@ -27,6 +28,7 @@ use tracing::{debug, warn};
 use self::{
     framing::Flaw,
     interim::{Interim, Outbox},
+    quick::Quick,
 };
 use crate::config::LimitsSection;
 
@@ -114,6 +116,18 @@ pub struct Connection {
     /// The first request with a flaw. Its connection is closed, so no other counts.
     flawed: OnceLock<(u64, Flaw)>,
     outbox: Arc<Outbox>,
+    /// Answers that hyper has done with.
+    ended: Arc<AtomicU64>,
+}
+
+/// An answer on its way; dropped with its body, when hyper has all of it.
+#[derive(Debug)]
+pub struct Answering(Arc<AtomicU64>);
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::AcqRel);
+    }
 }
 
 impl Connection {
@@ -124,7 +138,14 @@ impl Connection {
             requests: AtomicU64::new(0),
             flawed: OnceLock::new(),
             outbox: Arc::default(),
+            ended: Arc::default(),
         }
+    }
+
+    /// To be kept with the body of the answer to the newest request: until all answers are gone, quick
+    /// ones would come between.
+    pub fn answering(&self) -> Answering {
+        Answering(self.ended.clone())
     }
 
     /// Lets answers out on a gated listener.
@@ -155,6 +176,7 @@ pub async fn listen<S, B>(
     limits: ConnectionLimits,
     mut stop: watch::Receiver<bool>,
     drain: Duration,
+    quick: Option<Arc<dyn Quick>>,
     service: impl Fn(Arc<Connection>) -> S,
 ) where
     S: Service<Request<Incoming>, Response = Response<B>> + Send + 'static,
@@ -164,7 +186,7 @@ pub async fn listen<S, B>(
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let builder = builder(&limits);
+    let builder = builder(&limits, quick.is_some());
     let places = Arc::new(Semaphore::new(limits.connections));
     let running = GracefulShutdown::new();
     loop {
@@ -184,7 +206,8 @@ pub async fn listen<S, B>(
             () = stopped(&mut stop) => break,
         };
         let connection = Arc::new(Connection::new(from));
-        let stream = stream::Guarded::new(stream, &limits, connection.clone());
+        let session = quick.as_ref().map(|quick| quick.session(from));
+        let stream = stream::Guarded::new(stream, &limits, connection.clone(), session);
         let served = builder
             .serve_connection_with_upgrades(TokioIo::new(stream), service(connection))
             .into_owned();
@@ -213,7 +236,7 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-fn builder(limits: &ConnectionLimits) -> auto::Builder<TokioExecutor> {
+fn builder(limits: &ConnectionLimits, quick: bool) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     if limits.h2_streams == 0 {
         builder = builder.http1_only();
@@ -221,7 +244,8 @@ fn builder(limits: &ConnectionLimits) -> auto::Builder<TokioExecutor> {
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(limits.head_timeout)
+        // With quick answers, the stream keeps the time: it sees heads that hyper does not.
+        .header_read_timeout((!quick).then_some(limits.head_timeout))
         .preserve_header_case(limits.keeps_case)
         // Not `pipeline_flush`: with it hyper buffers a body without bound while the client is slow.
         .max_buf_size(limits.head_bytes_max);

@@ -1,6 +1,14 @@
 //! A cached response: its head, and a body that is whole, in pieces on disk, or still growing.
 
-use std::{fmt, ops::Range, pin::Pin, sync::Arc};
+use std::{
+    fmt,
+    ops::Range,
+    pin::Pin,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+};
 
 use bytes::Bytes;
 use cluster::{
@@ -32,6 +40,9 @@ pub const VARIANTS_MAX: usize = 128;
 /// Most entity tags of stored variants that a request for another one offers to the origin: what fits
 /// into the head of a request anywhere.
 pub const OFFERS_MAX: usize = 16;
+/// How often the store hears that an entry in memory is used: often against the hours that a turn of
+/// its ring takes, seldom against the hits of a hot entry, each of which would take a lock.
+const TOUCH_EVERY_S: u32 = 8;
 /// First byte of every stored meta block; tells what follows and in which encoding.
 const META_OBJECT: u8 = 3;
 const META_VARIANTS: u8 = 4;
@@ -188,9 +199,38 @@ pub struct Entry {
     pub body: Body,
     /// Where it came from.
     pub from: Provenance,
+    /// The head of a hit on all of it, as it goes out over HTTP/1.1, but for what changes with time:
+    /// written at the first such hit.
+    pub hot_head: OnceLock<Bytes>,
+    /// When the store last heard that it is used, in Unix seconds.
+    touched_s: AtomicU32,
 }
 
 impl Entry {
+    /// An entry of these parts.
+    pub fn new(key: Key, object: u64, head: Head, body: Body, from: Provenance) -> Self {
+        Self {
+            key,
+            object,
+            head,
+            body,
+            from,
+            hot_head: OnceLock::new(),
+            touched_s: AtomicU32::new(0),
+        }
+    }
+
+    /// Whether the store should hear again that it is used; true once in [`TOUCH_EVERY_S`].
+    pub fn is_touch_due(&self, now_ms: u64) -> bool {
+        let now_s = u32::try_from(now_ms / 1000).unwrap_or(u32::MAX);
+        let touched_s = self.touched_s.load(Ordering::Relaxed);
+        let due = now_s.abs_diff(touched_s) >= TOUCH_EVERY_S;
+        if due {
+            self.touched_s.store(now_s, Ordering::Relaxed);
+        }
+        due
+    }
+
     /// Length of the whole body, if it is known.
     pub fn length(&self) -> Option<u64> {
         if let Some(part) = &self.head.part {
@@ -205,7 +245,8 @@ impl Entry {
 
     /// What it takes in memory, roughly.
     pub fn memory_bytes(&self) -> u64 {
-        self.head.bytes()
+        // The head counts twice: as fields, and as written for hits.
+        2 * self.head.bytes()
             + match &self.body {
                 Body::Whole(bytes) => bytes.len() as u64,
                 Body::Pieces { hashes, .. } => 32 * hashes.len() as u64,

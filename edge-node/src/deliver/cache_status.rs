@@ -134,8 +134,8 @@ fn push(text: &mut String, arguments: std::fmt::Arguments<'_>) {
         .expect("writing to a string cannot fail");
 }
 
-/// RFC 9651 §3.3.4.
-fn is_token(text: &str) -> bool {
+/// Whether a text can be written as a token (RFC 9651 §3.3.4).
+pub fn is_token(text: &str) -> bool {
     let inner = |b: u8| b.is_ascii_alphanumeric() || b":/!#$%&'*+-.^_`|~".contains(&b);
     text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '*') && text.bytes().all(inner)
 }

@@ -217,6 +217,7 @@ impl Proxy {
             source,
             status,
             sent: 0,
+            answering: None,
         }
     }
 }

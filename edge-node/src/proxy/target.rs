@@ -80,7 +80,7 @@ pub(super) fn framing(flaw: Option<Flaw>, headers: &HeaderMap) -> Result<(), Ser
 
 /// `text`, if it is a host and perhaps a port. What comes before an `@` is for nobody to see
 /// (RFC 9110 §4.2.4).
-fn host(text: &str) -> Option<&str> {
+pub(super) fn host(text: &str) -> Option<&str> {
     let fits = text
         .parse::<Authority>()
         .is_ok_and(|authority| !authority.host().is_empty() && !text.contains('@'));

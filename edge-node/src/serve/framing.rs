@@ -26,6 +26,8 @@ pub struct Scanner {
     head: Vec<u8>,
     head_bytes_max: usize,
     heads: u64,
+    /// A request may have taken the connection over for another protocol.
+    upgrades: bool,
 }
 
 #[derive(Debug)]
@@ -44,7 +46,20 @@ impl Scanner {
             head: Vec::new(),
             head_bytes_max,
             heads: 0,
+            upgrades: false,
         }
+    }
+
+    /// Whether the client has a request to make, or to complete, given that so many were answered.
+    pub fn owes(&self, answered: u64) -> bool {
+        matches!(self.at, At::Head) && !self.upgrades && self.heads == answered
+    }
+
+    /// How many requests there were, if the bytes so far are whole requests and nothing else, and none
+    /// of them can have changed the protocol.
+    pub fn whole_requests(&self) -> Option<u64> {
+        let between = matches!(self.at, At::Head) && self.head.is_empty() && !self.upgrades;
+        between.then_some(self.heads)
     }
 
     /// Takes what was read; returns the number (from 1) of a request with a flaw, if its head ends
@@ -74,6 +89,11 @@ impl Scanner {
                         bytes = &bytes[first.unwrap_or(bytes.len())..];
                     }
                     // An end may lie across two reads; a head that came whole is not copied.
+                    let upgrades = &mut self.upgrades;
+                    let mut read = |head: &[u8]| {
+                        *upgrades |= may_upgrade(head);
+                        read(head)
+                    };
                     let found = if self.head.is_empty() {
                         end_of_head(bytes, 0).map(|end| (read(&bytes[..end]), end))
                     } else {
@@ -195,6 +215,16 @@ fn end_of_head(bytes: &[u8], mut from: usize) -> Option<usize> {
         }
     }
     None
+}
+
+/// Whether another protocol may follow this head: it says `Upgrade`, or its method is `CONNECT`.
+fn may_upgrade(head: &[u8]) -> bool {
+    let mut lines = head.split(|&b| b == b'\n');
+    head.starts_with(b"CONNECT ")
+        || lines.any(|line| {
+            let name = line.get(..8).unwrap_or_default();
+            name.eq_ignore_ascii_case(b"upgrade:") || name.eq_ignore_ascii_case(b"upgrade ")
+        })
 }
 
 fn read(head: &[u8]) -> Result<Framing, Flaw> {
