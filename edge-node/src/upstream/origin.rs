@@ -591,6 +591,32 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_connection_that_was_closed_idle_takes_no_request_away() {
+        let (closed, mut is_closed) = mpsc::channel(1);
+        let origin = Scripted::start(move |connection, mut stream| {
+            let closed = closed.clone();
+            async move {
+                read_head(&mut stream).await;
+                let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n{connection}");
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                stream.shutdown().await.unwrap();
+                closed.send(()).await.unwrap();
+                // Until the other end has closed, too: nothing else comes.
+                let mut rest = Vec::new();
+                stream.read_to_end(&mut rest).await.unwrap();
+                assert!(connection > 0 || rest.is_empty(), "{rest:?}");
+            }
+        })
+        .await;
+        let bench = Bench::new(&[&origin.url()]);
+        assert_eq!(bench.whole(get("/")).await.unwrap(), "0");
+        is_closed.recv().await.unwrap();
+        // Not idempotent, and sent for the first time: RFC 9110 §9.2.2 has nothing against it.
+        assert_eq!(bench.whole(post("pay")).await.unwrap(), "1");
+        assert_eq!((origin.connections(), bench.attempts()), (2, 2));
+    }
+
+    #[tokio::test]
     async fn what_must_not_be_repeated_is_not() {
         for request in [
             post("pay"),
