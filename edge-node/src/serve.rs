@@ -114,6 +114,8 @@ pub struct Connection {
     /// The first request with a flaw. Its connection is closed, so no other counts.
     flawed: OnceLock<(u64, Flaw)>,
     outbox: Arc<Outbox>,
+    /// Whether it speaks another protocol from now on.
+    tunnel: AtomicBool,
 }
 
 impl Connection {
@@ -124,6 +126,7 @@ impl Connection {
             requests: AtomicU64::new(0),
             flawed: OnceLock::new(),
             outbox: Arc::default(),
+            tunnel: AtomicBool::new(false),
         }
     }
 
@@ -137,6 +140,11 @@ impl Connection {
         let number = self.requests.fetch_add(1, Ordering::AcqRel) + 1;
         let &(flawed, flaw) = self.flawed.get()?;
         (flawed == number).then_some(flaw)
+    }
+
+    /// What comes from now on is no HTTP: nobody looks into it. To be called before the 101 is returned.
+    pub fn becomes_tunnel(&self) {
+        self.tunnel.store(true, Ordering::Release);
     }
 
     /// The way for interim responses to the newest request, if a request of this version has one.

@@ -799,3 +799,26 @@ async fn what_is_let_through_is_framed_anew_and_once() {
         client.until("\r\n\r\nok").await.unwrap();
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_is_refused_within_its_body_learns_why() {
+    // RFC 9112 §9.6: a reset would take the answer away from it.
+    let (_origin, cluster) = between().await;
+    let mut client = Wire::open(cluster.edges[0].http).await.unwrap();
+    let request = format!(
+        "POST / HTTP/1.1\r\nHost: elsewhere.test\r\nContent-Length: {}\r\n\r\n",
+        1 << 30
+    );
+    client.say(request).await.unwrap();
+    client.say(vec![b'x'; 1 << 20]).await.unwrap();
+    let head = client.head().await.unwrap();
+    assert!(head.starts_with("HTTP/1.1 421 "), "{head}");
+    assert!(head.contains("\r\nconnection: close\r\n"), "{head}");
+    // Who closes at once resets what comes after.
+    for _ in 0..4 {
+        client.say(vec![b'x'; 1 << 20]).await.unwrap();
+    }
+    client.end().await.unwrap();
+    let body = client.rest().await.unwrap();
+    assert!(body.starts_with("No site"), "{body}");
+}

@@ -110,6 +110,11 @@ impl Scanner {
         None
     }
 
+    /// Whether the client is in the middle of a body, as far as it has been followed.
+    pub fn is_within_body(&self) -> bool {
+        matches!(self.at, At::Body { .. } | At::Chunked(_))
+    }
+
     fn lose(&mut self) {
         self.at = At::Lost;
         self.head = Vec::new();

@@ -19,6 +19,13 @@ use tokio::{
 
 use super::{Connection, ConnectionLimits, framing::Scanner};
 
+/// How long a client that is still sending is listened to after the last word to it (RFC 9112 §9.6):
+/// closing at once would reset the connection, and the client might lose the answer that tells it to
+/// stop. Long enough for that answer to arrive and for what is on its way; no upload's worth.
+const LINGER: Duration = Duration::from_secs(2);
+/// What is read of it at a time.
+const LINGER_BYTES: usize = 16 << 10;
+
 pub(super) struct Guarded {
     stream: BoxStream,
     connection: Arc<Connection>,
@@ -28,6 +35,7 @@ pub(super) struct Guarded {
     stalled: Option<Pin<Box<Sleep>>>,
     /// What is left of interim responses that the client has a part of.
     interim: Bytes,
+    lingering: Option<Pin<Box<Sleep>>>,
 }
 
 impl Guarded {
@@ -44,6 +52,7 @@ impl Guarded {
             write_timeout: limits.write_timeout,
             stalled: None,
             interim: Bytes::new(),
+            lingering: None,
         }
     }
 
@@ -75,6 +84,24 @@ impl Guarded {
         }
     }
 
+    /// Takes what the client still sends, until it ends or [`LINGER`] is over.
+    fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let over = self
+            .lingering
+            .get_or_insert_with(|| Box::pin(sleep(LINGER)));
+        if over.as_mut().poll(context).is_ready() {
+            return Poll::Ready(());
+        }
+        let mut sink = [0; LINGER_BYTES];
+        loop {
+            let mut sink = ReadBuf::new(&mut sink);
+            match ready!(Pin::new(&mut self.stream).poll_read(context, &mut sink)) {
+                Ok(()) if !sink.filled().is_empty() => {}
+                Ok(()) | Err(_) => return Poll::Ready(()),
+            }
+        }
+    }
+
     /// Writes the rest of what was begun: nothing else may come between.
     fn poll_interim(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.interim.is_empty() {
@@ -99,6 +126,7 @@ impl AsyncRead for Guarded {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, buffer);
         if read.is_ready()
+            && !self.connection.tunnel.load(Ordering::Acquire)
             && let Some(flawed) = self.scanner.scan(&buffer.filled()[before..])
         {
             // The scanner finds no second.
@@ -148,6 +176,14 @@ impl AsyncWrite for Guarded {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        if self.lingering.is_none() {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(context))?;
+        }
+        // Who is not admitted is not waited for either.
+        let is_tunnel = self.connection.tunnel.load(Ordering::Acquire);
+        if self.scanner.is_within_body() && !is_tunnel && self.may_write().is_ok() {
+            ready!(self.poll_linger(context));
+        }
+        Poll::Ready(Ok(()))
     }
 }
