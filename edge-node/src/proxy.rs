@@ -493,10 +493,11 @@ impl Proxy {
                 self.shared.cache.forget(key).await;
             }
         }
-        if asked.method == Method::POST && self.is_reusable(asked, &response) {
-            return self.keep_posted(asked, response, asked_ms).await;
-        }
-        let mut response = self.passed(asked, response, fwd);
+        let mut response = if asked.method == Method::POST && self.is_reusable(asked, &response) {
+            self.keep_posted(asked, response, asked_ms).await?
+        } else {
+            self.passed(asked, response, fwd)
+        };
         if is_unread {
             // The client may send its body or not; there is no telling where its next request begins.
             let close = HeaderValue::from_static("close");
