@@ -12,8 +12,8 @@ use std::{
 use bytes::Bytes;
 use cluster::site::Site;
 use http::{
-    HeaderMap, HeaderValue, Request, Response, Uri,
-    header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING},
+    HeaderMap, HeaderValue, Request, Response, StatusCode, Uri,
+    header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE},
     uri::PathAndQuery,
 };
 use http_body::{Body as _, Frame, SizeHint};
@@ -119,6 +119,10 @@ impl Origins {
                     withheld,
                     ..
                 }) => {
+                    let is_asked = parts.headers.contains_key(UPGRADE);
+                    if response.status() == StatusCode::SWITCHING_PROTOCOLS && !is_asked {
+                        return Err(fail(Fault::Garbage, "switches protocols unasked".into()));
+                    }
                     frame_once(response.headers_mut())
                         .map_err(|detail| fail(Fault::Garbage, detail.to_owned()))?;
                     return Ok(response.map(|incoming| OriginBody {
@@ -410,6 +414,11 @@ mod tests {
             ),
             (
                 "HTTP/1.1 200 OK\r\ntransfer-encoding: identity\r\n\r\nxx",
+                Fault::Garbage,
+            ),
+            // RFC 9110 §15.2.2
+            (
+                "HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\n\r\n",
                 Fault::Garbage,
             ),
             ("", Fault::ClosedEarly),
