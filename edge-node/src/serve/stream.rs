@@ -187,3 +187,83 @@ impl AsyncWrite for Guarded {
         Poll::Ready(Ok(()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, sync::Mutex};
+
+    use bytes::Bytes;
+    use http::{Request, Response};
+    use http_body_util::{BodyExt, Empty};
+    use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+    use hyper_util::rt::TokioIo;
+    use proptest::prelude::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex, split};
+
+    use super::{super::framing::Flaw, *};
+
+    /// Ways to write one request, and what may stand between two.
+    const MESSAGES: [(&str, usize); 8] = [
+        ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", 1),
+        ("GET / HTTP/1.1\nHost: a\n\n", 1),
+        ("POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\n\r\n\r\n\n", 1),
+        (
+            "PUT / HTTP/1.1\r\nTransfer-Encoding:chunked\r\n\r\n0\r\n\r\n",
+            1,
+        ),
+        (
+            "PUT / HTTP/1.1\r\ntransfer-encoding: Chunked\r\n\r\n003 ;a=\"b\"\r\n\r\n\n\r\nA\r\n0\r\n\r\n0\r\n\r\n\r\n0;x\r\nA: \r\nB: 0\r\n\r\n",
+            1,
+        ),
+        ("\r\n", 0),
+        ("\n\r\n", 0),
+        (
+            "OPTIONS * HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\nG",
+            1,
+        ),
+    ];
+    const BOTH: &str =
+        "POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+
+    /// What is told of each request that hyper finds in `text`.
+    async fn told(text: String, read_bytes: usize) -> Vec<Option<Flaw>> {
+        let connection = Arc::new(Connection::new(([127, 0, 0, 1], 1).into()));
+        let (client, server) = duplex(read_bytes);
+        let limits = ConnectionLimits::admin();
+        let stream = Guarded::new(Box::new(server), &limits, connection.clone());
+        let told = Mutex::new(Vec::new());
+        let service = service_fn(|request: Request<Incoming>| {
+            told.lock().unwrap().push(connection.next_flaw());
+            async {
+                let _ = request.into_body().collect().await;
+                Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
+            }
+        });
+        let (mut answers, mut requests) = split(client);
+        let serve = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+        let ask = async {
+            let _ = requests.write_all(text.as_bytes()).await;
+            let _ = requests.shutdown().await;
+        };
+        let mut sink = Vec::new();
+        let _ = tokio::join!(serve, ask, answers.read_to_end(&mut sink));
+        told.into_inner().unwrap()
+    }
+
+    proptest! {
+        /// hyper and the scanner agree on where requests begin.
+        #[test]
+        fn a_flaw_is_told_for_the_request_that_has_it(
+            before in prop::collection::vec(0..MESSAGES.len(), 0..8),
+            read_bytes in 1_usize..200,
+        ) {
+            let before: Vec<_> = before.into_iter().map(|n| MESSAGES[n]).collect();
+            let text: String = before.iter().map(|(text, _)| *text).chain([BOTH]).collect();
+            let count: usize = before.iter().map(|(_, count)| count).sum();
+            let mut expected = vec![None; count];
+            expected.push(Some(Flaw::TwoLengths));
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            prop_assert_eq!(runtime.block_on(told(text, read_bytes)), expected);
+        }
+    }
+}
