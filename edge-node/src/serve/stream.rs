@@ -193,12 +193,15 @@ mod tests {
     use std::{convert::Infallible, sync::Mutex};
 
     use bytes::Bytes;
-    use http::{Request, Response};
-    use http_body_util::{BodyExt, Empty};
+    use http::{HeaderMap, Method, Request, Response, StatusCode};
+    use http_body_util::{BodyExt, Empty, Full};
     use hyper::{body::Incoming, server::conn::http1, service::service_fn};
     use hyper_util::rt::TokioIo;
     use proptest::prelude::*;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex, split};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt, duplex, split},
+        sync::Notify,
+    };
 
     use super::{super::framing::Flaw, *};
 
@@ -248,6 +251,61 @@ mod tests {
         let mut sink = Vec::new();
         let _ = tokio::join!(serve, ask, answers.read_to_end(&mut sink));
         told.into_inner().unwrap()
+    }
+
+    /// A response that hyper has taken is still on its way to a slow client when the next request, which
+    /// came in behind a body that was answered early, has an interim response. Over streams that take
+    /// many slices at once hyper waits in such a case, over others it does not.
+    #[tokio::test]
+    async fn an_interim_response_waits_for_the_response_before_it() {
+        let connection = Arc::new(Connection::new(([127, 0, 0, 1], 1).into()));
+        let (mut client, server) = duplex(256);
+        let limits = ConnectionLimits::admin();
+        let stream = Guarded::new(Box::new(server), &limits, connection.clone());
+        let (first, second) = (Notify::new(), Notify::new());
+        let service = service_fn(|request: Request<Incoming>| {
+            let _ = connection.next_flaw();
+            let interim = connection.interim(request.version()).expect("HTTP/1.1");
+            let (first, second) = (&first, &second);
+            async move {
+                if request.method() == Method::PUT {
+                    tokio::spawn(request.into_body().collect());
+                    first.notify_one();
+                    return Ok::<_, Infallible>(Response::new(Full::new(
+                        vec![b'1'; 1 << 20].into(),
+                    )));
+                }
+                interim.open();
+                interim.send(StatusCode::EARLY_HINTS, &HeaderMap::new());
+                second.notify_one();
+                interim.end().await;
+                Ok(Response::new(Full::new(Bytes::from_static(b"2"))))
+            }
+        });
+        let serve = http1::Builder::new()
+            .writev(false)
+            .serve_connection(TokioIo::new(stream), service);
+        let ask = async {
+            let put = "PUT / HTTP/1.1\r\nContent-Length: 2\r\n\r\nh";
+            client.write_all(put.as_bytes()).await.unwrap();
+            first.notified().await;
+            let get = "iGET / HTTP/1.1\r\nConnection: close\r\n\r\n";
+            client.write_all(get.as_bytes()).await.unwrap();
+            second.notified().await;
+            let mut answers = Vec::new();
+            client.read_to_end(&mut answers).await.unwrap();
+            String::from_utf8(answers).unwrap()
+        };
+        let (served, answers) = tokio::join!(serve, ask);
+        served.unwrap();
+        let (one, rest) = answers.split_once("\r\n\r\n").unwrap();
+        assert!(one.starts_with("HTTP/1.1 200 OK\r\n"), "{one}");
+        let (body, rest) = rest.split_at(1 << 20);
+        assert!(body.bytes().all(|b| b == b'1'));
+        let rest = rest
+            .strip_prefix("HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\n")
+            .unwrap_or_else(|| panic!("{rest}"));
+        assert!(rest.ends_with("\r\n\r\n2"), "{rest}");
     }
 
     proptest! {
