@@ -186,17 +186,22 @@ impl Proxy {
         self.shared.metrics.in_flight().inc();
         let flaw = connection.next_flaw();
         let what = format!("{} {}", request.method(), request.uri());
+        // Of a refused request nobody reads the body, and the next one would begin behind it.
+        let closes = request.version() != Version::HTTP_2 && !request.body().is_end_stream();
         let (asked, upgrade, body) = match self.receive(request, connection, flaw, started) {
             Ok(received) => received,
-            Err(error) => return self.error_answer(None, what, started, &error),
+            Err(error) => return self.error_answer(None, what, started, &error, closes),
         };
         let asked = Arc::new(asked);
         let mut response = match self.answer(&asked, upgrade, body).await {
             Ok(response) => response,
-            Err(error) => self.error_answer(Some(&asked), what, started, &error),
+            Err(error) => self.error_answer(Some(&asked), what, started, &error, closes),
         };
         if let Some(interim) = &asked.interim {
             interim.end().await;
+        }
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            connection.becomes_tunnel();
         }
         let via = forward::via(Version::HTTP_11, &self.shared.me);
         forward::append_to_list(response.headers_mut(), header::VIA, &via);
@@ -499,10 +504,11 @@ impl Proxy {
                 self.shared.cache.forget(key).await;
             }
         }
-        if asked.method == Method::POST && self.is_reusable(asked, &response) {
-            return self.keep_posted(asked, response, asked_ms).await;
-        }
-        let mut response = self.passed(asked, response, fwd);
+        let mut response = if asked.method == Method::POST && self.is_reusable(asked, &response) {
+            self.keep_posted(asked, response, asked_ms).await?
+        } else {
+            self.passed(asked, response, fwd)
+        };
         if is_unread {
             // The client may send its body or not; there is no telling where its next request begins.
             let close = HeaderValue::from_static("close");

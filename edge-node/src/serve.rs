@@ -118,6 +118,8 @@ pub struct Connection {
     outbox: Arc<Outbox>,
     /// Answers that hyper has done with.
     ended: Arc<AtomicU64>,
+    /// Whether it speaks another protocol from now on.
+    tunnel: AtomicBool,
 }
 
 /// An answer on its way; dropped with its body, when hyper has all of it.
@@ -139,6 +141,7 @@ impl Connection {
             flawed: OnceLock::new(),
             outbox: Arc::default(),
             ended: Arc::default(),
+            tunnel: AtomicBool::new(false),
         }
     }
 
@@ -158,6 +161,11 @@ impl Connection {
         let number = self.requests.fetch_add(1, Ordering::AcqRel) + 1;
         let &(flawed, flaw) = self.flawed.get()?;
         (flawed == number).then_some(flaw)
+    }
+
+    /// What comes from now on is no HTTP: nobody looks into it. To be called before the 101 is returned.
+    pub fn becomes_tunnel(&self) {
+        self.tunnel.store(true, Ordering::Release);
     }
 
     /// The way for interim responses to the newest request, if a request of this version has one.

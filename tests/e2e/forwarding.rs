@@ -2,7 +2,7 @@
 //! step happens only after the one before it has been seen at the other end.
 
 use harness::{
-    client::post_h2c,
+    client::{get_h2c, post_h2c},
     cluster::{Cluster, HOST, Plan},
     origin::Answer,
     wire::{Wire, WireOrigin},
@@ -797,5 +797,103 @@ async fn what_is_let_through_is_framed_anew_and_once() {
         upstream.until(body).await.unwrap();
         upstream.say(answer(NEVER, "ok")).await.unwrap();
         client.until("\r\n\r\nok").await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_is_refused_within_its_body_learns_why() {
+    // RFC 9112 §9.6: a reset would take the answer away from it.
+    let (_origin, cluster) = between().await;
+    let mut client = Wire::open(cluster.edges[0].http).await.unwrap();
+    let request = format!(
+        "POST / HTTP/1.1\r\nHost: elsewhere.test\r\nContent-Length: {}\r\n\r\n",
+        1 << 30
+    );
+    client.say(request).await.unwrap();
+    client.say(vec![b'x'; 1 << 20]).await.unwrap();
+    let head = client.head().await.unwrap();
+    assert!(head.starts_with("HTTP/1.1 421 "), "{head}");
+    assert!(head.contains("\r\nconnection: close\r\n"), "{head}");
+    // Who closes at once resets what comes after.
+    for _ in 0..4 {
+        client.say(vec![b'x'; 1 << 20]).await.unwrap();
+    }
+    client.end().await.unwrap();
+    let body = client.rest().await.unwrap();
+    assert!(body.starts_with("No site"), "{body}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tunnel_begins_behind_interim_answers_and_as_the_origin_spells_it() {
+    // RFC 9110 §7.8
+    let (origin, cluster) = between().await;
+    let mut client = Wire::open(cluster.edges[0].http).await.unwrap();
+    let upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: a\r\n";
+    client.say(ask("GET", "/", upgrade)).await.unwrap();
+    let mut upstream = origin.accept().await.unwrap();
+    let head = upstream.head().await.unwrap();
+    assert!(head.contains("\r\nSec-WebSocket-Key: a\r\n"), "{head}");
+    let said = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: b\r\n\r\n";
+    upstream.say(hints("</a>") + said + "first").await.unwrap();
+    assert_eq!(client.head().await.unwrap(), hints("</a>"));
+    let head = client.head().await.unwrap();
+    assert!(
+        head.starts_with("HTTP/1.1 101 Switching Protocols\r\n"),
+        "{head}"
+    );
+    assert!(head.contains("\r\nSec-WebSocket-Accept: b\r\n"), "{head}");
+    assert_eq!(&client.exactly(5).await.unwrap()[..], b"first");
+    // What looks like a request with a body in there is none, and one end may fall silent before the
+    // other.
+    let bytes = ask("POST", "/#", "Content-Length: 9\r\n");
+    client.say(&bytes).await.unwrap();
+    assert_eq!(
+        upstream.exactly(bytes.len()).await.unwrap(),
+        bytes.as_bytes()
+    );
+    upstream.end().await.unwrap();
+    assert_eq!(client.rest().await.unwrap(), "");
+    client.say("last words").await.unwrap();
+    client.end().await.unwrap();
+    assert_eq!(upstream.rest().await.unwrap(), "last words");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_http_2_client_gets_the_final_answer_only() {
+    let (origin, cluster) = between().await;
+    let edge = cluster.edges[0].http;
+    let asking = tokio::spawn(async move { get_h2c(edge, HOST, "/").await });
+    let mut upstream = origin.accept().await.unwrap();
+    upstream.head().await.unwrap();
+    upstream
+        .say(hints("</a>") + &answer(NEVER, "final"))
+        .await
+        .unwrap();
+    let answer = asking.await.unwrap().unwrap();
+    assert_eq!((answer.status, answer.bytes), (200, 5));
+    assert!(!answer.headers.contains_key("link"), "{:?}", answer.headers);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_expected_of_a_request_without_a_body_or_of_http_1_0() {
+    // RFC 9110 §10.1.1
+    let (origin, cluster) = between().await;
+    let edge = cluster.edges[0].http;
+    let old = format!(
+        "POST / HTTP/1.0\r\nHost: {HOST}\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\nhi"
+    );
+    for request in [
+        ask("GET", "/", "Expect: 100-continue\r\n"),
+        ask("POST", "/", "Expect: 100-continue\r\n"),
+        old,
+    ] {
+        let mut client = Wire::open(edge).await.unwrap();
+        client.say(&request).await.unwrap();
+        let mut upstream = origin.accept().await.unwrap();
+        let head = upstream.head().await.unwrap().to_ascii_lowercase();
+        assert!(!head.contains("expect"), "{request}: {head}");
+        upstream.say(answer(NEVER, "ok")).await.unwrap();
+        let head = client.head().await.unwrap();
+        assert!(head.contains(" 200 OK\r\n"), "{request}: {head}");
     }
 }

@@ -141,6 +141,7 @@ impl Proxy {
         what: String,
         started: Instant,
         error: &ServeError,
+        closes: bool,
     ) -> Response<Payload> {
         let (status, sentence) = error.answer();
         tracing::debug!(what, side = ?error.side(), kind = error.token(), detail = error.detail, "error answered");
@@ -171,10 +172,11 @@ impl Proxy {
             detail: Some(error.token()),
         }
         .append_to(&mut headers);
-        if matches!(
+        let doubtful = matches!(
             error.kind,
             Kind::AmbiguousLength | Kind::UnknownCoding | Kind::NoHost | Kind::BadTarget
-        ) {
+        );
+        if closes || doubtful {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         if error.kind == Kind::Blocked

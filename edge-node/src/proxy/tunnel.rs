@@ -84,6 +84,8 @@ impl Proxy {
         }
         let status = StatusCode::SWITCHING_PROTOCOLS;
         let trace = self.trace(Some(asked), Outcome::Pass, Source::Origin, status);
-        Ok(response(status, headers, Payload::empty(trace)))
+        let mut response = response(status, headers, Payload::empty(trace));
+        *response.extensions_mut() = std::mem::take(answer.extensions_mut());
+        Ok(response)
     }
 }

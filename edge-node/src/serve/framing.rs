@@ -26,8 +26,6 @@ pub struct Scanner {
     head: Vec<u8>,
     head_bytes_max: usize,
     heads: u64,
-    /// A request may have taken the connection over for another protocol.
-    upgrades: bool,
 }
 
 #[derive(Debug)]
@@ -46,19 +44,17 @@ impl Scanner {
             head: Vec::new(),
             head_bytes_max,
             heads: 0,
-            upgrades: false,
         }
     }
 
     /// Whether the client has a request to make, or to complete, given that so many were answered.
     pub fn owes(&self, answered: u64) -> bool {
-        matches!(self.at, At::Head) && !self.upgrades && self.heads == answered
+        matches!(self.at, At::Head) && self.heads == answered
     }
 
-    /// How many requests there were, if the bytes so far are whole requests and nothing else, and none
-    /// of them can have changed the protocol.
+    /// How many requests there were, if the bytes so far are whole requests and nothing else.
     pub fn whole_requests(&self) -> Option<u64> {
-        let between = matches!(self.at, At::Head) && self.head.is_empty() && !self.upgrades;
+        let between = matches!(self.at, At::Head) && self.head.is_empty();
         between.then_some(self.heads)
     }
 
@@ -89,11 +85,6 @@ impl Scanner {
                         bytes = &bytes[first.unwrap_or(bytes.len())..];
                     }
                     // An end may lie across two reads; a head that came whole is not copied.
-                    let upgrades = &mut self.upgrades;
-                    let mut read = |head: &[u8]| {
-                        *upgrades |= may_upgrade(head);
-                        read(head)
-                    };
                     let found = if self.head.is_empty() {
                         end_of_head(bytes, 0).map(|end| (read(&bytes[..end]), end))
                     } else {
@@ -128,6 +119,11 @@ impl Scanner {
             }
         }
         None
+    }
+
+    /// Whether the client is in the middle of a body, as far as it has been followed.
+    pub fn is_within_body(&self) -> bool {
+        matches!(self.at, At::Body { .. } | At::Chunked(_))
     }
 
     fn lose(&mut self) {
@@ -215,16 +211,6 @@ fn end_of_head(bytes: &[u8], mut from: usize) -> Option<usize> {
         }
     }
     None
-}
-
-/// Whether another protocol may follow this head: it says `Upgrade`, or its method is `CONNECT`.
-fn may_upgrade(head: &[u8]) -> bool {
-    let mut lines = head.split(|&b| b == b'\n');
-    head.starts_with(b"CONNECT ")
-        || lines.any(|line| {
-            let name = line.get(..8).unwrap_or_default();
-            name.eq_ignore_ascii_case(b"upgrade:") || name.eq_ignore_ascii_case(b"upgrade ")
-        })
 }
 
 fn read(head: &[u8]) -> Result<Framing, Flaw> {

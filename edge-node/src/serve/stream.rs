@@ -28,6 +28,13 @@ use super::{
 /// when a client pipelines.
 const READ_BYTES: usize = 4 << 10;
 
+/// How long a client that is still sending is listened to after the last word to it (RFC 9112 §9.6):
+/// closing at once would reset the connection, and the client might lose the answer that tells it to
+/// stop. Long enough for that answer to arrive and for what is on its way; no upload's worth.
+const LINGER: Duration = Duration::from_secs(2);
+/// What is read of it at a time.
+const LINGER_BYTES: usize = 16 << 10;
+
 pub(super) struct Guarded {
     stream: BoxStream,
     connection: Arc<Connection>,
@@ -52,6 +59,7 @@ pub(super) struct Guarded {
     /// The quick answer that is being written.
     answer: Option<Written>,
     fields: Vec<u8>,
+    lingering: Option<Pin<Box<Sleep>>>,
 }
 
 /// A quick answer on its way.
@@ -86,6 +94,7 @@ impl Guarded {
             ahead: BytesMut::new(),
             answer: None,
             fields: Vec::new(),
+            lingering: None,
         }
     }
 
@@ -93,12 +102,15 @@ impl Guarded {
     /// comes next is a request, and an answer may be written.
     fn is_between(&self) -> bool {
         self.scanner.whole_requests() == Some(self.written)
+            && !self.connection.tunnel.load(Ordering::Acquire)
     }
 
     /// Fails when the client has owed a request for too long.
     fn poll_patience(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         // While an answer is owed it is not the client's turn; on HTTP/2 hyper asks for signs of life.
-        if !self.keeps_time || !self.scanner.owes(self.written) {
+        let owes =
+            self.scanner.owes(self.written) && !self.connection.tunnel.load(Ordering::Acquire);
+        if !self.keeps_time || !owes {
             return Poll::Pending;
         }
         let until = self.waiting_since + self.head_timeout;
@@ -181,7 +193,9 @@ impl Guarded {
 
     /// Gives bytes to hyper, and has the scanner follow.
     fn hand_over(&mut self, bytes: &[u8]) {
-        if let Some(flawed) = self.scanner.scan(bytes) {
+        if !self.connection.tunnel.load(Ordering::Acquire)
+            && let Some(flawed) = self.scanner.scan(bytes)
+        {
             // The scanner finds no second.
             let _ = self.connection.flawed.set(flawed);
         }
@@ -212,6 +226,24 @@ impl Guarded {
         match stalled.as_mut().poll(context) {
             Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
             Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// Takes what the client still sends, until it ends or [`LINGER`] is over.
+    fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let over = self
+            .lingering
+            .get_or_insert_with(|| Box::pin(sleep(LINGER)));
+        if over.as_mut().poll(context).is_ready() {
+            return Poll::Ready(());
+        }
+        let mut sink = [0; LINGER_BYTES];
+        loop {
+            let mut sink = ReadBuf::new(&mut sink);
+            match ready!(Pin::new(&mut self.stream).poll_read(context, &mut sink)) {
+                Ok(()) if !sink.filled().is_empty() => {}
+                Ok(()) | Err(_) => return Poll::Ready(()),
+            }
         }
     }
 
@@ -349,6 +381,152 @@ impl AsyncWrite for Guarded {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        if self.lingering.is_none() {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(context))?;
+        }
+        // Who is not admitted is not waited for either.
+        let is_tunnel = self.connection.tunnel.load(Ordering::Acquire);
+        if self.scanner.is_within_body() && !is_tunnel && self.may_write().is_ok() {
+            ready!(self.poll_linger(context));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, sync::Mutex};
+
+    use bytes::Bytes;
+    use http::{HeaderMap, Method, Request, Response, StatusCode};
+    use http_body_util::{BodyExt, Empty, Full};
+    use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+    use hyper_util::rt::TokioIo;
+    use proptest::prelude::*;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt, duplex, split},
+        sync::Notify,
+    };
+
+    use super::{super::framing::Flaw, *};
+
+    /// Ways to write one request, and what may stand between two.
+    const MESSAGES: [(&str, usize); 8] = [
+        ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", 1),
+        ("GET / HTTP/1.1\nHost: a\n\n", 1),
+        ("POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\n\r\n\r\n\n", 1),
+        (
+            "PUT / HTTP/1.1\r\nTransfer-Encoding:chunked\r\n\r\n0\r\n\r\n",
+            1,
+        ),
+        (
+            "PUT / HTTP/1.1\r\ntransfer-encoding: Chunked\r\n\r\n003 ;a=\"b\"\r\n\r\n\n\r\nA\r\n0\r\n\r\n0\r\n\r\n\r\n0;x\r\nA: \r\nB: 0\r\n\r\n",
+            1,
+        ),
+        ("\r\n", 0),
+        ("\n\r\n", 0),
+        (
+            "OPTIONS * HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 1\r\n\r\nG",
+            1,
+        ),
+    ];
+    const BOTH: &str =
+        "POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n";
+
+    /// What is told of each request that hyper finds in `text`.
+    async fn told(text: String, read_bytes: usize) -> Vec<Option<Flaw>> {
+        let connection = Arc::new(Connection::new(([127, 0, 0, 1], 1).into()));
+        let (client, server) = duplex(read_bytes);
+        let limits = ConnectionLimits::admin();
+        let stream = Guarded::new(Box::new(server), &limits, connection.clone(), None);
+        let told = Mutex::new(Vec::new());
+        let service = service_fn(|request: Request<Incoming>| {
+            told.lock().unwrap().push(connection.next_flaw());
+            async {
+                let _ = request.into_body().collect().await;
+                Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
+            }
+        });
+        let (mut answers, mut requests) = split(client);
+        let serve = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+        let ask = async {
+            let _ = requests.write_all(text.as_bytes()).await;
+            let _ = requests.shutdown().await;
+        };
+        let mut sink = Vec::new();
+        let _ = tokio::join!(serve, ask, answers.read_to_end(&mut sink));
+        told.into_inner().unwrap()
+    }
+
+    /// A response that hyper has taken is still on its way to a slow client when the next request, which
+    /// came in behind a body that was answered early, has an interim response. Over streams that take
+    /// many slices at once hyper waits in such a case, over others it does not.
+    #[tokio::test]
+    async fn an_interim_response_waits_for_the_response_before_it() {
+        let connection = Arc::new(Connection::new(([127, 0, 0, 1], 1).into()));
+        let (mut client, server) = duplex(256);
+        let limits = ConnectionLimits::admin();
+        let stream = Guarded::new(Box::new(server), &limits, connection.clone(), None);
+        let (first, second) = (Notify::new(), Notify::new());
+        let service = service_fn(|request: Request<Incoming>| {
+            let _ = connection.next_flaw();
+            let interim = connection.interim(request.version()).expect("HTTP/1.1");
+            let (first, second) = (&first, &second);
+            async move {
+                if request.method() == Method::PUT {
+                    tokio::spawn(request.into_body().collect());
+                    first.notify_one();
+                    return Ok::<_, Infallible>(Response::new(Full::new(
+                        vec![b'1'; 1 << 20].into(),
+                    )));
+                }
+                interim.open();
+                interim.send(StatusCode::EARLY_HINTS, &HeaderMap::new());
+                second.notify_one();
+                interim.end().await;
+                Ok(Response::new(Full::new(Bytes::from_static(b"2"))))
+            }
+        });
+        let serve = http1::Builder::new()
+            .writev(false)
+            .serve_connection(TokioIo::new(stream), service);
+        let ask = async {
+            let put = "PUT / HTTP/1.1\r\nContent-Length: 2\r\n\r\nh";
+            client.write_all(put.as_bytes()).await.unwrap();
+            first.notified().await;
+            let get = "iGET / HTTP/1.1\r\nConnection: close\r\n\r\n";
+            client.write_all(get.as_bytes()).await.unwrap();
+            second.notified().await;
+            let mut answers = Vec::new();
+            client.read_to_end(&mut answers).await.unwrap();
+            String::from_utf8(answers).unwrap()
+        };
+        let (served, answers) = tokio::join!(serve, ask);
+        served.unwrap();
+        let (one, rest) = answers.split_once("\r\n\r\n").unwrap();
+        assert!(one.starts_with("HTTP/1.1 200 OK\r\n"), "{one}");
+        let (body, rest) = rest.split_at(1 << 20);
+        assert!(body.bytes().all(|b| b == b'1'));
+        let rest = rest
+            .strip_prefix("HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\n")
+            .unwrap_or_else(|| panic!("{rest}"));
+        assert!(rest.ends_with("\r\n\r\n2"), "{rest}");
+    }
+
+    proptest! {
+        /// hyper and the scanner agree on where requests begin.
+        #[test]
+        fn a_flaw_is_told_for_the_request_that_has_it(
+            before in prop::collection::vec(0..MESSAGES.len(), 0..8),
+            read_bytes in 1_usize..200,
+        ) {
+            let before: Vec<_> = before.into_iter().map(|n| MESSAGES[n]).collect();
+            let text: String = before.iter().map(|(text, _)| *text).chain([BOTH]).collect();
+            let count: usize = before.iter().map(|(_, count)| count).sum();
+            let mut expected = vec![None; count];
+            expected.push(Some(Flaw::TwoLengths));
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            prop_assert_eq!(runtime.block_on(told(text, read_bytes)), expected);
+        }
     }
 }

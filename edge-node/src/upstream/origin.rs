@@ -11,7 +11,11 @@ use std::{
 
 use bytes::Bytes;
 use cluster::site::Site;
-use http::{HeaderValue, Request, Response, Uri, header::HOST, uri::PathAndQuery};
+use http::{
+    HeaderMap, HeaderValue, Request, Response, StatusCode, Uri,
+    header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE},
+    uri::PathAndQuery,
+};
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::time::Instant;
 
@@ -111,8 +115,16 @@ impl Origins {
             }
             match sent {
                 Ok(Answer {
-                    response, withheld, ..
+                    mut response,
+                    withheld,
+                    ..
                 }) => {
+                    let is_asked = parts.headers.contains_key(UPGRADE);
+                    if response.status() == StatusCode::SWITCHING_PROTOCOLS && !is_asked {
+                        return Err(fail(Fault::Garbage, "switches protocols unasked".into()));
+                    }
+                    frame_once(response.headers_mut())
+                        .map_err(|detail| fail(Fault::Garbage, detail.to_owned()))?;
                     return Ok(response.map(|incoming| OriginBody {
                         incoming,
                         _withheld: withheld,
@@ -181,6 +193,27 @@ fn uri_at(origin: &str, path: Option<&PathAndQuery>) -> Result<Uri, http::Error>
             .unwrap_or_else(|| PathAndQuery::from_static("/")),
     );
     Ok(Uri::from_parts(parts)?)
+}
+
+/// Leaves at most one word on how long an answer is, the one that hyper went by (RFC 9112 §6.3): two
+/// are how answers are smuggled to a client that goes by the other.
+fn frame_once(headers: &mut HeaderMap) -> Result<(), &'static str> {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => {}
+        (Some(one), None) if one.as_bytes().eq_ignore_ascii_case(b"chunked") => {
+            headers.remove(CONTENT_LENGTH);
+        }
+        // §6.1: nobody has asked for another; hyper would leave it in, unnamed.
+        (Some(_), _) => return Err("a transfer coding besides chunked"),
+    }
+    // hyper has made sure that all lengths are the same.
+    let length = headers.get(CONTENT_LENGTH).map(HeaderValue::as_bytes);
+    let first = length.and_then(|length| length.split(|&b| b == b',').next());
+    if let Some(Ok(one)) = first.map(|length| HeaderValue::from_bytes(length.trim_ascii())) {
+        headers.insert(CONTENT_LENGTH, one);
+    }
+    Ok(())
 }
 
 /// The body of an origin's answer. Yields an [`OriginError`] when the origin is silent for the
@@ -375,6 +408,19 @@ mod tests {
                 "HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nxx",
                 Fault::Garbage,
             ),
+            (
+                "HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+                Fault::Garbage,
+            ),
+            (
+                "HTTP/1.1 200 OK\r\ntransfer-encoding: identity\r\n\r\nxx",
+                Fault::Garbage,
+            ),
+            // RFC 9110 §15.2.2
+            (
+                "HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\n\r\n",
+                Fault::Garbage,
+            ),
             ("", Fault::ClosedEarly),
             ("HTTP/1.1 200 OK\r\ncontent-le", Fault::ClosedEarly),
             (
@@ -395,6 +441,30 @@ mod tests {
                 "{text:?}: {error}"
             );
             assert_eq!(bench.attempts(), 1, "{text:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_says_once_how_long_it_is() {
+        // RFC 9112 §6.3
+        for (fields, body, length) in [
+            ("transfer-encoding: chunked", "2\r\nhi\r\n0\r\n\r\n", None),
+            (
+                "content-length: 9\r\ntransfer-encoding: chunked",
+                "2\r\nhi\r\n0\r\n\r\n",
+                None,
+            ),
+            ("content-length: 2", "hi", Some("2")),
+            ("content-length: 2, 2", "hi", Some("2")),
+            ("content-length: 2\r\ncontent-length: 2", "hi", Some("2")),
+        ] {
+            let text = format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\n{body}");
+            let origin = answering(Box::leak(text.into_boxed_str())).await;
+            let answer = Bench::new(&[&origin.url()]).send(get("/")).await.unwrap();
+            let lengths: Vec<_> = answer.headers().get_all(CONTENT_LENGTH).iter().collect();
+            assert_eq!(lengths, Vec::from_iter(length), "{fields}");
+            let whole = answer.into_body().collect().await.unwrap().to_bytes();
+            assert_eq!(whole, "hi", "{fields}");
         }
     }
 
@@ -588,6 +658,32 @@ mod tests {
         assert_eq!(bench.whole(get("/")).await.unwrap(), "0");
         assert_eq!(bench.whole(get("/")).await.unwrap(), "1");
         assert_eq!((origin.connections(), bench.attempts()), (2, 3));
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_was_closed_idle_takes_no_request_away() {
+        let (closed, mut is_closed) = mpsc::channel(1);
+        let origin = Scripted::start(move |connection, mut stream| {
+            let closed = closed.clone();
+            async move {
+                read_head(&mut stream).await;
+                let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n{connection}");
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                stream.shutdown().await.unwrap();
+                closed.send(()).await.unwrap();
+                // Until the other end has closed, too: nothing else comes.
+                let mut rest = Vec::new();
+                stream.read_to_end(&mut rest).await.unwrap();
+                assert!(connection > 0 || rest.is_empty(), "{rest:?}");
+            }
+        })
+        .await;
+        let bench = Bench::new(&[&origin.url()]);
+        assert_eq!(bench.whole(get("/")).await.unwrap(), "0");
+        is_closed.recv().await.unwrap();
+        // Not idempotent, and sent for the first time: RFC 9110 §9.2.2 has nothing against it.
+        assert_eq!(bench.whole(post("pay")).await.unwrap(), "1");
+        assert_eq!((origin.connections(), bench.attempts()), (2, 2));
     }
 
     #[tokio::test]

@@ -304,7 +304,7 @@ impl Pool {
     /// among the extensions.
     ///
     /// A body that comes with `Expect: 100-continue` is not read before the other end has said so, or
-    /// [`CONTINUE_WAIT`] is over; and never once the answer is there.
+    /// a second is over; and never once the answer is there.
     ///
     /// # Errors
     ///
