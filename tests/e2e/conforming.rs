@@ -49,8 +49,8 @@ use crate::alone;
 const AT_ONCE: usize = 100;
 /// Long enough for what is fresh for a second to be stale, whatever part of a second is rounded.
 const A_SECOND_PASSES: Duration = Duration::from_millis(2_300);
-/// From the end of an answer until an edge has it in its store. Until then, whoever comes shares it
-/// with those who waited for it; a hit is one either way.
+/// From the end of an answer until an edge has it in its store. Who comes before that shares it with
+/// those who waited for it, which is what [`scenes`] are about.
 const SETTLED: Duration = Duration::from_millis(50);
 /// How long an edge may take to ask the origin behind a client's back.
 const BEHIND_WITHIN: Duration = Duration::from_secs(20);
@@ -516,9 +516,8 @@ impl Case {
     async fn run(&self, stage: &Stage, client: &Client, edge: &str) -> Result<(), String> {
         for (index, exchange) in self.exchanges.iter().enumerate() {
             let number = index + 1;
-            let settled = matches!(exchange.forwarding, Forwarding::Hit) || index == 0;
-            let pause = if settled { Duration::ZERO } else { SETTLED };
-            tokio::time::sleep(exchange.pause.max(pause)).await;
+            let settled = if index == 0 { Duration::ZERO } else { SETTLED };
+            tokio::time::sleep(exchange.pause.max(settled)).await;
             stage.set(exchange, number);
             let before = stage.seen().len();
             let answer = exchange.send(client, edge, &stage.base).await;
@@ -604,7 +603,10 @@ impl Case {
 impl Exchange {
     async fn send(&self, client: &Client, edge: &str, base: &str) -> anyhow::Result<Response> {
         let url = format!("{edge}{base}{}", self.at);
-        let mut fields = vec![("host".to_owned(), HOST.to_owned())];
+        let mut fields = Vec::new();
+        if !self.asks.iter().any(|(name, _)| name == "host") {
+            fields.push(("host".to_owned(), HOST.to_owned()));
+        }
         for (name, value) in &self.asks {
             fields.push((name.clone(), filled_in(value, base)));
         }

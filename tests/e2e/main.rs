@@ -3,6 +3,8 @@
 //! - [`serving`]: one edge, and what HTTP promises;
 //! - [`conforming`]: one edge, and what the RFCs ask of a shared cache;
 //! - [`forwarding`]: what goes through an edge, byte by byte, in both directions;
+//! - [`clients`]: one edge, and the programs people use: curl, wget, players, WebSockets;
+//! - [`crowding`]: as many clients at once as there can be;
 //! - [`sharing`]: several edges, and where the bytes come from;
 //! - [`ruling`]: what a site's owner rules;
 //! - [`losing`]: processes that are killed, stopped, or cut off;
@@ -10,7 +12,11 @@
 //! - [`operating`]: what operators see and scrape.
 
 #[cfg(test)]
+mod clients;
+#[cfg(test)]
 mod conforming;
+#[cfg(test)]
+mod crowding;
 #[cfg(test)]
 mod forwarding;
 #[cfg(test)]

@@ -36,6 +36,11 @@ const LIFETIMES: &[Section] = &[
             ("cache-control: s-maxage=60", FRESH),
             ("cache-control: max-age=0, s-maxage=60", FRESH),
             ("cache-control: max-age=60, s-maxage=0", STALE),
+            ("cache-control: max-age=60, s-maxage=x", STALE),
+            ("cache-control: s-maxage=60, s-maxage=0", STALE),
+            ("cache-control: s-maxage=0, s-maxage=60", STALE),
+            ("cache-control: s-maxage=\"60\"", FRESH),
+            ("cache-control: public | expires: {+60}", FRESH),
             ("cache-control: s-maxage=60 | expires: {-60}", FRESH),
             ("cache-control: s-maxage=0 | expires: {+60}", STALE),
             ("cache-control: max-age=60 | expires: {-60}", FRESH),
@@ -456,6 +461,29 @@ fn others() -> Vec<Case> {
         case("9111 §5.1", "Age is there once")
             .then(get().cc("max-age=600").says("age", "100"))
             .then(get().after(super::A_SECOND_PASSES).hit().has("age", "102")),
+        case("9111 §5.1", "what the origin has just made has no Age")
+            .then(get().cc("max-age=60").lacks("age")),
+        case(
+            "9111 §5.1",
+            "what the origin has just made and is not stored has no Age",
+        )
+        .then(get().cc("no-store").lacks("age")),
+        case("9111 §5.1", "what the origin has just confirmed has no Age")
+            .then(
+                get()
+                    .cc("max-age=60")
+                    .says("age", "90")
+                    .says("etag", "\"a\""),
+            )
+            .then(
+                get()
+                    .answers(304)
+                    .says("etag", "\"a\"")
+                    .validated()
+                    .lacks("age"),
+            ),
+        case("9111 §5.1", "the Age of what another cache had goes on")
+            .then(get().cc("max-age=60").says("age", "30").has("age", "30")),
         case("9111 §5.1", "a hit has an Age")
             .then(get().cc("max-age=60"))
             .then(get().hit().has("age", "0")),

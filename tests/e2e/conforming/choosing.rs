@@ -27,10 +27,39 @@ fn keys() -> Vec<Case> {
         ),
         ("the case of a path counts", "/A", "/a", false),
         ("one query is one key", "/?a=1", "/?a=1", true),
+        ("a slash at the end counts", "/a", "/a/", false),
+        ("an encoded slash is no slash", "/a%2Fb", "/a/b", false),
+        ("an encoded letter is the letter", "/%61", "/a", true),
+        (
+            "the case of an encoding does not count",
+            "/%c3%A9",
+            "/%C3%a9",
+            true,
+        ),
+        (
+            "plus and an encoded space are told apart",
+            "/?a=+",
+            "/?a=%20",
+            false,
+        ),
     ] {
         let second = get().at(other);
         let second = if same { second.hit() } else { second };
         cases.push(case("9111 §2", name).then(fresh().at(one)).then(second));
+    }
+    for (host, same) in [
+        ("SITE.TEST", true),
+        ("site.test:80", true),
+        ("www.site.test", false),
+    ] {
+        let second = get().asks("host", host);
+        let second = if same { second.hit() } else { second };
+        let verb = if same { "the same" } else { "another" };
+        cases.push(
+            case("9110 §4.2.3", format!("{host} is {verb} host"))
+                .then(fresh())
+                .then(second),
+        );
     }
     for (name, value) in [
         ("accept", "text/html"),

@@ -5,6 +5,7 @@ use harness::{
     cluster::HOST,
     origin::Answer,
     pattern::Pattern,
+    process::eventually,
 };
 
 use super::A_SECOND_PASSES;
@@ -33,6 +34,22 @@ async fn who_comes_while_an_answer_arrives_shares_it() {
     assert!(!said(&first).contains("; collapsed"), "{}", said(&first));
 }
 
+/// Between the end of an answer and its being stored there is no moment in which the origin is
+/// asked again.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_at_once_after_an_answer_does_not_bother_the_origin() {
+    let (origin, cluster) = alone().await;
+    let edge = &cluster.edges[0];
+    for number in 0..100 {
+        let path = format!("/page-{number}");
+        origin.route(&path, Answer::bytes(path.clone()).max_age(60));
+        for _ in 0..3 {
+            assert_eq!(edge.get(&path).await.unwrap().text(), path);
+        }
+        assert_eq!(origin.seen(&path).len(), 1, "{path}");
+    }
+}
+
 /// RFC 9111 §4 and §5.2.2.4: what must be validated for every request answers one.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_comes_while_an_answer_arrives_that_must_be_validated_asks_for_itself() {
@@ -55,6 +72,23 @@ async fn who_comes_while_an_answer_arrives_that_must_be_validated_asks_for_itsel
     }
 }
 
+/// RFC 9111 §5.2.1.4: who wants it validated does not get what was on its way before.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "an answer that is still arriving is handed even to who says no-cache"]
+async fn who_says_no_cache_while_an_answer_arrives_asks_for_itself() {
+    let (origin, cluster) = alone().await;
+    let edge = &cluster.edges[0];
+    let body = Pattern::new(1, 1 << 20);
+    let slow = Answer::pattern(&body).slowly(64 << 10, SECOND / 8);
+    origin.route("/page", slow.max_age(60).field("etag", "\"a\""));
+    let (url, host) = (edge.url("/page"), ("host", HOST));
+    let (_parts, _first) = Client::new().begin_get(&url, &[host]).await.unwrap();
+    let said = [host, ("cache-control", "no-cache")];
+    let second = Client::new().digest(&url, &said).await.unwrap();
+    assert_eq!(second.hash, body.hash());
+    assert_eq!(origin.seen("/page").len(), 2);
+}
+
 /// RFC 5861 §3: one request validates, however many are answered meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_stale_is_validated_behind_once_for_all() {
@@ -67,6 +101,14 @@ async fn what_is_stale_is_validated_behind_once_for_all() {
     tokio::time::sleep(A_SECOND_PASSES).await;
     let before = origin.seen("/page").len();
     origin.route("/page", answer("new").head_after(SECOND * 2));
+    let asked = async || {
+        anyhow::ensure!(origin.seen("/page").len() > before);
+        Ok(())
+    };
+    assert_eq!(edge.get("/page").await.unwrap().text(), "old");
+    eventually("the origin is asked behind", asked)
+        .await
+        .unwrap();
     for _ in 0..20 {
         assert_eq!(edge.get("/page").await.unwrap().text(), "old");
     }

@@ -212,14 +212,39 @@ fn renewed() -> Vec<Case> {
                     .says("etag", "\"a\"")
                     .says("age", "90"),
             )
+            .then(get().answers(304).says("etag", "\"a\"").validated())
+            .then(get().hit().has("age", "0")),
+        case("9111 §4.3.4", "a weak tag in a 304 is about the strong one")
+            .then(stale().says("etag", "\"a\""))
+            .then(
+                later()
+                    .answers(304)
+                    .cc("max-age=60")
+                    .says("etag", "W/\"a\"")
+                    .validated(),
+            )
+            .then(get().hit()),
+        case("9111 §4.3.4", "a 304 is about what has a weak tag")
+            .then(stale().says("etag", "W/\"a\""))
+            .then(
+                later()
+                    .answers(304)
+                    .cc("max-age=60")
+                    .says("etag", "W/\"a\"")
+                    .validated(),
+            )
+            .then(get().after(A_SECOND_PASSES).hit()),
+        case("9111 §4.3.4", "a 304 may give up the lifetime")
+            .then(get().cc("max-age=60").says("etag", "\"a\""))
             .then(
                 get()
+                    .asks("cache-control", "no-cache")
                     .answers(304)
+                    .cc("no-cache")
                     .says("etag", "\"a\"")
-                    .validated()
-                    // §5.1: the origin has just confirmed it.
-                    .lacks("age"),
-            ),
+                    .validated(),
+            )
+            .then(get().answers(304).says("etag", "\"a\"").validated()),
         case("9111 §4.3.4", "a 304 may bring an age")
             .then(stale().says("etag", "\"a\""))
             .then(
