@@ -44,7 +44,6 @@ use crate::{
     ruling::{
         Ruling,
         access::{self, Verdict, Visit},
-        path::Readings,
     },
     serve::{Connection, framing::Flaw, interim::Interim},
     sites::{Selected, Sites},
@@ -226,7 +225,7 @@ impl Proxy {
         let target = parts.uri.path_and_query().map_or("/", |pq| pq.as_str());
         let Selected { ruling, host } = selected;
         let client = connection.from.ip();
-        let path = Readings::of(parts.uri.path().as_bytes());
+        let path = ruling.read(parts.uri.path().as_bytes());
         let visit = Visit {
             path: &path,
             method: &parts.method,

@@ -69,6 +69,17 @@ impl Ruling {
         }
     }
 
+    /// A request's path in as many forms as the rules need to see: without rules about paths, in one.
+    pub fn read<'p>(&self, path: &'p [u8]) -> Readings<'p> {
+        let matters = !self.by_path.is_empty()
+            || !self.bypass_paths.is_empty()
+            || self.gates.iter().any(Gate::is_about_paths);
+        match matters {
+            true => Readings::of(path),
+            false => Readings::as_sent(path),
+        }
+    }
+
     /// What holds for a path. If it can be read as one under other rules, none of them does, only the
     /// site's own: else `/static/..%2Faccount` would be kept for as long as `/static/` is, with what
     /// the origin says to `/account`.
@@ -213,6 +224,7 @@ mod tests {
         let ruling = ruling("");
         let rules = ruling.rules(&Readings::of(b"/a"));
         assert_eq!(**rules, Rules::default());
+        assert_eq!(ruling.read(b"/a/..%2Fb").others().count(), 0);
         assert!(
             ruling
                 .bypass(&Readings::of(b"/a"), &HeaderMap::new())
@@ -344,5 +356,6 @@ mod tests {
             let found = found.map(|bypass| bypass.to_string());
             assert_eq!(found.as_deref(), rule, "{path} {field:?}");
         }
+        assert_ne!(ruling.read(b"/a/..%2Fcart/").others().count(), 0);
     }
 }

@@ -86,6 +86,14 @@ impl<'a> Readings<'a> {
         Self { canonical, others }
     }
 
+    /// A path as it was sent, for whom it is all the same.
+    pub fn as_sent(path: &'a [u8]) -> Self {
+        Self {
+            canonical: Cow::Borrowed(path),
+            others: Vec::new(),
+        }
+    }
+
     /// Whether the path begins so in the form in which objects are named.
     pub fn names(&self, prefix: &Prefix) -> bool {
         self.canonical.starts_with(&prefix.canonical)
