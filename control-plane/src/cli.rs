@@ -302,7 +302,9 @@ fn check(
         cluster::geo::GeoDb::open(path).context("geo.database")?;
     }
     file.node.id = Some(config.id.to_string());
-    print(&toml::to_string_pretty(&file)?)
+    let mut text = toml::to_string_pretty(&file)?;
+    text.extend(config.sites.iter().map(cluster::site::Site::in_comments));
+    print(&text)
 }
 
 fn print(text: &str) -> anyhow::Result<()> {

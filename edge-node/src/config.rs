@@ -475,7 +475,7 @@ mod tests {
         let (_, example) = shipped.split_once("\n# [[site]]\n").unwrap();
         let is_setting = |line: &&str| {
             let key = line.split_once(" = ").map_or("", |(key, _)| key);
-            line.starts_with('[') || (!key.is_empty() && !key.contains(|c: char| c == ' '))
+            line.starts_with('[') || (!key.is_empty() && !key.contains(' '))
         };
         let settings = example.lines().filter_map(|line| line.strip_prefix("# "));
         let settings: Vec<_> = settings.filter(is_setting).collect();

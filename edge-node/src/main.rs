@@ -144,21 +144,10 @@ fn check(args: &ServeArgs) -> anyhow::Result<()> {
     }
     let mut text = toml::to_string_pretty(&file)?;
     for site in &config.sites.sites {
-        text.push_str(&in_comments(site));
+        text.push_str(&site.in_comments());
     }
     io::stdout().write_all(text.as_bytes())?;
     Ok(())
-}
-
-/// What a site means, in comments: what `check` prints is a configuration still.
-fn in_comments(site: &Site) -> String {
-    let mut text = format!("\n# Site {}:\n", site.name);
-    for sentence in site.in_words() {
-        text.push_str("# - ");
-        text.push_str(&sentence);
-        text.push('\n');
-    }
-    text
 }
 
 fn meant(file: ConfigFile) -> anyhow::Result<Config> {

@@ -45,7 +45,6 @@ use crate::{
     ruling::{
         Ruling,
         access::{self, Verdict, Visit},
-        path::Readings,
     },
     serve::{Connection, framing::Flaw, interim::Interim},
     sites::{Selected, Sites},
@@ -242,7 +241,7 @@ impl Proxy {
         let target = parts.uri.path_and_query().map_or("/", |pq| pq.as_str());
         let Selected { ruling, host } = selected;
         let client = connection.from.ip();
-        let path = Readings::of(parts.uri.path().as_bytes());
+        let path = ruling.read(parts.uri.path().as_bytes());
         let visit = Visit {
             path: &path,
             method: &parts.method,

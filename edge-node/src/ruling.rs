@@ -80,9 +80,32 @@ impl Ruling {
         }
     }
 
-    /// What holds for a path.
+    /// A request's path in as many forms as the rules need to see: without rules about paths, in one.
+    pub fn read<'p>(&self, path: &'p [u8]) -> Readings<'p> {
+        let matters = !self.by_path.is_empty()
+            || !self.bypass_paths.is_empty()
+            || self.gates.iter().any(Gate::is_about_paths);
+        match matters {
+            true => Readings::of(path),
+            false => Readings::as_sent(path),
+        }
+    }
+
+    /// What holds for a path. If it can be read as one under other rules, none of them does, only the
+    /// site's own: else `/static/..%2Faccount` would be kept for as long as `/static/` is, with what
+    /// the origin says to `/account`.
     pub fn rules(&self, path: &Readings<'_>) -> &Arc<Rules> {
-        let found = self.by_path.iter().find(|(prefix, _)| path.names(prefix));
+        let found = self.find(|prefix| path.names(prefix));
+        let agrees = |form: &[u8]| Arc::ptr_eq(found, self.find(|prefix| prefix.begins(form)));
+        if path.others().all(agrees) {
+            found
+        } else {
+            &self.otherwise
+        }
+    }
+
+    fn find(&self, fits: impl Fn(&Prefix) -> bool) -> &Arc<Rules> {
+        let found = self.by_path.iter().find(|(prefix, _)| fits(prefix));
         found.map_or(&self.otherwise, |(_, rules)| rules)
     }
 
@@ -222,6 +245,7 @@ mod tests {
         let ruling = ruling("");
         let rules = ruling.rules(&Readings::of(b"/a"));
         assert_eq!(**rules, Rules::default());
+        assert_eq!(ruling.read(b"/a/..%2Fb").others().count(), 0);
         assert!(
             ruling
                 .bypass(&Readings::of(b"/a"), &HeaderMap::new())
@@ -283,6 +307,13 @@ mod tests {
             ("/a/b/c", 500, Some((1, false))),
             ("/%61/%62/c", 200, Some((3, true))),
             ("/caf%C3%A9/abc", 200, Some((8, false))),
+            ("/caf%C3%A9/a//b%20c", 200, Some((8, false))),
+            // Under one rule or under another: under none.
+            ("/a/b/../c", 200, None),
+            ("/a/b/..%2F..%2F..%2Fz", 404, None),
+            ("/z/../a/b/c", 200, None),
+            ("/a/b%2Fc", 200, None),
+            ("/a//b/c", 200, None),
             ("*", 404, None),
         ] {
             assert_eq!(ttl(path, status), expected, "{path} {status}");
@@ -346,5 +377,6 @@ mod tests {
             let found = found.map(|bypass| bypass.to_string());
             assert_eq!(found.as_deref(), rule, "{path} {field:?}");
         }
+        assert_ne!(ruling.read(b"/a/..%2Fcart/").others().count(), 0);
     }
 }

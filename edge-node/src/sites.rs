@@ -55,11 +55,6 @@ impl Sites {
         self.map.version()
     }
 
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.map.sites().len()
-    }
-
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.map.sites().is_empty()

@@ -7,6 +7,17 @@ use super::{
 use crate::quantity::Span;
 
 impl Site {
+    /// What this site's rules mean, as comments to put behind a configuration, which stays one.
+    pub fn in_comments(&self) -> String {
+        let mut text = format!("\n# Site {}:\n", self.name);
+        for sentence in self.in_words() {
+            text.push_str("# - ");
+            text.push_str(&sentence);
+            text.push('\n');
+        }
+        text
+    }
+
     /// What this site's rules mean, a sentence each.
     pub fn in_words(&self) -> Vec<String> {
         let mut words = vec![format!("{} from {}", and(&self.hosts), or(&self.origins))];
@@ -375,6 +386,9 @@ mod tests {
         let site = Site::new("a", &["a.test"], &["http://o:80"]);
         let words = site.in_words();
         assert_eq!(words[0], "a.test from http://o:80");
+        let comments = site.in_comments();
+        assert!(comments.starts_with("\n# Site a:\n# - a.test from http://o:80\n# - answers"));
+        assert!(comments.lines().skip(1).all(|line| line.starts_with('#')));
         assert_eq!(words.len(), 4, "{words:?}");
     }
 }

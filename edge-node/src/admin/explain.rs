@@ -25,10 +25,7 @@ use crate::{
         policy::{self, CacheControl},
     },
     deliver,
-    ruling::{
-        access::{self, Visit},
-        path::Readings,
-    },
+    ruling::access::{self, Visit},
 };
 
 /// Why this node would answer a URL as it would.
@@ -144,7 +141,7 @@ pub(super) async fn explain(
         .target
         .path_and_query()
         .map_or("/", |pq| pq.as_str());
-    let path = Readings::of(question.target.path().as_bytes());
+    let path = ruling.read(question.target.path().as_bytes());
     let visit = Visit {
         path: &path,
         method,

@@ -79,6 +79,11 @@ impl Gate {
         }
     }
 
+    /// Whether it matters to the rule what the path is.
+    pub fn is_about_paths(&self) -> bool {
+        !self.paths.is_empty()
+    }
+
     fn is_for<'a>(&self, visit: Visit<'_>, country: &impl Fn(IpAddr) -> Option<&'a str>) -> bool {
         let Visit {
             path,

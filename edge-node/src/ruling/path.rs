@@ -42,7 +42,8 @@ impl Prefix {
         other.canonical.starts_with(&self.canonical)
     }
 
-    fn begins(&self, form: &[u8]) -> bool {
+    /// Whether a decoded form of a path begins so.
+    pub fn begins(&self, form: &[u8]) -> bool {
         form.starts_with(&self.decoded) || form.starts_with(&self.canonical)
     }
 }
@@ -85,19 +86,32 @@ impl<'a> Readings<'a> {
         Self { canonical, others }
     }
 
+    /// A path as it was sent, for whom it is all the same.
+    pub fn as_sent(path: &'a [u8]) -> Self {
+        Self {
+            canonical: Cow::Borrowed(path),
+            others: Vec::new(),
+        }
+    }
+
     /// Whether the path begins so in the form in which objects are named.
     pub fn names(&self, prefix: &Prefix) -> bool {
         self.canonical.starts_with(&prefix.canonical)
     }
 
+    /// What else it may be read as.
+    pub fn others(&self) -> impl Iterator<Item = &[u8]> {
+        self.others.iter().map(Vec::as_slice)
+    }
+
     /// Whether it begins so in any form: for what must not get through.
     pub fn any_begins_with(&self, prefix: &Prefix) -> bool {
-        self.names(prefix) || self.others.iter().any(|form| prefix.begins(form))
+        self.names(prefix) || self.others().any(|form| prefix.begins(form))
     }
 
     /// Whether it begins so in every form: for what alone may get through.
     pub fn all_begin_with(&self, prefix: &Prefix) -> bool {
-        self.names(prefix) && self.others.iter().all(|form| prefix.begins(form))
+        self.names(prefix) && self.others().all(|form| prefix.begins(form))
     }
 }
 
