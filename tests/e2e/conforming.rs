@@ -7,6 +7,7 @@
 //! The words of a [`row`] are played on a [`stage`]. The rows:
 //!
 //! - [`storing`]: what is kept, and which of its fields;
+//! - [`joining`]: parts of it, and what becomes of them;
 //! - [`choosing`]: which stored answer is for whom: keys and `Vary`;
 //! - [`aging`]: how long it is fresh;
 //! - [`expired`]: what may be done with it afterwards;
@@ -24,6 +25,7 @@ mod choosing;
 mod cutting;
 mod expired;
 mod gaps;
+mod joining;
 mod row;
 mod scenes;
 mod stage;
@@ -59,6 +61,7 @@ async fn an_edge_does_as_the_rfcs_say() {
     let wanted = wanted.to_str().expect("a readable word");
     let cases: Vec<Case> = [
         storing::cases(),
+        joining::cases(),
         choosing::cases(),
         aging::cases(),
         expired::cases(),

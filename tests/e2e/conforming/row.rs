@@ -29,6 +29,8 @@ pub(super) struct Exchange {
     pub(super) body: Option<String>,
     /// Whether the client gets no whole answer.
     pub(super) fails: bool,
+    /// Whether only the checks judge what the client gets.
+    pub(super) free: bool,
     pub(super) checks: Vec<Check>,
 }
 
@@ -70,6 +72,7 @@ pub(super) enum Check {
     Part(String, String),
     LacksPart(String, String),
     BodyPart(String),
+    BodyLacks(String),
     OriginSaw(String, String),
     OriginSawNo(String),
 }
@@ -108,6 +111,7 @@ pub(super) fn request(method: &str) -> Exchange {
         status: None,
         body: None,
         fails: false,
+        free: false,
         checks: Vec::new(),
     }
 }
@@ -241,6 +245,14 @@ impl Exchange {
         Self { body, ..self }
     }
 
+    /// The client gets anything that passes the checks; even no whole answer.
+    pub(super) fn gets_anything(self) -> Self {
+        Self {
+            free: true,
+            ..self.either()
+        }
+    }
+
     /// The client gets no whole answer.
     pub(super) fn fails(self) -> Self {
         Self {
@@ -268,6 +280,10 @@ impl Exchange {
 
     pub(super) fn body_part(self, part: &str) -> Self {
         self.check(Check::BodyPart(part.into()))
+    }
+
+    pub(super) fn body_lacks(self, part: &str) -> Self {
+        self.check(Check::BodyLacks(part.into()))
     }
 
     pub(super) fn lacks_part(self, name: &str, part: &str) -> Self {
