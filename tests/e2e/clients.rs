@@ -408,7 +408,6 @@ fn masked(mut payload: Vec<u8>, mask: Option<[u8; 4]>) -> Vec<u8> {
 
 /// RFC 8297: a hint is worth something only before the answer.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "interim answers are not passed on yet"]
 async fn an_early_hint_is_early() {
     let (release, mut released) = tokio::sync::watch::channel(false);
     released.mark_unchanged();
