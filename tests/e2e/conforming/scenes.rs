@@ -7,6 +7,7 @@ use harness::{
     pattern::Pattern,
     process::eventually,
 };
+use http::Method;
 
 use super::A_SECOND_PASSES;
 use crate::{SECOND, alone, stored};
@@ -150,4 +151,168 @@ async fn what_is_stored_outlives_an_origin_that_is_gone() {
     assert_eq!(unknown.status, 502);
     // RFC 9110 §15.6: an error of the gateway's own is nobody's to keep.
     assert_eq!(unknown.field("cache-control"), Some("no-store"));
+}
+
+/// RFC 9111 §4.1: who waits for an answer that turns out to be for other fields asks for itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crowd_of_variants_gets_each_its_own() {
+    let (origin, cluster) = alone().await;
+    let edge = &cluster.edges[0];
+    origin.route_by("/page", |seen| {
+        let value = seen.field("x-a").unwrap_or_default().to_owned();
+        let answer = Answer::bytes(value).max_age(60).field("vary", "X-A");
+        answer.head_after(SECOND / 2).into()
+    });
+    const VARIANTS: usize = 20;
+    for _ in 0..2 {
+        let visits = (0..3 * VARIANTS).map(|n| {
+            let url = edge.url("/page");
+            tokio::spawn(async move {
+                let value = (n % VARIANTS).to_string();
+                let fields = [("host", HOST), ("x-a", value.as_str())];
+                let answer = Client::new().get_with(&url, &fields).await.unwrap();
+                assert_eq!(answer.text(), value);
+            })
+        });
+        for visit in visits.collect::<Vec<_>>() {
+            visit.await.unwrap();
+        }
+        // Each variant was fetched once, however many waited for it.
+        assert_eq!(origin.seen("/page").len(), VARIANTS);
+        tokio::time::sleep(SECOND / 2).await;
+    }
+}
+
+/// RFC 9111 §3.5, §5.2.1.5, §7.3: what one asked for secretly is not what another, who comes at the
+/// same time, gets; whoever of the two comes first.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_does_not_get_what_was_meant_for_somebody_else() {
+    let (origin, cluster) = alone().await;
+    let edge = &cluster.edges[0];
+    for (number, (first, second)) in [
+        (("authorization", "Basic b25l"), ("x-name", "two")),
+        (("x-name", "one"), ("authorization", "Basic dHdv")),
+        (
+            ("authorization", "Basic b25l"),
+            ("authorization", "Basic dHdv"),
+        ),
+        (("cache-control", "no-store"), ("x-name", "two")),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let path = format!("/account-{number}");
+        origin.route_by(&path, |seen| {
+            let names = ["authorization", "x-name"];
+            let name = names.iter().find_map(|name| seen.field(name));
+            let answer = Answer::bytes(name.unwrap_or("one").to_owned()).max_age(60);
+            answer.head_after(SECOND / 2).into()
+        });
+        let ask = |(name, value): (&'static str, &'static str)| {
+            let url = edge.url(&path);
+            async move {
+                let fields = [("host", HOST), (name, value)];
+                Client::new().get_with(&url, &fields).await.unwrap().text()
+            }
+        };
+        let later = async {
+            tokio::time::sleep(SECOND / 5).await;
+            ask(second).await
+        };
+        let (one, two) = tokio::join!(ask(first), later);
+        let name = |(name, value)| {
+            if name == "cache-control" {
+                "one"
+            } else {
+                value
+            }
+        };
+        assert_eq!((one.as_str(), two.as_str()), (name(first), name(second)));
+        assert_eq!(origin.seen(&path).len(), 2, "{path}");
+    }
+}
+
+/// RFC 9111 §4.4: what was on its way when it became doubtful answers nobody who asks afterwards.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_post_made_doubtful_on_its_way_is_not_kept() {
+    let (origin, cluster) = alone().await;
+    let edge = &cluster.edges[0];
+    let (old, new) = (Pattern::new(1, 1 << 20), Pattern::new(2, 1 << 20));
+    let slow = |body: &Pattern| {
+        Answer::pattern(body)
+            .max_age(60)
+            .slowly(64 << 10, SECOND / 16)
+    };
+    origin.route("/page", slow(&old));
+    let (url, host) = (edge.url("/page"), [("host", HOST)]);
+    let (parts, first) = Client::new().begin_get(&url, &host).await.unwrap();
+    origin.route_by("/page", move |seen| match seen.method.as_str() {
+        "POST" => Answer::status(204).into(),
+        _ => slow(&new).into(),
+    });
+    let posted = Client::new()
+        .send(Method::POST, &url, &host, "x".into())
+        .await;
+    assert_eq!(posted.unwrap().status, 204);
+    let new = Pattern::new(2, 1 << 20);
+    let second = Client::new().digest(&url, &host).await.unwrap();
+    assert_eq!(second.hash, new.hash());
+    // Who began before still gets all of the old one, which comes to its end meanwhile.
+    assert_eq!(digest(parts, first).await.unwrap().hash, old.hash());
+    let third = Client::new().digest(&url, &host).await.unwrap();
+    assert_eq!(third.hash, new.hash());
+}
+
+/// RFC 9110 §14: ranges of what nobody has yet, all at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn ranges_of_a_cold_object_are_its_bytes() {
+    let (origin, cluster) = alone().await;
+    let edge = &cluster.edges[0];
+    const LENGTH: u64 = 3 << 20;
+    let body = Pattern::new(3, LENGTH);
+    let slow = Answer::pattern(&body).max_age(60).field("etag", "\"a\"");
+    origin.route("/file", slow.slowly(64 << 10, SECOND / 50));
+    let places = [
+        (0, 1),
+        (1, 1000),
+        (LENGTH - 1, LENGTH),
+        (0, LENGTH),
+        (1 << 20, 2 << 20),
+    ];
+    let visits = places.into_iter().cycle().take(20).map(|(start, end)| {
+        let (url, hash) = (edge.url("/file"), body.hash_of(start, end));
+        tokio::spawn(async move {
+            let range = format!("bytes={start}-{}", end - 1);
+            let fields = [("host", HOST), ("range", range.as_str())];
+            let part = Client::new().digest(&url, &fields).await.unwrap();
+            assert_eq!((part.status, part.bytes), (206, end - start), "{range}");
+            assert_eq!(part.hash, hash, "{range}");
+        })
+    });
+    for visit in visits.collect::<Vec<_>>() {
+        visit.await.unwrap();
+    }
+    assert_eq!(edge.get("/file").await.unwrap().body, body.bytes());
+}
+
+/// Who waits for somebody whose answer fails is told so, or asks for itself; nobody waits for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_an_answer_that_fails_waits_no_longer() {
+    let (origin, cluster) = alone().await;
+    let edge = &cluster.edges[0];
+    let close = Answer::pattern(&Pattern::new(4, 1 << 20)).max_age(60);
+    origin.route("/late", Answer::status(503).head_after(SECOND / 2));
+    origin.route("/cut", close.head_after(SECOND / 2).cut_after(300_000));
+    for (path, whole) in [("/late", true), ("/cut", false)] {
+        let visits = (0..10).map(|_| {
+            let url = edge.url(path);
+            tokio::spawn(async move { Client::new().get_with(&url, &[("host", HOST)]).await })
+        });
+        for visit in visits.collect::<Vec<_>>() {
+            let answer = visit.await.unwrap();
+            // What is cut must look cut: a length that is not reached, or a status that says so.
+            let failed = answer.as_ref().map_or(true, |answer| answer.status >= 500);
+            assert!(failed && answer.is_ok() >= whole, "{path}: {answer:?}");
+        }
+    }
 }
