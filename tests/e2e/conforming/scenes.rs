@@ -316,3 +316,96 @@ async fn who_waits_for_an_answer_that_fails_waits_no_longer() {
         }
     }
 }
+
+/// RFC 9111 §3: what is kept on disk is what was kept, with its age, its variants, and its rules.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_stored_means_the_same_after_a_restart() {
+    let (origin, mut cluster) = alone().await;
+    let tagged = |text: &'static str, said: &str| {
+        let answer = Answer::bytes(text).field("cache-control", said);
+        answer.field("etag", format!("\"{text}\""))
+    };
+    origin.route("/fresh", tagged("fresh", "max-age=600").field("x-own", "1"));
+    origin.route("/aged", tagged("aged", "max-age=600").field("age", "100"));
+    origin.route("/always", tagged("always", "no-cache"));
+    origin.route("/error", tagged("error", "max-age=1, stale-if-error=600"));
+    origin.route(
+        "/must",
+        tagged("must", "max-age=1, stale-if-error=600, must-revalidate"),
+    );
+    origin.route(
+        "/moved",
+        Answer::status(301).max_age(600).field("location", "/fresh"),
+    );
+    origin.route_by("/varied", |seen| {
+        let value = seen.field("x-a").unwrap_or_default().to_owned();
+        Answer::bytes(value)
+            .max_age(600)
+            .field("vary", "X-A")
+            .into()
+    });
+    let body = Pattern::new(5, 3 << 20);
+    origin.route("/large", Answer::pattern(&body).max_age(600));
+    let once = [
+        "/fresh", "/aged", "/always", "/error", "/must", "/moved", "/large",
+    ];
+    let varied = |value: &'static str| [("x-a", value)];
+    {
+        let edge = &cluster.edges[0];
+        for path in once {
+            edge.get(path).await.unwrap();
+        }
+        for value in ["1", "2"] {
+            edge.get_with("/varied", &varied(value)).await.unwrap();
+        }
+        stored(edge, "/large").await;
+    }
+    tokio::time::sleep(A_SECOND_PASSES).await;
+    cluster.edges[0].terminate().await.unwrap();
+    cluster.edges[0].start().await.unwrap();
+
+    let edge = &cluster.edges[0];
+    let age = |answer: &harness::client::Response| answer.field("age").unwrap().parse::<u32>();
+    let fresh = edge.get("/fresh").await.unwrap();
+    assert_eq!(
+        (fresh.text().as_str(), fresh.field("x-own")),
+        ("fresh", Some("1"))
+    );
+    assert!((2..100).contains(&age(&fresh).unwrap()));
+    let aged = edge.get("/aged").await.unwrap();
+    assert!((102..200).contains(&age(&aged).unwrap()));
+    let moved = edge.get("/moved").await.unwrap();
+    assert_eq!(
+        (moved.status, moved.field("location")),
+        (301, Some("/fresh"))
+    );
+    for value in ["2", "1"] {
+        let answer = edge.get_with("/varied", &varied(value)).await.unwrap();
+        assert_eq!(answer.text(), value);
+    }
+    let range = [("range", "bytes=2000000-2000099")];
+    let part = edge.get_with("/large", &range).await.unwrap();
+    assert_eq!(
+        (part.status, &part.body[..]),
+        (206, &body.bytes()[2_000_000..2_000_100])
+    );
+    let always = edge.get("/always").await.unwrap();
+    assert_eq!((always.status, always.text().as_str()), (200, "always"));
+    for (path, asked) in [
+        ("/fresh", 1),
+        ("/aged", 1),
+        ("/moved", 1),
+        ("/varied", 2),
+        ("/large", 1),
+        ("/always", 2),
+    ] {
+        assert_eq!(origin.seen(path).len(), asked, "{path}");
+    }
+    let seen = origin.seen("/always");
+    assert_eq!(seen[1].field("if-none-match"), Some("\"always\""));
+
+    drop(origin);
+    let error = edge.get("/error").await.unwrap();
+    assert_eq!((error.status, error.text().as_str()), (200, "error"));
+    assert_eq!(edge.get("/must").await.unwrap().status, 502);
+}
