@@ -1,16 +1,17 @@
 //! What takes more than one exchange at a time, or an origin that goes away.
 
 use harness::{
+    cache_status::Source,
     client::{Client, digest},
-    cluster::HOST,
-    origin::Answer,
+    cluster::{HOST, Plan},
+    origin::{Answer, Origin},
     pattern::Pattern,
     process::eventually,
 };
 use http::Method;
 
 use super::A_SECOND_PASSES;
-use crate::{SECOND, alone, stored};
+use crate::{SECOND, alone, heard_of, started, stored};
 
 /// RFC 9111 §4: a response may answer several requests if it may be reused for each of them.
 #[tokio::test(flavor = "multi_thread")]
@@ -408,4 +409,73 @@ async fn what_was_stored_means_the_same_after_a_restart() {
     let error = edge.get("/error").await.unwrap();
     assert_eq!((error.status, error.text().as_str()), (200, "error"));
     assert_eq!(edge.get("/must").await.unwrap().status, 502);
+}
+
+/// RFC 9111 §4: what another edge holds is used as if it were stored here, by the same rules.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_peer_holds_is_used_as_if_it_were_stored_here() {
+    let origin = Origin::start().await.unwrap();
+    let cluster = started(Plan::new(2, &origin.url())).await;
+    cluster.settled().await.unwrap();
+    let [one, two] = &cluster.edges[..] else {
+        unreachable!()
+    };
+    type Fields = &'static [(&'static str, &'static str)];
+    const FRESH: (&str, &str) = ("cache-control", "max-age=600");
+    const CDN_FRESH: (&str, &str) = ("cdn-cache-control", "max-age=600");
+    // What the origin says, what the second edge is asked, and whether the first one may answer.
+    let rows: [(Fields, Fields, bool); 13] = [
+        (&[FRESH], &[], true),
+        (&[FRESH, ("age", "100")], &[], true),
+        (&[("cache-control", "max-age=1")], &[], false),
+        (&[("cache-control", "no-cache")], &[], false),
+        (&[CDN_FRESH, ("cache-control", "no-cache")], &[], true),
+        (&[("cdn-cache-control", "max-age=1"), FRESH], &[], false),
+        (&[FRESH], &[("cache-control", "no-cache")], false),
+        (&[FRESH], &[("cache-control", "max-age=1")], false),
+        (&[FRESH], &[("pragma", "no-cache")], false),
+        (&[FRESH], &[("authorization", "Basic eDp5")], false),
+        (&[FRESH, ("vary", "X-A")], &[], true),
+        (&[FRESH, ("vary", "X-A")], &[("x-a", "2")], false),
+        (
+            &[
+                ("cache-control", "public, max-age=600"),
+                ("set-cookie", "a=1"),
+            ],
+            &[],
+            true,
+        ),
+    ];
+    let path = |number: usize| format!("/row-{number}");
+    for (number, (said, ..)) in rows.iter().enumerate() {
+        let answer = Answer::bytes(path(number)).field("etag", "\"a\"");
+        let answer = (said.iter()).fold(answer, |all, (name, value)| all.field(name, *value));
+        origin.route(&path(number), answer);
+        one.get(&path(number)).await.unwrap();
+    }
+    heard_of(two, "edge-1", rows.len() as u64).await.unwrap();
+    tokio::time::sleep(A_SECOND_PASSES).await;
+    for (number, (said, asked, shared)) in rows.iter().enumerate() {
+        let answer = two.get_with(&path(number), asked).await.unwrap();
+        assert_eq!(answer.text(), path(number));
+        let source = if *shared {
+            Source::Peer("edge-1".into())
+        } else {
+            Source::Origin
+        };
+        let status = answer.cache_status();
+        assert_eq!(status.source(), source, "{said:?} {asked:?}: {status:?}");
+        assert_eq!(answer.field("set-cookie"), None);
+        let seen = origin.seen(&path(number)).len();
+        assert_eq!(seen, if *shared { 1 } else { 2 }, "{said:?} {asked:?}");
+        if *shared {
+            let age: u32 = answer.field("age").unwrap().parse().unwrap();
+            let before = if said.contains(&("age", "100")) {
+                100
+            } else {
+                0
+            };
+            assert!((before + 2..before + 90).contains(&age), "{said:?}: {age}");
+        }
+    }
 }
