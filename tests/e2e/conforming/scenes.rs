@@ -479,3 +479,26 @@ async fn what_a_peer_holds_is_used_as_if_it_were_stored_here() {
         }
     }
 }
+
+/// RFC 9111 §4.4: who has changed something does not get it from a peer as it was before.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "an edge takes from its peers what it has just made doubtful itself"]
+async fn what_a_post_made_doubtful_does_not_come_back_from_a_peer() {
+    let origin = Origin::start().await.unwrap();
+    let cluster = started(Plan::new(2, &origin.url())).await;
+    cluster.settled().await.unwrap();
+    let [one, two] = &cluster.edges[..] else {
+        unreachable!()
+    };
+    origin.route("/page", Answer::bytes("old").max_age(600));
+    assert_eq!(one.get("/page").await.unwrap().text(), "old");
+    heard_of(two, "edge-1", 1).await.unwrap();
+    origin.route("/page", Answer::bytes("new").max_age(600));
+    let url = two.url("/page");
+    let host = [("host", HOST)];
+    let posted = Client::new()
+        .send(Method::POST, &url, &host, "x".into())
+        .await;
+    assert_eq!(posted.unwrap().status, 200);
+    assert_eq!(two.get("/page").await.unwrap().text(), "new");
+}
