@@ -46,7 +46,7 @@ use self::{
 use crate::alone;
 
 /// How many cases run at once. Most of them sleep; with more, the others would take turns.
-const AT_ONCE: usize = 100;
+const AT_ONCE: usize = 250;
 /// Long enough for what is fresh for a second to be stale, whatever part of a second is rounded.
 const A_SECOND_PASSES: Duration = Duration::from_millis(2_300);
 /// A date long past, as a validator.

@@ -16,7 +16,7 @@ use http::Method;
 use super::row::{Case, Check, Exchange, Forwarding, Origins, filled_in};
 
 /// From the end of an answer until an edge has it in its store. Who comes before that shares it with
-/// those who waited for it, which is what [`scenes`] are about.
+/// those who waited for it, which the scenes are about.
 const SETTLED: Duration = Duration::from_millis(250);
 /// How long an edge may take to ask the origin behind a client's back.
 const BEHIND_WITHIN: Duration = Duration::from_secs(20);
