@@ -21,7 +21,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use crate::{SECOND, alone, started, stored};
+use crate::{SECOND, alone, installed, started, stored};
 
 /// nginx with a directory of its own, and the log of what it was asked.
 struct Nginx {
@@ -31,8 +31,11 @@ struct Nginx {
 }
 
 impl Nginx {
-    /// Slow below `/slow/`: 4 MiB a second after the first one.
-    async fn start() -> Result<Self> {
+    /// Slow below `/slow/`: 4 MiB a second after the first one. `None` where it is not installed.
+    async fn start() -> Result<Option<Self>> {
+        let Some(binary) = installed("nginx") else {
+            return Ok(None);
+        };
         let dir = tempfile::tempdir()?;
         let (root, port) = (dir.path().display(), free_port());
         fs::create_dir_all(dir.path().join("www/slow"))?;
@@ -55,18 +58,18 @@ impl Nginx {
         let file = dir.path().join("nginx.conf");
         fs::write(&file, config)?;
         let args = ["-p", path(dir.path()), "-c", path(&file)];
-        let mut process = Process::start("nginx", Path::new("/usr/sbin/nginx"), &args, &[])?;
+        let mut process = Process::start("nginx", &binary, &args, &[])?;
         eventually("nginx listens", async || {
             ensure!(process.ended()?.is_none(), "{:?}", process.log().tail(5));
             TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
             Ok(())
         })
         .await?;
-        Ok(Self {
+        Ok(Some(Self {
             dir,
             port,
             _process: process,
-        })
+        }))
     }
 
     fn url(&self) -> String {
@@ -86,38 +89,40 @@ impl Nginx {
     }
 }
 
-/// Programs that resume a download. Each is given the URL, and the file of which a part is there.
-const RESUMERS: [&str; 2] = ["curl", "wget"];
-
-/// Starts `program` on `url`, to go on with `file`.
-fn resuming(program: &str, url: &str, file: &Path) -> Result<Process> {
-    let host = format!("Host: {HOST}");
-    let args = match program {
-        "curl" => vec!["-sSf", "-H", &host, "-C", "-", "-o", path(file), url],
-        _ => vec![
-            "-nv",
-            "--tries=1",
-            "--header",
-            &host,
-            "-c",
-            "-O",
-            path(file),
-            url,
-        ],
-    };
-    let binary = PathBuf::from("/usr/bin").join(program);
-    Process::start(program, &binary, &args, &[])
+/// A program that resumes a download.
+#[derive(Clone)]
+struct Resumer {
+    name: &'static str,
+    binary: PathBuf,
 }
 
-async fn resume(program: &str, url: &str, file: &Path) -> Result<()> {
-    let mut process = resuming(program, url, file)?;
-    let status = process.wait().await?;
-    ensure!(
-        status.success(),
-        "{program}: {status}: {:?}",
-        process.log().tail(5)
-    );
-    Ok(())
+impl Resumer {
+    /// Those that are installed.
+    fn all() -> Vec<Self> {
+        ["curl", "wget"]
+            .into_iter()
+            .filter_map(|name| Some((name, installed(name)?)))
+            .map(|(name, binary)| Self { name, binary })
+            .collect()
+    }
+
+    /// Starts it on `url`, to go on with `file`.
+    fn start(&self, url: &str, file: &Path) -> Result<Process> {
+        let host = format!("Host: {HOST}");
+        let args: &[&str] = match self.name {
+            "curl" => &["-sSf", "-H", &host, "-C", "-", "-o", path(file), url],
+            _ => &["-nv", "-t1", "--header", &host, "-c", "-O", path(file), url],
+        };
+        Process::start(self.name, &self.binary, args, &[])
+    }
+
+    async fn resume(&self, url: &str, file: &Path) -> Result<()> {
+        let mut process = self.start(url, file)?;
+        let status = process.wait().await?;
+        let words = process.log().tail(5);
+        ensure!(status.success(), "{}: {status}: {words:?}", self.name);
+        Ok(())
+    }
 }
 
 fn path(path: &Path) -> &str {
@@ -126,7 +131,9 @@ fn path(path: &Path) -> &str {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_download_is_resumed_at_any_byte() {
-    let nginx = Nginx::start().await.unwrap();
+    let Some(nginx) = Nginx::start().await.unwrap() else {
+        return;
+    };
     let cluster = started(Plan::alone(&nginx.url())).await;
     let edge = &cluster.edges[0];
     let body = Pattern::new(1, 5 << 20 | 12_345);
@@ -136,28 +143,33 @@ async fn a_download_is_resumed_at_any_byte() {
     let url = edge.url("/disk.img");
     let mut offsets = vec![1, 1 << 20, (1 << 20) - 1, bytes.len() - 1];
     offsets.extend((0..4).map(|_| rand::random_range(0..bytes.len())));
-    for (index, offset) in offsets.into_iter().enumerate() {
-        let program = RESUMERS[index % RESUMERS.len()];
-        let file = nginx.dir.path().join(format!("part-{index}"));
-        fs::write(&file, &bytes[..offset]).unwrap();
-        resume(program, &url, &file).await.unwrap();
-        let whole = blake3::hash(&fs::read(&file).unwrap());
-        assert_eq!(whole, body.hash(), "{program} from byte {offset}");
+    for resumer in Resumer::all() {
+        for offset in &offsets {
+            let file = nginx.dir.path().join(resumer.name);
+            fs::write(&file, &bytes[..*offset]).unwrap();
+            resumer.resume(&url, &file).await.unwrap();
+            let whole = blake3::hash(&fs::read(&file).unwrap());
+            assert_eq!(whole, body.hash(), "{} from byte {offset}", resumer.name);
+        }
     }
     assert_eq!(nginx.asked("disk.img").unwrap().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_download_that_is_killed_during_the_fill_is_resumed_during_the_fill() {
-    let nginx = Nginx::start().await.unwrap();
+    let Some(nginx) = Nginx::start().await.unwrap() else {
+        return;
+    };
     let cluster = started(Plan::alone(&nginx.url())).await;
     // Six seconds.
     let body = Pattern::new(2, 24 << 20 | 321);
     nginx.put("slow/disk.img", &body).unwrap();
     let url = cluster.edges[0].url("/slow/disk.img");
-    let files = RESUMERS.map(|program| nginx.dir.path().join(program));
-    for (program, file) in RESUMERS.iter().zip(&files) {
-        let mut process = resuming(program, &url, file).unwrap();
+    let downloads: Vec<_> = (Resumer::all().into_iter())
+        .map(|resumer| (nginx.dir.path().join(resumer.name), resumer))
+        .collect();
+    for (file, resumer) in &downloads {
+        let mut process = resumer.start(&url, file).unwrap();
         eventually("a part is there", async || {
             let part = fs::metadata(file)?.len();
             ensure!(part > 200_000, "{part}");
@@ -167,21 +179,23 @@ async fn a_download_that_is_killed_during_the_fill_is_resumed_during_the_fill() 
         .unwrap();
         process.kill9().await.unwrap();
         let part = fs::metadata(file).unwrap().len();
-        assert!(part < body.length(), "{program} was too fast to be killed");
+        assert!(part < body.length(), "{} was too fast", resumer.name);
     }
-    for (program, file) in RESUMERS.iter().zip(&files) {
-        resume(program, &url, file).await.unwrap();
+    for (file, resumer) in &downloads {
+        resumer.resume(&url, file).await.unwrap();
         let whole = blake3::hash(&fs::read(file).unwrap());
-        assert_eq!(whole, body.hash(), "{program}");
+        assert_eq!(whole, body.hash(), "{}", resumer.name);
     }
     // Neither the death of the one who began nor the ranges made the origin send it again.
     let asked = nginx.asked("slow/disk.img").unwrap();
-    assert_eq!(asked.len(), 1, "{asked:?}");
+    assert!(asked.len() <= 1, "{asked:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_interrupted_download_of_what_has_changed_is_not_glued_together() {
-    let nginx = Nginx::start().await.unwrap();
+    let Some(nginx) = Nginx::start().await.unwrap() else {
+        return;
+    };
     let cluster = started(Plan::alone(&nginx.url())).await;
     let edge = &cluster.edges[0];
     let (old, new) = (Pattern::new(3, 300_000), Pattern::new(4, 300_001));
@@ -208,6 +222,9 @@ async fn an_interrupted_download_of_what_has_changed_is_not_glued_together() {
 /// What a player asks for: the beginning, the index at the end, then what comes next, and jumps.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_player_seeks_in_what_has_not_all_arrived() {
+    let Some(curl) = installed("curl") else {
+        return;
+    };
     let (origin, cluster) = alone().await;
     let url = cluster.edges[0].url("/video.mp4");
     const MIB: u64 = 1 << 20;
@@ -247,7 +264,7 @@ async fn a_player_seeks_in_what_has_not_all_arrived() {
             path(file.path()),
             &url,
         ];
-        let (status, head) = run(Path::new("/usr/bin/curl"), &said, &[]).await.unwrap();
+        let (status, head) = run(&curl, &said, &[]).await.unwrap();
         assert!(
             status.success() && head.starts_with("HTTP/1.1 206"),
             "{range}: {head}"
@@ -408,8 +425,10 @@ fn masked(mut payload: Vec<u8>, mask: Option<[u8; 4]>) -> Vec<u8> {
 
 /// RFC 8297: a hint is worth something only before the answer.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "interim answers are not passed on yet"]
 async fn an_early_hint_is_early() {
+    let Some(curl) = installed("curl") else {
+        return;
+    };
     let (release, mut released) = tokio::sync::watch::channel(false);
     released.mark_unchanged();
     let origin = Scripted::start(move |mut stream: TcpStream| {
@@ -452,7 +471,7 @@ async fn an_early_hint_is_early() {
     let field = format!("Host: {HOST}");
     let url = edge.url("/by-curl");
     let said = ["-sv", "-H", &field, &url];
-    let (_, words) = run(Path::new("/usr/bin/curl"), &said, &[]).await.unwrap();
+    let (_, words) = run(&curl, &said, &[]).await.unwrap();
     let hinted = words.find("< HTTP/1.1 103").expect("curl shows the hint");
     assert!(
         hinted < words.find("< HTTP/1.1 200").expect("and the answer"),
@@ -463,6 +482,9 @@ async fn an_early_hint_is_early() {
 /// RFC 9110 §6.5: trailers of what is streamed through, for those who say that they want them.
 #[tokio::test(flavor = "multi_thread")]
 async fn trailers_reach_who_asks_for_them() {
+    let Some(curl) = installed("curl") else {
+        return;
+    };
     let (origin, cluster) = alone().await;
     let answer = "HTTP/1.1 200 OK\r\ncache-control: no-store\r\ntrailer: x-sum\r\n\
                   transfer-encoding: chunked\r\nconnection: close\r\n\r\n\
@@ -471,7 +493,7 @@ async fn trailers_reach_who_asks_for_them() {
     let field = format!("Host: {HOST}");
     let url = cluster.edges[0].url("/sum");
     let said = ["-sS", "-D", "-", "-H", &field, "-H", "TE: trailers", &url];
-    let (status, words) = run(Path::new("/usr/bin/curl"), &said, &[]).await.unwrap();
+    let (status, words) = run(&curl, &said, &[]).await.unwrap();
     assert!(status.success() && words.contains("hello"), "{words}");
     assert!(words.to_lowercase().contains("x-sum: 42"), "{words}");
 }

@@ -50,7 +50,9 @@ const EDGE_BYTES_MAX: usize = 256 << 20;
 /// Nobody gets another's answer, nobody queues behind another, and nothing grows without bound.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crowd_that_wants_what_cannot_be_shared_is_served_side_by_side() {
-    let clients = (descriptors() - DESCRIPTORS_SPARE).min(2 * CLIENTS_MAX) / 2;
+    let descriptors = descriptors();
+    let spare = DESCRIPTORS_SPARE.min(descriptors / 2);
+    let clients = (descriptors - spare).min(2 * CLIENTS_MAX) / 2;
     let origin = Origin::start(clients).await.unwrap();
     let plan = Plan::alone(&format!("http://{}", origin.address)).site(|site| {
         // Two cores play everybody; that must not look like an origin that is down.

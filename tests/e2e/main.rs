@@ -115,6 +115,19 @@ fn generate(root: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
+/// A program of the system, for the tests that are about it; those are skipped elsewhere.
+#[expect(clippy::print_stdout, reason = "who reads the output should know")]
+fn installed(program: &str) -> Option<PathBuf> {
+    let found = ["/usr/bin", "/usr/sbin", "/usr/local/bin"]
+        .into_iter()
+        .map(|dir| Path::new(dir).join(program))
+        .find(|path| path.is_file());
+    if found.is_none() {
+        println!("skipped: {program} is not installed");
+    }
+    found
+}
+
 /// Waits until the object for `path` is in the edge's store: a hit.
 async fn stored(edge: &Node, path: &str) {
     eventually(&format!("{path} is stored"), async || {

@@ -15,18 +15,7 @@ use harness::{
     process::{Process, checkout, eventually, free_port, run},
 };
 
-use crate::{started, stored};
-
-fn installed(program: &str) -> Option<std::path::PathBuf> {
-    let found = ["/usr/bin", "/usr/local/bin"]
-        .into_iter()
-        .map(|dir| std::path::Path::new(dir).join(program))
-        .find(|path| path.is_file());
-    if found.is_none() {
-        println!("skipped: {program} is not installed");
-    }
-    found
-}
+use crate::{installed, started, stored};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn prometheus_takes_what_every_node_says() {

@@ -37,6 +37,9 @@ const LIFETIMES: &[Section] = &[
             ("cache-control: max-age=0, s-maxage=60", FRESH),
             ("cache-control: max-age=60, s-maxage=0", STALE),
             ("cache-control: max-age=60, s-maxage=x", STALE),
+            ("cache-control: max-age=60; public", STALE),
+            ("cache-control: max-age=60 public", STALE),
+            ("cache-control: max-age=60, public; x", FRESH),
             ("cache-control: s-maxage=60, s-maxage=0", STALE),
             ("cache-control: s-maxage=0, s-maxage=60", STALE),
             ("cache-control: s-maxage=\"60\"", FRESH),
@@ -217,6 +220,7 @@ const AGES: &[Section] = &[
             ("cache-control: s-maxage=60 | age: 90", STALE),
             ("expires: {+60} | age: 90", STALE),
             ("cache-control: max-age=60 | age: 0", FRESH),
+            ("cache-control: max-age=4294967296 | age: 4294967296", STALE),
             ("cache-control: max-age=60 | age: 0090", STALE),
             ("cache-control: max-age=60 | age: 2147483648", STALE),
             (
@@ -240,6 +244,11 @@ const AGES: &[Section] = &[
             ("cache-control: max-age=60 | date: {-90}", STALE),
             ("cache-control: max-age=60 | date: {-30}", FRESH),
             ("cache-control: max-age=60 | date: {+90}", FRESH),
+            ("cache-control: max-age=60 | date: {modified}", STALE),
+            (
+                "cache-control: max-age=60 | date: Fri, 31 Dec 9999 23:59:59 GMT",
+                FRESH,
+            ),
             ("cache-control: max-age=60 | date: {-90} | age: 1", STALE),
             ("cache-control: max-age=60 | date: {-1} | age: 90", STALE),
             ("cache-control: max-age=60 | date: {rfc850 -90}", STALE),
@@ -363,6 +372,31 @@ const TARGETED: &[Section] = &[
             ("cdn-cache-control: max-age=60.5", STALE),
             ("cdn-cache-control: max-age", STALE),
             ("cdn-cache-control: max-age=-60", STALE),
+            ("cdn-cache-control: max-age=?1", STALE),
+            ("cdn-cache-control: max-age=(60)", STALE),
+            ("cdn-cache-control: max-age=sixty", STALE),
+            ("cdn-cache-control: max-age=:NjA=:", STALE),
+            ("cdn-cache-control: x=1.5;y=\"z\", max-age=60;q=(", STALE),
+            (
+                "cdn-cache-control: max-age=60; | cdn-cache-control: no-store | cache-control: max-age=60",
+                FRESH,
+            ),
+            (
+                "cdn-cache-control: max-age=60\t,\tx | cache-control: max-age=0",
+                FRESH,
+            ),
+            (
+                "cdn-cache-control: max-age=60,x=*tok/en:1 | cache-control: max-age=0",
+                FRESH,
+            ),
+            (
+                "cdn-cache-control: *x, max-age=60 | cache-control: max-age=0",
+                FRESH,
+            ),
+            (
+                "cdn-cache-control: max-age=60, x=\"ä\" | cache-control: max-age=0",
+                STALE,
+            ),
             (
                 "cdn-cache-control: max-age=60; | cache-control: max-age=0",
                 STALE,
@@ -490,6 +524,62 @@ fn others() -> Vec<Case> {
         case("9111 §5.1", "Age grows")
             .then(get().cc("max-age=60"))
             .then(get().after(super::A_SECOND_PASSES).hit().has("age", "2")),
+        case(
+            "9213 §2.2",
+            "CDN-Cache-Control of a 304 counts instead of its Cache-Control",
+        )
+        .then(get().cc("max-age=1").says("etag", "\"a\""))
+        .then(
+            get()
+                .after(super::A_SECOND_PASSES)
+                .answers(304)
+                .cc("no-store")
+                .says("cdn-cache-control", "max-age=60")
+                .says("etag", "\"a\"")
+                .validated(),
+        )
+        .then(get().hit()),
+        case(
+            "9213 §2.1",
+            "a field that CDN-Cache-Control names is not kept",
+        )
+        .then(
+            get()
+                .says("cdn-cache-control", "max-age=60, private=\"x-a\"")
+                .says("x-a", "1"),
+        )
+        .then(get().hit().lacks("x-a")),
+        case(
+            "9213 §2.2",
+            "must-revalidate of CDN-Cache-Control forbids stale answers",
+        )
+        .then(
+            get()
+                .says(
+                    "cdn-cache-control",
+                    "max-age=1, stale-if-error=60, must-revalidate",
+                )
+                .cc("max-age=60, stale-if-error=60")
+                .says("etag", "\"a\""),
+        )
+        .then(get().after(super::A_SECOND_PASSES).answers(503).asked()),
+        case(
+            "9213 §2.2",
+            "must-revalidate of Cache-Control forbids nothing beside CDN-Cache-Control",
+        )
+        .then(
+            get()
+                .says("cdn-cache-control", "max-age=1, stale-if-error=60")
+                .cc("must-revalidate, max-age=60")
+                .says("etag", "\"a\""),
+        )
+        .then(
+            get()
+                .after(super::A_SECOND_PASSES)
+                .answers(503)
+                .validated()
+                .of(1),
+        ),
         case("9213 §2", "CDN-Cache-Control goes on to the client")
             .then(get().says("cdn-cache-control", "max-age=60"))
             .then(get().hit().has("cdn-cache-control", "max-age=60")),

@@ -87,7 +87,7 @@ fn keys() -> Vec<Case> {
 /// select the same.
 fn selected() -> Vec<Case> {
     type Fields = &'static [(&'static str, &'static str)];
-    let rows: [(&str, &str, Fields, Fields, bool); 45] = [
+    let rows: [(&str, &str, Fields, Fields, bool); 55] = [
         (
             "a field that matches",
             "X-A",
@@ -353,6 +353,76 @@ fn selected() -> Vec<Case> {
             "Accept-Encoding",
             &[],
             &[("accept-encoding", "gzip")],
+            false,
+        ),
+        (
+            "Accept-Encoding with a weight of nought",
+            "Accept-Encoding",
+            &[("accept-encoding", "gzip")],
+            &[("accept-encoding", "gzip;q=0")],
+            false,
+        ),
+        (
+            "Accept-Encoding with a weight of one",
+            "Accept-Encoding",
+            &[("accept-encoding", "gzip")],
+            &[("accept-encoding", "gzip;q=1.0")],
+            true,
+        ),
+        (
+            "Accept-Encoding with everything else refused",
+            "Accept-Encoding",
+            &[("accept-encoding", "gzip")],
+            &[("accept-encoding", "gzip, *;q=0")],
+            false,
+        ),
+        (
+            "Accept-Encoding that is empty and that is absent",
+            "Accept-Encoding",
+            &[],
+            &[("accept-encoding", "")],
+            false,
+        ),
+        (
+            "Accept-Language with a weight of nought",
+            "Accept-Language",
+            &[("accept-language", "en")],
+            &[("accept-language", "en;q=0")],
+            false,
+        ),
+        (
+            "Accept-Language with a subtag",
+            "Accept-Language",
+            &[("accept-language", "en")],
+            &[("accept-language", "en-US")],
+            false,
+        ),
+        (
+            "Accept-Language of any language",
+            "Accept-Language",
+            &[("accept-language", "en")],
+            &[("accept-language", "*")],
+            false,
+        ),
+        (
+            "Accept-Language with weights that are none",
+            "Accept-Language",
+            &[("accept-language", "en;q=x, de")],
+            &[("accept-language", "en, de;q=x")],
+            false,
+        ),
+        (
+            "Accept with parameters of another order of types",
+            "Accept",
+            &[("accept", "text/html;level=1")],
+            &[("accept", "text/html;level=2")],
+            false,
+        ),
+        (
+            "Cookie on two lines and another",
+            "Cookie",
+            &[("cookie", "a=1; b=2")],
+            &[("cookie", "a=1")],
             false,
         ),
         (

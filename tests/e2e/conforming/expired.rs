@@ -93,6 +93,55 @@ fn behind() -> Vec<Case> {
                     .says("age", "150"),
             )
             .then(get().asked()),
+        case("5861 §3", "who says no-cache does not get a stale answer")
+            .then(
+                get()
+                    .cc("max-age=1, stale-while-revalidate=60")
+                    .says("etag", "\"a\""),
+            )
+            .then(
+                later()
+                    .asks("cache-control", "no-cache")
+                    .cc("max-age=60")
+                    .asked(),
+            ),
+        case("5861 §3", "who wants it fresh does not get a stale answer")
+            .then(
+                get()
+                    .cc("max-age=1, stale-while-revalidate=60")
+                    .says("etag", "\"a\""),
+            )
+            .then(
+                later()
+                    .asks("cache-control", "min-fresh=1")
+                    .cc("max-age=60")
+                    .asked(),
+            ),
+        case("5861 §3", "a range of a stale answer is one, too")
+            .then(
+                get()
+                    .cc("max-age=1, stale-while-revalidate=60")
+                    .says("etag", "\"a\""),
+            )
+            .then(
+                later()
+                    .asks("range", "bytes=0-1")
+                    .cc("max-age=60")
+                    .says("etag", "\"b\"")
+                    .behind()
+                    .gets(206)
+                    .body("an")
+                    .without("range"),
+            )
+            .then(get().after(A_SECOND_PASSES / 4).hit().of(2)),
+        case("5861 §3", "what comes behind may be 404")
+            .then(get().cc("max-age=1, stale-while-revalidate=60"))
+            .then(later().answers(404).cc("max-age=60").behind())
+            .then(get().after(A_SECOND_PASSES / 4).hit().of(2)),
+        case("5861 §3", "what comes behind and is private removes")
+            .then(get().cc("max-age=1, stale-while-revalidate=60"))
+            .then(later().cc("private").behind())
+            .then(get().after(A_SECOND_PASSES / 4).asked()),
         case("9213 §2", "CDN-Cache-Control may give the window")
             .then(
                 get()

@@ -1,6 +1,6 @@
 //! What is kept, and which of its fields (RFC 9111 §3).
 
-use super::{Case, MODIFIED, case, get, head, kept, kept_if, not_kept, request};
+use super::{Case, Exchange, MODIFIED, case, get, head, kept, kept_if, not_kept, request};
 
 /// Final statuses, and whether a lifetime may be guessed for them (RFC 9110 §15.1).
 const STATUSES: [(u16, bool); 27] = [
@@ -266,6 +266,62 @@ fn by_method() -> Vec<Case> {
             )
             .then(request("POST").sends("x")),
     );
+    let posted =
+        |answer: Exchange| (answer.sends("x").cc("max-age=60")).says("content-location", "{base}/");
+    for (name, answer) in [
+        ("of PUT", posted(request("PUT"))),
+        ("of DELETE", posted(request("DELETE"))),
+        ("of FOO", posted(request("FOO"))),
+        (
+            "of POST that is private",
+            posted(request("POST")).cc("private"),
+        ),
+        (
+            "of POST that is not to be stored",
+            posted(request("POST")).cc("no-store"),
+        ),
+        (
+            "of POST with a cookie",
+            posted(request("POST")).says("set-cookie", "a=1"),
+        ),
+        (
+            "of POST for Authorization",
+            posted(request("POST")).asks("authorization", "x"),
+        ),
+        (
+            "of POST that asked for no-store",
+            posted(request("POST")).asks("cache-control", "no-store"),
+        ),
+        ("of POST that failed", posted(request("POST")).answers(500)),
+        (
+            "of POST that is stale",
+            posted(request("POST")).says("age", "90"),
+        ),
+        (
+            "of POST that varies by everything",
+            posted(request("POST")).says("vary", "*"),
+        ),
+    ] {
+        cases.push(
+            case("9110 §9.3", format!("an answer {name} is not for GET"))
+                .then(answer)
+                .then(get().asked()),
+        );
+    }
+    cases.push(
+        case("9110 §9.3.3", "what POST leaves for GET varies")
+            .then(posted(request("POST")).says("vary", "X-A").asks("x-a", "1"))
+            .then(get().asks("x-a", "2").asked()),
+    );
+    cases.push(
+        case(
+            "9110 §9.3.3",
+            "what POST leaves for GET is doubtful after the next",
+        )
+        .then(posted(request("POST")))
+        .then(request("POST").sends("x"))
+        .then(get().asked()),
+    );
     cases.push(
         case("9110 §9.3.2", "HEAD is answered from a kept GET")
             .then(get().cc("max-age=60").says("x-own", "1"))
@@ -410,6 +466,43 @@ fn fields() -> Vec<Case> {
                 .then(get().hit().has(name, value)),
         );
     }
+    cases.push(
+        case("9112 §7.1", "a body in chunks is kept whole")
+            .then(
+                get()
+                    .cc("max-age=60")
+                    .says("transfer-encoding", "chunked")
+                    .content("4\r\nansw\r\n4;x=y\r\ner 1\r\n0\r\n\r\n")
+                    .gets(200)
+                    .body("answer 1"),
+            )
+            .then(
+                get()
+                    .hit()
+                    .gets(200)
+                    .body("answer 1")
+                    .lacks("transfer-encoding"),
+            ),
+    );
+    cases.push(
+        case("9112 §8", "a body in chunks that ends early is not kept")
+            .then(
+                get()
+                    .cc("max-age=60")
+                    .says("transfer-encoding", "chunked")
+                    .content("4\r\nansw\r\n")
+                    .fails(),
+            )
+            .then(get()),
+    );
+    cases.push(
+        case(
+            "9112 §8",
+            "a body that ends with the connection is all there is",
+        )
+        .then(get().cc("max-age=60").says("content-length", ""))
+        .then(get().either().gets(200)),
+    );
     cases.push(
         case("9111 §3.1", "several lines of a field are kept in order")
             .then(get().cc("max-age=60").says("x-a", "1").says("x-a", "2"))

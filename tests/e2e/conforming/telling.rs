@@ -69,6 +69,86 @@ pub(super) fn cases() -> Vec<Case> {
                 .asks("cache-control", "no-cache")
                 .tells("fwd=uri-miss"),
         ),
+        case(
+            "9211 §2.2",
+            "what is fresh and confirmed on request is told so",
+        )
+        .then(stored())
+        .then(
+            get()
+                .asks("cache-control", "no-cache")
+                .answers(304)
+                .says("etag", "\"a\"")
+                .validated()
+                .tells("fwd=request")
+                .tells("fwd-status=304"),
+        ),
+        case("9211 §2.2", "a variant that a 304 selects is told so")
+            .then(stored().says("vary", "X-A").asks("x-a", "1"))
+            .then(
+                stored()
+                    .says("vary", "X-A")
+                    .asks("x-a", "2")
+                    .answers(304)
+                    .validated()
+                    .tells("fwd=vary-miss")
+                    .tells("fwd-status=304"),
+            ),
+        case("9211 §2.2", "what is missing of a part is told so")
+            .then(
+                stored()
+                    .asks("range", "bytes=0-4")
+                    .answers(206)
+                    .says("content-range", "bytes 0-4/10")
+                    .content("01234"),
+            )
+            .then(
+                stored()
+                    .answers(206)
+                    .says("content-range", "bytes 5-9/10")
+                    .content("56789")
+                    .asked()
+                    .gets(200)
+                    .body("0123456789")
+                    .tells("fwd=partial"),
+            ),
+        case("9211 §2.1", "a part that is kept is a hit")
+            .then(
+                stored()
+                    .asks("range", "bytes=0-4")
+                    .answers(206)
+                    .says("content-range", "bytes 0-4/10")
+                    .content("01234"),
+            )
+            .then(
+                get()
+                    .asks("range", "bytes=1-2")
+                    .hit()
+                    .gets(206)
+                    .body("12")
+                    .tells("; hit"),
+            ),
+        case(
+            "9211 §2.2",
+            "what is never stored is told to be a miss every time",
+        )
+        .then(
+            get()
+                .cc("no-store")
+                .tells("fwd=")
+                .lacks_part("cache-status", "stored"),
+        )
+        .then(
+            get()
+                .cc("no-store")
+                .tells("fwd=")
+                .lacks_part("cache-status", "hit"),
+        ),
+        case("9211 §2.1", "a hit has no reason to go forward")
+            .then(stored())
+            .then(get().hit().lacks_part("cache-status", "fwd")),
+        case("9211 §2.2", "an origin that does not answer is told")
+            .then(get().closes().gets(502).tells("fwd=")),
         case("9211 §2.2", "a POST is told to be one").then(request("POST").tells("fwd=method")),
         case("9211 §2.2", "an unknown method is told to be one")
             .then(request("FOO").tells("fwd=method")),

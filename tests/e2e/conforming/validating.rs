@@ -453,6 +453,65 @@ fn of_variants() -> Vec<Case> {
         .then(by("1", "\"a\""))
         .then(by("2", "\"a\"").answers(304).validated().of(1))
         .then(get().asks("x-a", "2").hit()),
+        case(
+            "9111 §4.3.4",
+            "a 304 without a tag selects none of several variants",
+        )
+        .then(by("1", "\"a\""))
+        .then(by("2", "\"b\"").asked())
+        .then(
+            get()
+                .cc("max-age=60")
+                .says("vary", "X-A")
+                .asks("x-a", "3")
+                .answers(304)
+                .asked()
+                .gets(200)
+                .body("answer 3"),
+        ),
+        case(
+            "9111 §4.3.4",
+            "a 304 with a tag that was not offered selects none",
+        )
+        .then(by("1", "\"a\""))
+        .then(
+            by("2", "\"z\"")
+                .answers(304)
+                .asked()
+                .gets(200)
+                .body("answer 2"),
+        ),
+        case(
+            "9111 §4.3.2",
+            "a client's own tag on another variant gets its 304",
+        )
+        .then(by("1", "\"a\""))
+        .then(
+            by("2", "\"c\"")
+                .asks("if-none-match", "\"c\"")
+                .asked()
+                .gets(304)
+                .body(""),
+        )
+        .then(get().asks("x-a", "1").hit()),
+        case(
+            "9111 §4.3.1",
+            "a variant that was stored for Authorization only is not offered to others",
+        )
+        .then(by("1", "\"a\"").asks("authorization", "Basic eDp5"))
+        .then(
+            by("2", "\"a\"")
+                .answers(304)
+                .without("if-none-match")
+                .gets(200),
+        ),
+        case(
+            "9111 §4.3.1",
+            "a variant that POST made doubtful is not answered with",
+        )
+        .then(by("1", "\"a\""))
+        .then(super::request("POST"))
+        .then(by("2", "\"b\"").asked().gets(200).body("answer 3")),
         case("9111 §4.1", "a 200 to the offered tags is another variant")
             .then(by("1", "\"a\""))
             .then(by("2", "\"b\"").asked())
