@@ -4,7 +4,7 @@
 //! Modules in reading order: the [`key`] of a request and its variants ([`vary`]); what may be
 //! stored and reused ([`policy`], pure); an [`entry`] and the [`fill`] that makes it grow; the tiers
 //! ([`memory`], then [`store`] over [`segment`] files and their [`index`], read on a [`pool`] of
-//! threads of their own).
+//! threads of their own), and the [`pieces`] of large bodies in both.
 //!
 //! **Invariant:** the cache knows no upstream. It says that something is missing; who asks whom for
 //! it is decided elsewhere.
@@ -16,6 +16,7 @@ pub mod fill;
 pub mod index;
 pub mod key;
 pub mod memory;
+pub mod pieces;
 pub mod policy;
 pub mod pool;
 pub mod segment;
@@ -51,6 +52,7 @@ use self::{
     entry::{Body, Entry, Head, Meta, Provenance, Variant, Variants},
     fill::{BodyError, Growing, UNWRITTEN_PIECES_MAX},
     memory::{Item, Memory},
+    pieces::Pieces,
     policy::{CacheControl, Reuse, Rules, Why, validator::EntityTag},
     store::{CLAIMED, Store, StoreStats, StoredObject},
     vary::Vary,
@@ -137,6 +139,7 @@ pub struct Cache {
 struct Shared {
     memory: Memory,
     store: Store,
+    pieces: Pieces,
     fills: Mutex<HashMap<Key, Arc<Fill>>>,
     passing: Mutex<Passing>,
     holdings: Arc<Mutex<Holdings>>,
@@ -168,6 +171,7 @@ impl Cache {
         }
         Self {
             shared: Arc::new(Shared {
+                pieces: Pieces::new(memory.clone(), store.clone()),
                 memory,
                 store,
                 fills: Mutex::default(),
@@ -259,6 +263,11 @@ impl Cache {
     /// The disk tier.
     pub fn store(&self) -> &Store {
         &self.shared.store
+    }
+
+    /// Pieces of large bodies, in both tiers.
+    pub fn pieces(&self) -> &Pieces {
+        &self.shared.pieces
     }
 
     /// What the memory tier holds.
@@ -573,9 +582,8 @@ impl Filler {
     /// The answer may be shared: everybody follows its body from here on. With a `Vary` in `head`
     /// the entry stands under its variant's key.
     pub fn share(mut self, head: Head, from: Provenance) -> Writing {
-        let store = self.cache.shared.store.clone();
-        let growing = Growing::new(store.clone());
-        let object = store.next_object_id();
+        let growing = Growing::new(self.cache.shared.pieces.clone());
+        let object = self.cache.shared.store.next_object_id();
         let key = self.place(&head);
         let body = Body::Growing(growing.clone());
         let entry = Arc::new(Entry {
@@ -821,6 +829,7 @@ impl Writing {
             return Ok(());
         }
         let (store, growing) = (cache.shared.store.clone(), self.growing.clone());
+        cache.pieces().keep(self.entry.object, index, bytes.clone());
         let (object, unwritten, cache) = (self.entry.object, self.unwritten.clone(), cache.clone());
         tokio::spawn(async move {
             let _place = place;
@@ -942,7 +951,10 @@ impl Writing {
                     holdings.add(primary);
                 }
             }
-            Err(error) => cache.store_failed(&error),
+            Err(error) => {
+                self.forget_pieces();
+                cache.store_failed(&error);
+            }
         }
     }
 
@@ -953,11 +965,10 @@ impl Writing {
     }
 
     fn forget_pieces(&self) {
-        self.filler
-            .cache
-            .shared
-            .store
-            .forget_pieces(self.entry.object);
+        let count = self.growing.length().div_ceil(PIECE_BYTES as u64);
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        let pieces = self.filler.cache.pieces();
+        pieces.forget(self.entry.object, count);
     }
 }
 
