@@ -4,13 +4,15 @@
 //! Modules in reading order: the [`key`] of a request and its variants ([`vary`]); what may be
 //! stored and reused ([`policy`], pure); an [`entry`] and the [`fill`] that makes it grow; the tiers
 //! ([`memory`], then [`store`] over [`segment`] files and their [`index`], read on a [`pool`] of
-//! threads of their own), and the [`pieces`] of large bodies in both.
+//! threads of their own), and the [`pieces`] of large bodies in both; what of it goes to disk at once
+//! ([`admission`], pure).
 //!
 //! **Invariant:** the cache knows no upstream. It says that something is missing; who asks whom for
 //! it is decided elsewhere.
 //!
 //! **Locks:** all are held for a few instructions and never across an await.
 
+pub mod admission;
 pub mod entry;
 pub mod fill;
 pub mod index;
@@ -29,7 +31,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -68,6 +70,9 @@ const PASS_FOR: Duration = Duration::from_secs(10);
 const PASSING_MAX: usize = 65_536;
 /// How often a lookup starts over when what it saw has changed under it.
 const LOOKUP_TRIES: usize = 4;
+/// Objects that are on their way to disk because they were asked for again; one for which there is no
+/// place is asked for once more, or is not worth it.
+const ADMITTING_MAX: usize = 64;
 
 /// What the cache says to a request. The only thing `proxy` branches on.
 pub enum Lookup {
@@ -145,6 +150,8 @@ struct Shared {
     holdings: Arc<Mutex<Holdings>>,
     object_bytes_max: u64,
     store_failures: AtomicU64,
+    held_back: AtomicU64,
+    admitting: Arc<Semaphore>,
 }
 
 /// One fetch under way.
@@ -179,6 +186,8 @@ impl Cache {
                 holdings,
                 object_bytes_max,
                 store_failures: AtomicU64::new(0),
+                held_back: AtomicU64::new(0),
+                admitting: Arc::new(Semaphore::new(ADMITTING_MAX)),
             }),
         }
     }
@@ -290,6 +299,12 @@ impl Cache {
         self.shared.store_failures.load(Ordering::Relaxed)
     }
 
+    /// Objects that were held back from the disk until somebody asked for them again, whether or not
+    /// anybody did.
+    pub fn held_back(&self) -> u64 {
+        self.shared.held_back.load(Ordering::Relaxed)
+    }
+
     /// Largest body that is stored.
     pub fn object_bytes_max(&self) -> u64 {
         self.shared.object_bytes_max
@@ -341,6 +356,9 @@ impl Cache {
         let Shared { memory, store, .. } = &*self.shared;
         if let Some(item) = memory.find(key) {
             store.touch(key);
+            if let Item::Entry(entry) = &item {
+                self.admit(entry);
+            }
             return Some(item);
         }
         if !store.contains(key) {
@@ -369,6 +387,44 @@ impl Cache {
             memory.insert(key, item.clone());
         }
         Some(item)
+    }
+
+    /// Writes an entry to disk that was held back: it has been asked for again.
+    fn admit(&self, entry: &Arc<Entry>) {
+        if !entry.held_back.load(Ordering::Relaxed) {
+            return;
+        }
+        let Ok(place) = self.shared.admitting.clone().try_acquire_owned() else {
+            return;
+        };
+        // Of those who ask at once, one writes.
+        if !entry.held_back.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        let (cache, entry) = (self.clone(), entry.clone());
+        tokio::spawn(async move {
+            let _place = place;
+            let (Body::Whole(bytes), Some(manifest)) = (&entry.body, entry.manifest()) else {
+                return;
+            };
+            let Some(meta) = Meta::encode_object(&entry.head, manifest) else {
+                return;
+            };
+            let Shared { memory, store, .. } = &*cache.shared;
+            let (key, body) = (entry.key, store::Body::Inline(bytes.clone()));
+            let written = store
+                .append_object(key, entry.object, CLAIMED, meta, body)
+                .await;
+            // What was invalidated or replaced while it was written must not be there again. (That
+            // memory has evicted it meanwhile looks the same, and costs a miss.)
+            match (written, memory.find(key)) {
+                (Err(error), _) => cache.store_failed(&error),
+                (Ok(()), Some(Item::Entry(now))) if now.object == entry.object => {
+                    cache.holdings().add(key);
+                }
+                (Ok(()), _) => cache.forget(key).await,
+            }
+        });
     }
 
     /// Takes a fill that is missing, or follows the one under way. `None` when what was found is no
@@ -463,6 +519,7 @@ fn item_of(key: Key, stored: StoredObject) -> Option<Item> {
         head: *head,
         body,
         from,
+        held_back: AtomicBool::new(false),
     };
     Some(Item::Entry(Arc::new(entry)))
 }
@@ -592,6 +649,7 @@ impl Filler {
             head,
             body,
             from,
+            held_back: AtomicBool::new(false),
         });
         if key != self.keys[0] {
             self.cache
@@ -622,6 +680,7 @@ impl Filler {
             head,
             body,
             from: Provenance::Origin,
+            held_back: AtomicBool::new(false),
         });
         let shared = self.cache.shared.clone();
         let Shared { memory, store, .. } = &*shared;
@@ -646,7 +705,10 @@ impl Filler {
                 Body::Whole(bytes) => store::Body::Inline(bytes.clone()),
                 _ => store::Body::Pieces(piece_count(&manifest)),
             };
-            let flags = store.flags(fresh.key).unwrap_or(0);
+            let claimed = fresh.key == self.primary && fresh.head.part.is_none();
+            let flags = store
+                .flags(fresh.key)
+                .unwrap_or(if claimed { CLAIMED } else { 0 });
             if let Some(meta) = Meta::encode_object(&fresh.head, manifest)
                 && let Err(error) = store
                     .append_object(fresh.key, object, flags, meta, body)
@@ -899,6 +961,13 @@ impl Writing {
             self.forget_pieces();
             return;
         };
+        let fits = whole
+            .as_ref()
+            .is_none_or(|b| b.len() as u64 <= memory.object_bytes_max());
+        let primary = self.filler.primary;
+        let is_part = self.entry.head.part.is_some();
+        let plain = whole.is_some() && key == primary && !is_part;
+        let held_back = plain && fits && store.holds_back() && !store.contains(key);
         let pieces = piece_count(&manifest);
         let body = match &whole {
             Some(bytes) => Body::Whole(bytes.clone()),
@@ -914,15 +983,19 @@ impl Writing {
             head,
             body,
             from,
+            held_back: AtomicBool::new(held_back),
         }));
-        let fits = whole
-            .as_ref()
-            .is_none_or(|b| b.len() as u64 <= memory.object_bytes_max());
         if whole.is_some() && fits {
             memory.insert(key, item.clone());
         }
-        let primary = self.filler.primary;
-        let is_part = self.entry.head.part.is_some();
+        if held_back {
+            cache.shared.held_back.fetch_add(1, Ordering::Relaxed);
+            // As below: what was invalidated meanwhile must not be there again.
+            if !self.filler.is_current() {
+                cache.forget(key).await;
+            }
+            return;
+        }
         let flags = if key == primary && !is_part {
             CLAIMED
         } else {

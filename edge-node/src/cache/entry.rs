@@ -1,6 +1,11 @@
 //! A cached response: its head, and a body that is whole, in pieces on disk, or still growing.
 
-use std::{fmt, ops::Range, pin::Pin, sync::Arc};
+use std::{
+    fmt,
+    ops::Range,
+    pin::Pin,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use bytes::Bytes;
 use cluster::{
@@ -188,6 +193,8 @@ pub struct Entry {
     pub body: Body,
     /// Where it came from.
     pub from: Provenance,
+    /// It is in memory only, until somebody asks for it again.
+    pub held_back: AtomicBool,
 }
 
 impl Entry {

@@ -14,7 +14,8 @@
 //! - **Bounded:** segments, index and what was set aside stay within the budget, but for
 //!   [`DISK_SLACK_BYTES`]. When it is spent the oldest segment goes; what was hit in it since it was
 //!   written is copied to the newest, up to half a segment. An object of which more than that stands
-//!   in one segment lives for one turn of the ring.
+//!   in one segment lives for one turn of the ring. How fast it turns decides whether the cache writes
+//!   everything or only what was asked for twice ([`admission`](super::admission)).
 //! - **Honest:** headers and metadata carry a check, bodies are checked by whoever knows their hash,
 //!   on the reading thread. What fails is an error, never bytes.
 //!
@@ -35,7 +36,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
         mpsc,
     },
 };
@@ -95,6 +96,8 @@ struct Shared {
     segments: RwLock<BTreeMap<u32, Arc<Segment>>>,
     /// Keys whose flags changed since the index last heard of them.
     flagged: Mutex<Vec<Key>>,
+    /// Whether new small objects should prove themselves before they are appended.
+    holds_back: AtomicBool,
     counters: Counters,
 }
 
@@ -236,6 +239,12 @@ impl Store {
     /// read may be a probe, and a hit may be served from memory.
     pub fn touch(&self, key: Key) {
         self.shared.table.change(key, |slot| slot.hit = true);
+    }
+
+    /// Whether the ring turns so fast that a new small object should be asked for once more before it
+    /// is appended; see [`admission`](super::admission).
+    pub fn holds_back(&self) -> bool {
+        self.shared.holds_back.load(Relaxed)
     }
 
     /// The caller's bits of an object.

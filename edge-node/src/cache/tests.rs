@@ -493,6 +493,7 @@ fn a_pass_over_a_large_file_does_not_push_out_small_objects() {
             head: plain(),
             body: Body::Whole(piece.slice(..4096)),
             from: Provenance::Origin,
+            held_back: AtomicBool::new(false),
         };
         Item::Entry(Arc::new(entry))
     };
@@ -514,4 +515,108 @@ fn a_pass_over_a_large_file_does_not_push_out_small_objects() {
         }
     }
     assert!(hits * 100 >= asked * 99, "{hits} of {asked}");
+}
+
+/// A cache whose ring of segments has just been turned over.
+async fn under_pressure(dir: &Path) -> Cache {
+    let config = StoreConfig {
+        dir: dir.to_owned(),
+        disk_bytes_max: store::DISK_BYTES_MIN,
+        read_threads: 2,
+    };
+    let store = Store::open(&config, Arc::new(|_| {})).unwrap();
+    let holdings = Arc::new(Mutex::new(Holdings::new(1)));
+    let cache = Cache::new(Memory::new(16 << 20), store, holdings, 1 << 30);
+    let body = Bytes::from(vec![0; PIECE_BYTES]);
+    for n in 0..64 {
+        let store = cache.store();
+        let body = store::Body::Inline(body.clone());
+        let (key, id) = (Key::of(&[b"churn", &[n]]), store.next_object_id());
+        let append = store.append_object(key, id, 0, Bytes::new(), body);
+        append.await.unwrap();
+    }
+    assert!(cache.store().holds_back());
+    cache
+}
+
+async fn fill(cache: &Cache, body: &'static str) {
+    let mut writing = filler(cache).await.share(plain(), Provenance::Origin);
+    writing
+        .write(Bytes::from_static(body.as_bytes()))
+        .await
+        .unwrap();
+    writing.commit().await;
+}
+
+#[tokio::test]
+async fn while_the_ring_turns_fast_only_what_is_asked_for_again_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = under_pressure(dir.path()).await;
+    let before = cache.digest_version().seq;
+    fill(&cache, "once").await;
+    assert_eq!(cache.held_back(), 1);
+    assert!(!cache.store().contains(KEY), "held back");
+    assert_eq!(cache.digest_version().seq, before, "and not claimed");
+
+    let entry = fresh(&cache).await;
+    assert_eq!(read(&entry, &cache).await.unwrap(), b"once");
+    // Writing goes on behind; until it is done, all places are not free again.
+    let _all = cache
+        .shared
+        .admitting
+        .acquire_many(u32::try_from(ADMITTING_MAX).unwrap())
+        .await
+        .unwrap();
+    assert!(cache.store().contains(KEY), "asked for again");
+    assert_eq!(cache.digest_version().seq, before + 1);
+}
+
+#[tokio::test]
+async fn what_was_invalidated_while_it_was_held_back_does_not_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = under_pressure(dir.path()).await;
+    fill(&cache, "old").await;
+    // Asked for and invalidated at once: the write is still under way.
+    let held = fresh(&cache).await;
+    cache.forget(KEY).await;
+    let all = u32::try_from(ADMITTING_MAX).unwrap();
+    drop(cache.shared.admitting.acquire_many(all).await.unwrap());
+    drop(held);
+    assert!(!cache.store().contains(KEY));
+    assert!(matches!(
+        look(&cache, &HeaderMap::new()).await,
+        Lookup::Absent(_)
+    ));
+}
+
+#[tokio::test]
+async fn what_replaces_an_object_on_disk_is_written_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = under_pressure(dir.path()).await;
+    fill(&cache, "held back").await;
+    fresh(&cache).await;
+    let all = u32::try_from(ADMITTING_MAX).unwrap();
+    drop(cache.shared.admitting.acquire_many(all).await.unwrap());
+    assert!(cache.store().contains(KEY));
+    // It has gone stale; the next answer is another.
+    let ask = Ask {
+        key: KEY,
+        headers: &HeaderMap::new(),
+        said: &CacheControl::default(),
+        rules: &Rules::default(),
+        now_ms: NOW + 3_600_000,
+    };
+    let Lookup::Stale {
+        turn: Turn::Fill(filler),
+        ..
+    } = cache.lookup(ask).await
+    else {
+        panic!("it is stale")
+    };
+    let mut writing = filler.share(plain(), Provenance::Origin);
+    writing.write(Bytes::from_static(b"newer")).await.unwrap();
+    writing.commit().await;
+    cache.shared.memory.remove(KEY);
+    assert_eq!(read(&*fresh(&cache).await, &cache).await.unwrap(), b"newer");
+    assert_eq!(cache.held_back(), 1);
 }
