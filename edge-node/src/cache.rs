@@ -5,13 +5,15 @@
 //! and its variants ([`vary`]); what may be
 //! stored and reused ([`policy`], pure); an [`entry`] and the [`fill`] that makes it grow; the tiers
 //! ([`memory`], then [`store`] over [`segment`] files and their [`index`], read on a [`pool`] of
-//! threads of their own).
+//! threads of their own), and the [`pieces`] of large bodies in both; what of it goes to disk at once
+//! ([`admission`], pure).
 //!
 //! **Invariant:** the cache knows no upstream. It says that something is missing; who asks whom for
 //! it is decided elsewhere.
 //!
 //! **Locks:** all are held for a few instructions and never across an await.
 
+pub mod admission;
 pub mod cookie;
 pub mod entry;
 pub mod fill;
@@ -19,6 +21,7 @@ pub mod index;
 pub mod key;
 pub mod memory;
 pub mod percent;
+pub mod pieces;
 pub mod policy;
 pub mod pool;
 pub mod refusals;
@@ -55,6 +58,7 @@ use self::{
     entry::{Body, Entry, Head, Meta, Provenance, Variant, Variants},
     fill::{BodyError, Growing, UNWRITTEN_PIECES_MAX},
     memory::{Item, Memory},
+    pieces::Pieces,
     policy::{CacheControl, Reuse, Rules, Why, validator::EntityTag},
     store::{CLAIMED, Store, StoreStats, StoredObject},
     vary::Vary,
@@ -70,6 +74,9 @@ const PASS_FOR: Duration = Duration::from_secs(10);
 const PASSING_MAX: usize = 65_536;
 /// How often a lookup starts over when what it saw has changed under it.
 const LOOKUP_TRIES: usize = 4;
+/// Objects that are on their way to disk because they were asked for again; one for which there is no
+/// place is asked for once more, or is not worth it.
+const ADMITTING_MAX: usize = 64;
 
 /// What the cache says to a request. The only thing `proxy` branches on.
 pub enum Lookup {
@@ -141,11 +148,14 @@ pub struct Cache {
 struct Shared {
     memory: Memory,
     store: Store,
+    pieces: Pieces,
     fills: Mutex<HashMap<Key, Arc<Fill>>>,
     passing: Mutex<Passing>,
     holdings: Arc<Mutex<Holdings>>,
     object_bytes_max: u64,
     store_failures: AtomicU64,
+    held_back: AtomicU64,
+    admitting: Arc<Semaphore>,
 }
 
 /// One fetch under way.
@@ -172,6 +182,7 @@ impl Cache {
         }
         Self {
             shared: Arc::new(Shared {
+                pieces: Pieces::new(memory.clone(), store.clone()),
                 memory,
                 store,
                 fills: Mutex::default(),
@@ -179,6 +190,8 @@ impl Cache {
                 holdings,
                 object_bytes_max,
                 store_failures: AtomicU64::new(0),
+                held_back: AtomicU64::new(0),
+                admitting: Arc::new(Semaphore::new(ADMITTING_MAX)),
             }),
         }
     }
@@ -252,6 +265,7 @@ impl Cache {
             store.touch(key);
             store.touch(entry.key);
         }
+        self.admit(&entry);
         Some(entry)
     }
 
@@ -293,6 +307,11 @@ impl Cache {
         &self.shared.store
     }
 
+    /// Pieces of large bodies, in both tiers.
+    pub fn pieces(&self) -> &Pieces {
+        &self.shared.pieces
+    }
+
     /// What the memory tier holds.
     pub fn memory_usage(&self) -> TierUsage {
         let (bytes, objects, evicted) = self.shared.memory.usage();
@@ -311,6 +330,12 @@ impl Cache {
     /// Objects that could not be written to disk since the start.
     pub fn store_failures(&self) -> u64 {
         self.shared.store_failures.load(Ordering::Relaxed)
+    }
+
+    /// Objects that were held back from the disk until somebody asked for them again, whether or not
+    /// anybody did.
+    pub fn held_back(&self) -> u64 {
+        self.shared.held_back.load(Ordering::Relaxed)
     }
 
     /// Largest body that is stored.
@@ -364,6 +389,9 @@ impl Cache {
         let Shared { memory, store, .. } = &*self.shared;
         if let Some(item) = memory.find(key) {
             store.touch(key);
+            if let Item::Entry(entry) = &item {
+                self.admit(entry);
+            }
             return Some(item);
         }
         if !store.contains(key) {
@@ -392,6 +420,44 @@ impl Cache {
             memory.insert(key, item.clone());
         }
         Some(item)
+    }
+
+    /// Writes an entry to disk that was held back: it has been asked for again.
+    fn admit(&self, entry: &Arc<Entry>) {
+        if !entry.held_back.load(Ordering::Relaxed) {
+            return;
+        }
+        let Ok(place) = self.shared.admitting.clone().try_acquire_owned() else {
+            return;
+        };
+        // Of those who ask at once, one writes.
+        if !entry.held_back.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        let (cache, entry) = (self.clone(), entry.clone());
+        tokio::spawn(async move {
+            let _place = place;
+            let (Body::Whole(bytes), Some(manifest)) = (&entry.body, entry.manifest()) else {
+                return;
+            };
+            let Some(meta) = Meta::encode_object(&entry.head, manifest) else {
+                return;
+            };
+            let Shared { memory, store, .. } = &*cache.shared;
+            let (key, body) = (entry.key, store::Body::Inline(bytes.clone()));
+            let written = store
+                .append_object(key, entry.object, CLAIMED, meta, body)
+                .await;
+            // What was invalidated or replaced while it was written must not be there again. (That
+            // memory has evicted it meanwhile looks the same, and costs a miss.)
+            match (written, memory.find(key)) {
+                (Err(error), _) => cache.store_failed(&error),
+                (Ok(()), Some(Item::Entry(now))) if now.object == entry.object => {
+                    cache.holdings().add(key);
+                }
+                (Ok(()), _) => cache.forget(key).await,
+            }
+        });
     }
 
     /// Takes a fill that is missing, or follows the one under way. `None` when what was found is no
@@ -599,9 +665,8 @@ impl Filler {
     /// The answer may be shared: everybody follows its body from here on. With a `Vary` in `head`
     /// the entry stands under its variant's key.
     pub fn share(mut self, head: Head, from: Provenance) -> Writing {
-        let store = self.cache.shared.store.clone();
-        let growing = Growing::new(store.clone());
-        let object = store.next_object_id();
+        let growing = Growing::new(self.cache.shared.pieces.clone());
+        let object = self.cache.shared.store.next_object_id();
         let key = self.place(&head);
         let body = Body::Growing(growing.clone());
         let entry = Arc::new(Entry::new(key, object, head, body, from));
@@ -652,7 +717,10 @@ impl Filler {
                 Body::Whole(bytes) => store::Body::Inline(bytes.clone()),
                 _ => store::Body::Pieces(piece_count(&manifest)),
             };
-            let flags = store.flags(fresh.key).unwrap_or(0);
+            let claimed = fresh.key == self.primary && fresh.head.part.is_none();
+            let flags = store
+                .flags(fresh.key)
+                .unwrap_or(if claimed { CLAIMED } else { 0 });
             if let Some(meta) = Meta::encode_object(&fresh.head, manifest)
                 && let Err(error) = store
                     .append_object(fresh.key, object, flags, meta, body)
@@ -840,6 +908,7 @@ impl Writing {
             return Ok(());
         }
         let (store, growing) = (cache.shared.store.clone(), self.growing.clone());
+        cache.pieces().keep(self.entry.object, index, bytes.clone());
         let (object, unwritten, cache) = (self.entry.object, self.unwritten.clone(), cache.clone());
         tokio::spawn(async move {
             let _place = place;
@@ -909,6 +978,13 @@ impl Writing {
             self.forget_pieces();
             return;
         };
+        let fits = whole
+            .as_ref()
+            .is_none_or(|b| b.len() as u64 <= memory.object_bytes_max());
+        let primary = self.filler.primary;
+        let is_part = self.entry.head.part.is_some();
+        let plain = whole.is_some() && key == primary && !is_part;
+        let held_back = plain && fits && store.holds_back() && !store.contains(key);
         let pieces = piece_count(&manifest);
         let body = match &whole {
             Some(bytes) => Body::Whole(bytes.clone()),
@@ -918,15 +994,20 @@ impl Writing {
             },
         };
         let from = self.entry.from.clone();
-        let item = Item::Entry(Arc::new(Entry::new(key, object, head, body, from)));
-        let fits = whole
-            .as_ref()
-            .is_none_or(|b| b.len() as u64 <= memory.object_bytes_max());
+        let entry = Entry::new(key, object, head, body, from);
+        entry.held_back.store(held_back, Ordering::Relaxed);
+        let item = Item::Entry(Arc::new(entry));
         if whole.is_some() && fits {
             memory.insert(key, item.clone());
         }
-        let primary = self.filler.primary;
-        let is_part = self.entry.head.part.is_some();
+        if held_back {
+            cache.shared.held_back.fetch_add(1, Ordering::Relaxed);
+            // As below: what was invalidated meanwhile must not be there again.
+            if !self.filler.is_current() {
+                cache.forget(key).await;
+            }
+            return;
+        }
         let flags = if key == primary && !is_part {
             CLAIMED
         } else {
@@ -955,7 +1036,10 @@ impl Writing {
                     holdings.add(primary);
                 }
             }
-            Err(error) => cache.store_failed(&error),
+            Err(error) => {
+                self.forget_pieces();
+                cache.store_failed(&error);
+            }
         }
     }
 
@@ -966,11 +1050,10 @@ impl Writing {
     }
 
     fn forget_pieces(&self) {
-        self.filler
-            .cache
-            .shared
-            .store
-            .forget_pieces(self.entry.object);
+        let count = self.growing.length().div_ceil(PIECE_BYTES as u64);
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        let pieces = self.filler.cache.pieces();
+        pieces.forget(self.entry.object, count);
     }
 }
 

@@ -139,7 +139,7 @@ pub struct Metrics {
     pub sent_bytes: AtomicU64,
 }
 
-const STORE_COUNTERS: [(&str, &str); 5] = [
+const STORE_COUNTERS: [(&str, &str); 7] = [
     (
         "edge_index_rebuilds_total",
         "Times the index was damaged and rebuilt from the segments",
@@ -156,6 +156,14 @@ const STORE_COUNTERS: [(&str, &str); 5] = [
     (
         "edge_disk_written_bytes_total",
         "Bytes of records written to segments",
+    ),
+    (
+        "edge_disk_read_bytes_total",
+        "Bytes of records read from segments to be served",
+    ),
+    (
+        "edge_admission_held_back_total",
+        "Objects kept in memory only until asked for again, because the disk turned over too fast",
     ),
 ];
 

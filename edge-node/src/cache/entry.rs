@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
@@ -204,6 +204,8 @@ pub struct Entry {
     pub hot_head: OnceLock<Bytes>,
     /// When the store last heard that it is used, in Unix seconds.
     touched_s: AtomicU32,
+    /// It is in memory only, until somebody asks for it again.
+    pub held_back: AtomicBool,
 }
 
 impl Entry {
@@ -217,6 +219,7 @@ impl Entry {
             from,
             hot_head: OnceLock::new(),
             touched_s: AtomicU32::new(0),
+            held_back: AtomicBool::new(false),
         }
     }
 
@@ -299,10 +302,17 @@ impl Entry {
                 Ok(Reading::Whole(bytes.slice(start..end.max(start))))
             }
             Body::Pieces { hashes, .. } => {
-                let count = u32::try_from(hashes.len()).map_err(|_| BodyError::Gone)?;
+                let numbers = piece_numbers(&range).ok_or(BodyError::Gone)?;
+                // A range within one piece needs no look at the disk if memory has it.
+                if numbers.len() == 1
+                    && let Some(piece) = cache.pieces().at_hand(self.object, numbers.start)
+                {
+                    let part = part_of(&piece, numbers.start, &range).ok_or(BodyError::Gone)?;
+                    return Ok(Reading::Whole(part));
+                }
                 let pieces = cache
-                    .store()
-                    .pieces(self.object, count)
+                    .pieces()
+                    .of(self.object, numbers)
                     .ok_or(BodyError::Gone)?;
                 let read = read_pieces(self.key, pieces, hashes.clone(), range, cache.clone());
                 Ok(Reading::Stream(Box::pin(read)))
@@ -336,6 +346,8 @@ impl Reading {
     }
 }
 
+/// Reads `pieces`, which are those that `range` touches: without waiting while memory has them, and
+/// else up to [`READ_AHEAD`] of them ahead.
 fn read_pieces(
     key: Key,
     pieces: Vec<PieceRef>,
@@ -343,22 +355,15 @@ fn read_pieces(
     range: Range<u64>,
     cache: Cache,
 ) -> impl Stream<Item = Result<Bytes, BodyError>> + Send {
-    let size = PIECE_BYTES as u64;
-    let numbers = range.start / size..range.end.div_ceil(size);
-    let wanted = numbers.filter_map(move |number| {
-        let index = usize::try_from(number).ok()?;
-        let (piece, hash) = (pieces.get(index)?.clone(), *hashes.get(index)?);
-        let from = usize::try_from(range.start.saturating_sub(number * size)).ok()?;
-        let to = usize::try_from((range.end - number * size).min(size)).ok()?;
-        Some((piece, hash, from, to))
-    });
-    stream::iter(wanted)
-        .map(move |(piece, hash, from, to)| {
-            let cache = cache.clone();
+    stream::iter(pieces)
+        .map(move |piece| {
+            let (cache, range) = (cache.clone(), range.clone());
+            let (_, index) = piece.name();
+            let hash = hashes.get(index as usize).copied();
             async move {
-                match cache.store().read_piece(&piece, &hash).await {
-                    Ok(bytes) if to <= bytes.len() => Ok(bytes.slice(from..to)),
-                    Ok(_) => Err(BodyError::Gone),
+                let hash = hash.ok_or(BodyError::Gone)?;
+                match cache.pieces().read(&piece, &hash).await {
+                    Ok(bytes) => part_of(&bytes, index, &range).ok_or(BodyError::Gone),
                     Err(error) => {
                         warn!(%key, %error, "a piece on disk is of no use, its object is dropped");
                         cache.forget(key).await;
@@ -368,6 +373,21 @@ fn read_pieces(
             }
         })
         .buffered(READ_AHEAD)
+}
+
+/// Numbers of the pieces that `range` touches.
+fn piece_numbers(range: &Range<u64>) -> Option<Range<u32>> {
+    let size = PIECE_BYTES as u64;
+    let (start, end) = (range.start / size, range.end.div_ceil(size));
+    Some(u32::try_from(start).ok()?..u32::try_from(end).ok()?)
+}
+
+/// What of piece `index` is in `range`; `None` if the piece is too short for that.
+fn part_of(piece: &Bytes, index: u32, range: &Range<u64>) -> Option<Bytes> {
+    let start = u64::from(index) * PIECE_BYTES as u64;
+    let from = usize::try_from(range.start.saturating_sub(start)).ok()?;
+    let to = usize::try_from((range.end - start).min(PIECE_BYTES as u64)).ok()?;
+    (from <= to && to <= piece.len()).then(|| piece.slice(from..to))
 }
 
 fn follow(

@@ -4,8 +4,8 @@
 //! once. Followers hold a position and are woken by a `watch`; they never poll.
 //!
 //! **Where the bytes are:** the piece that is growing is in memory as the chunks that arrived. A
-//! finished piece stays in memory until the store has it ([`UNWRITTEN_PIECES_MAX`] at most), and is
-//! read from there afterwards. When nothing can be stored (disk full, body over the limit), pieces
+//! finished piece is held until the store has it ([`UNWRITTEN_PIECES_MAX`] at most), and is afterwards
+//! read from whichever tier has it ([`Pieces`]). When nothing can be stored (disk full, body over the limit), pieces
 //! stay in memory until the slowest follower has passed them, and the filler waits for it
 //! ([`WINDOW_PIECES`]); such a body takes no new followers.
 
@@ -19,7 +19,7 @@ use cluster::manifest::{PIECE_BYTES, PieceHash};
 use http::HeaderMap;
 use tokio::sync::{Notify, watch};
 
-use super::store::{PieceRef, Store};
+use super::{pieces::Pieces, store::PieceRef};
 
 /// Finished pieces that may wait for the disk, per fill: enough to hide one slow write, small
 /// enough that a thousand fills of large bodies do not fill the memory.
@@ -48,7 +48,7 @@ pub struct Growing {
     changed: watch::Sender<()>,
     /// Told when a follower moves on or leaves; only a fill without storage waits for it.
     passed: Notify,
-    store: Store,
+    pieces: Pieces,
     trailers: OnceLock<HeaderMap>,
 }
 
@@ -71,8 +71,8 @@ enum Piece {
 }
 
 impl Growing {
-    /// An empty body whose finished pieces can be read back from `store`.
-    pub fn new(store: Store) -> Arc<Self> {
+    /// An empty body whose finished pieces can be read back from `pieces`.
+    pub fn new(pieces: Pieces) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(State {
                 done: Vec::new(),
@@ -85,7 +85,7 @@ impl Growing {
             }),
             changed: watch::Sender::new(()),
             passed: Notify::new(),
-            store,
+            pieces,
             trailers: OnceLock::new(),
         })
     }
@@ -265,7 +265,7 @@ impl Follower {
             let bytes = match self.look() {
                 Next::Bytes(bytes) => bytes,
                 Next::Read(piece, hash, offset) => {
-                    match self.body.store.read_piece(&piece, &hash).await {
+                    match self.body.pieces.read(&piece, &hash).await {
                         Ok(bytes) => bytes.slice(offset..),
                         Err(error) => return Some(Err(BodyError::Source(error.to_string()))),
                     }

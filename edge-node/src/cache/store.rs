@@ -14,7 +14,8 @@
 //! - **Bounded:** segments, index and what was set aside stay within the budget, but for
 //!   [`DISK_SLACK_BYTES`]. When it is spent the oldest segment goes; what was hit in it since it was
 //!   written is copied to the newest, up to half a segment. An object of which more than that stands
-//!   in one segment lives for one turn of the ring.
+//!   in one segment lives for one turn of the ring. How fast it turns decides whether the cache writes
+//!   everything or only what was asked for twice ([`admission`](super::admission)).
 //! - **Honest:** headers and metadata carry a check, bodies are checked by whoever knows their hash,
 //!   on the reading thread. What fails is an error, never bytes.
 //!
@@ -31,10 +32,11 @@ use std::{
     collections::BTreeMap,
     future::Future,
     io,
+    ops::Range,
     path::PathBuf,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
         mpsc,
     },
 };
@@ -94,6 +96,8 @@ struct Shared {
     segments: RwLock<BTreeMap<u32, Arc<Segment>>>,
     /// Keys whose flags changed since the index last heard of them.
     flagged: Mutex<Vec<Key>>,
+    /// Whether new small objects should prove themselves before they are appended.
+    holds_back: AtomicBool,
     counters: Counters,
 }
 
@@ -108,6 +112,7 @@ struct Counters {
     checksum_failures: AtomicU64,
     write_errors: AtomicU64,
     appended_bytes: AtomicU64,
+    read_bytes: AtomicU64,
 }
 
 /// Hears the keys of objects that went with their segment, on the writer's thread, which it must not
@@ -143,6 +148,13 @@ pub struct PieceRef {
     span: Span,
     object: u64,
     index: u32,
+}
+
+impl PieceRef {
+    /// Of which object it is, and which piece of it.
+    pub fn name(&self) -> (u64, u32) {
+        (self.object, self.index)
+    }
 }
 
 /// Why something was not stored.
@@ -202,6 +214,8 @@ pub struct StoreStats {
     pub write_errors_total: u64,
     /// Bytes of records written, copies included.
     pub appended_bytes_total: u64,
+    /// Bytes of records read to be served.
+    pub read_bytes_total: u64,
 }
 
 impl Store {
@@ -225,6 +239,12 @@ impl Store {
     /// read may be a probe, and a hit may be served from memory.
     pub fn touch(&self, key: Key) {
         self.shared.table.change(key, |slot| slot.hit = true);
+    }
+
+    /// Whether the ring turns so fast that a new small object should be asked for once more before it
+    /// is appended; see [`admission`](super::admission).
+    pub fn holds_back(&self) -> bool {
+        self.shared.holds_back.load(Relaxed)
     }
 
     /// The caller's bits of an object.
@@ -293,15 +313,16 @@ impl Store {
             })
             .ok_or(ReadError::Corrupt)
         };
-        self.counted(self.pool.run(read).await?).map(Some)
+        self.counted(self.pool.run(read).await?, slot.span)
+            .map(Some)
     }
 
-    /// The first `count` pieces of an object: all or nothing. A look into RAM. The object may still
-    /// be filling; then these are the pieces appended so far.
-    pub fn pieces(&self, object: u64, count: u32) -> Option<Vec<PieceRef>> {
-        let spans = self.shared.table.pieces(object, count)?;
+    /// These pieces of an object: all or nothing. A look into RAM. The object may still be filling;
+    /// then they are among the pieces appended so far.
+    pub fn pieces(&self, object: u64, numbers: Range<u32>) -> Option<Vec<PieceRef>> {
+        let spans = self.shared.table.pieces(object, numbers.clone())?;
         let segments = self.shared.segments();
-        (0..count)
+        numbers
             .zip(spans)
             .map(|(index, span)| {
                 Some(PieceRef {
@@ -320,7 +341,7 @@ impl Store {
     ///
     /// [`ReadError::Corrupt`] if it does not match: the caller should remove the object.
     pub async fn read_piece(&self, piece: &PieceRef, hash: &[u8; 32]) -> Result<Bytes, ReadError> {
-        let (piece, hash) = (piece.clone(), *hash);
+        let (span, piece, hash) = (piece.span, piece.clone(), *hash);
         let read = move || {
             let bytes = piece
                 .segment
@@ -332,7 +353,7 @@ impl Store {
                 && *blake3::hash(&record.body).as_bytes() == hash;
             right.then_some(record.body).ok_or(ReadError::Corrupt)
         };
-        self.counted(self.pool.run(read).await?)
+        self.counted(self.pool.run(read).await?, span)
     }
 
     /// The pool of reading threads, for other work that blocks on the disk.
@@ -340,14 +361,18 @@ impl Store {
         &self.pool
     }
 
-    fn counted<T>(&self, read: Result<T, ReadError>) -> Result<T, ReadError> {
+    fn counted<T>(&self, read: Result<T, ReadError>, span: Span) -> Result<T, ReadError> {
+        let counters = &self.shared.counters;
+        counters
+            .read_bytes
+            .fetch_add(u64::from(span.len.get()), Relaxed);
         // A file that ends before its record does is damage, not a failing disk.
         let read = read.map_err(|error| match error {
             ReadError::Io(e) if e.kind() == io::ErrorKind::UnexpectedEof => ReadError::Corrupt,
             other => other,
         });
         if matches!(read, Err(ReadError::Corrupt)) {
-            self.shared.counters.checksum_failures.fetch_add(1, Relaxed);
+            counters.checksum_failures.fetch_add(1, Relaxed);
         }
         read
     }
@@ -467,6 +492,7 @@ impl Store {
             checksum_failures_total: counters.checksum_failures.load(Relaxed),
             write_errors_total: counters.write_errors.load(Relaxed),
             appended_bytes_total: counters.appended_bytes.load(Relaxed),
+            read_bytes_total: counters.read_bytes.load(Relaxed),
         }
     }
 

@@ -18,6 +18,10 @@ const NOW: u64 = 1_800_000_000_000;
 const KEY: Key = Key(7);
 
 fn open(dir: &Path, object_max: u64) -> Cache {
+    open_with(dir, 16 << 20, object_max)
+}
+
+fn open_with(dir: &Path, memory_bytes_max: u64, object_max: u64) -> Cache {
     let config = StoreConfig {
         dir: dir.to_owned(),
         disk_bytes_max: 256 << 20,
@@ -25,7 +29,7 @@ fn open(dir: &Path, object_max: u64) -> Cache {
     };
     let store = Store::open(&config, Arc::new(|_| {})).unwrap();
     let holdings = Arc::new(Mutex::new(Holdings::new(1)));
-    Cache::new(Memory::new(16 << 20), store, holdings, object_max)
+    Cache::new(Memory::new(memory_bytes_max), store, holdings, object_max)
 }
 
 fn fields(list: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -382,4 +386,231 @@ async fn a_key_has_a_bounded_number_of_variants() {
     assert!(matches!(newest, Lookup::Fresh(_)));
     assert!(matches!(look(&cache, &request(1)).await, Lookup::Fresh(_)));
     assert!(matches!(look(&cache, &request(0)).await, Lookup::Absent(_)));
+}
+
+/// A cache with a memory tier of that size that has filled one body under [`KEY`].
+async fn holding(dir: &Path, memory: u64, body: &[u8]) -> Cache {
+    let cache = open_with(dir, memory, 1 << 30);
+    let mut writing = filler(&cache).await.share(plain(), Provenance::Origin);
+    writing.write(Bytes::copy_from_slice(body)).await.unwrap();
+    writing.commit().await;
+    cache
+}
+
+async fn fresh(cache: &Cache) -> Arc<Entry> {
+    match look(cache, &HeaderMap::new()).await {
+        Lookup::Fresh(entry) => entry,
+        _ => panic!("it is stored"),
+    }
+}
+
+#[tokio::test]
+async fn a_large_body_is_read_from_disk_once_and_then_from_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let body = pattern(32 * PIECE_BYTES);
+    let cache = holding(dir.path(), 256 << 20, &body).await;
+    for _ in 0..3 {
+        assert!(read(&*fresh(&cache).await, &cache).await.unwrap() == body);
+    }
+    assert_eq!(cache.disk_stats().read_bytes_total, 0, "just written");
+    cache.store().close().await;
+    drop(cache);
+
+    let cache = open_with(dir.path(), 256 << 20, 1 << 30);
+    assert!(read(&*fresh(&cache).await, &cache).await.unwrap() == body);
+    let once = cache.disk_stats().read_bytes_total;
+    assert!(once >= body.len() as u64, "{once}");
+    let entry = fresh(&cache).await;
+    for _ in 0..3 {
+        assert!(read(&entry, &cache).await.unwrap() == body);
+    }
+    let piece = PIECE_BYTES as u64;
+    for range in [
+        0..1,
+        piece - 1..piece + 1,
+        5 * piece..6 * piece,
+        7..31 * piece,
+    ] {
+        let mut all = Vec::new();
+        let mut stream = entry.open(range.clone(), &cache).unwrap().into_stream();
+        while let Some(bytes) = stream.next().await {
+            all.extend_from_slice(&bytes.unwrap());
+        }
+        let wanted = range.start as usize..range.end as usize;
+        assert!(all == body[wanted], "{range:?}");
+    }
+    assert_eq!(cache.disk_stats().read_bytes_total, once);
+}
+
+#[tokio::test]
+async fn an_object_takes_its_pieces_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let body = pattern(8 * PIECE_BYTES);
+    let cache = holding(dir.path(), 64 << 20, &body).await;
+    let entry = fresh(&cache).await;
+    let usage = cache.memory_usage();
+    assert!(usage.bytes > body.len() as u64, "{}", usage.bytes);
+    assert_eq!(usage.objects, 1, "pieces are not objects");
+    cache.forget(KEY).await;
+    let usage = cache.memory_usage();
+    assert_eq!((usage.bytes, usage.objects), (0, 0));
+    assert_eq!(read(&entry, &cache).await, Err(BodyError::Gone));
+
+    // A fill that breaks off leaves none behind either.
+    let mut writing = filler(&cache).await.share(plain(), Provenance::Origin);
+    writing.write(body.into()).await.unwrap();
+    writing.fail(BodyError::Source("cut".into()));
+    assert_eq!(cache.memory_usage().bytes, 0);
+}
+
+#[tokio::test]
+async fn what_the_disk_has_lost_is_gone_unless_one_piece_answers_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let body = pattern(3 * PIECE_BYTES);
+    let cache = holding(dir.path(), 64 << 20, &body).await;
+    let entry = fresh(&cache).await;
+    // As if its segment had been reclaimed: the store no longer knows it, memory does.
+    cache.store().remove(KEY).await.unwrap();
+    assert_eq!(read(&entry, &cache).await, Err(BodyError::Gone));
+    let Ok(Reading::Whole(part)) = entry.open(10..20, &cache) else {
+        panic!("it lies within a piece that memory has")
+    };
+    assert_eq!(part, body[10..20]);
+}
+
+/// Small objects that are asked for again and again keep their place while as much as the tier holds
+/// many times over passes through it once.
+#[test]
+fn a_pass_over_a_large_file_does_not_push_out_small_objects() {
+    const SMALL: u64 = 4_000;
+    const PIECES: u32 = 4_096;
+    let memory = Memory::new(128 << 20);
+    let piece = Bytes::from(vec![0; PIECE_BYTES]);
+    let small = |n: u64| {
+        let body = Body::Whole(piece.slice(..4096));
+        let entry = Entry::new(Key(n.into()), n, plain(), body, Provenance::Origin);
+        Item::Entry(Arc::new(entry))
+    };
+    let mut asked = 0;
+    let mut hits = 0;
+    for index in 0..PIECES {
+        memory.insert_piece(u64::MAX, index, piece.clone());
+        for n in 0..20 {
+            // Every small object once per 200 pieces, more than the tier holds.
+            let n = (u64::from(index) * 20 + n) % SMALL;
+            let found = memory.find(Key(n.into())).is_some();
+            if !found {
+                memory.insert(Key(n.into()), small(n));
+            }
+            if index > PIECES / 2 {
+                asked += 1;
+                hits += u32::from(found);
+            }
+        }
+    }
+    assert!(hits * 100 >= asked * 99, "{hits} of {asked}");
+}
+
+/// A cache whose ring of segments has just been turned over.
+async fn under_pressure(dir: &Path) -> Cache {
+    let config = StoreConfig {
+        dir: dir.to_owned(),
+        disk_bytes_max: store::DISK_BYTES_MIN,
+        read_threads: 2,
+    };
+    let store = Store::open(&config, Arc::new(|_| {})).unwrap();
+    let holdings = Arc::new(Mutex::new(Holdings::new(1)));
+    let cache = Cache::new(Memory::new(16 << 20), store, holdings, 1 << 30);
+    let body = Bytes::from(vec![0; PIECE_BYTES]);
+    for n in 0..64 {
+        let store = cache.store();
+        let body = store::Body::Inline(body.clone());
+        let (key, id) = (Key::of(&[b"churn", &[n]]), store.next_object_id());
+        let append = store.append_object(key, id, 0, Bytes::new(), body);
+        append.await.unwrap();
+    }
+    assert!(cache.store().holds_back());
+    cache
+}
+
+async fn fill(cache: &Cache, body: &'static str) {
+    let mut writing = filler(cache).await.share(plain(), Provenance::Origin);
+    writing
+        .write(Bytes::from_static(body.as_bytes()))
+        .await
+        .unwrap();
+    writing.commit().await;
+}
+
+#[tokio::test]
+async fn while_the_ring_turns_fast_only_what_is_asked_for_again_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = under_pressure(dir.path()).await;
+    let before = cache.digest_version().seq;
+    fill(&cache, "once").await;
+    assert_eq!(cache.held_back(), 1);
+    assert!(!cache.store().contains(KEY), "held back");
+    assert_eq!(cache.digest_version().seq, before, "and not claimed");
+
+    let entry = fresh(&cache).await;
+    assert_eq!(read(&entry, &cache).await.unwrap(), b"once");
+    // Writing goes on behind; until it is done, all places are not free again.
+    let _all = cache
+        .shared
+        .admitting
+        .acquire_many(u32::try_from(ADMITTING_MAX).unwrap())
+        .await
+        .unwrap();
+    assert!(cache.store().contains(KEY), "asked for again");
+    assert_eq!(cache.digest_version().seq, before + 1);
+}
+
+#[tokio::test]
+async fn what_was_invalidated_while_it_was_held_back_does_not_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = under_pressure(dir.path()).await;
+    fill(&cache, "old").await;
+    // Asked for and invalidated at once: the write is still under way.
+    let held = fresh(&cache).await;
+    cache.forget(KEY).await;
+    let all = u32::try_from(ADMITTING_MAX).unwrap();
+    drop(cache.shared.admitting.acquire_many(all).await.unwrap());
+    drop(held);
+    assert!(!cache.store().contains(KEY));
+    assert!(matches!(
+        look(&cache, &HeaderMap::new()).await,
+        Lookup::Absent(_)
+    ));
+}
+
+#[tokio::test]
+async fn what_replaces_an_object_on_disk_is_written_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = under_pressure(dir.path()).await;
+    fill(&cache, "held back").await;
+    fresh(&cache).await;
+    let all = u32::try_from(ADMITTING_MAX).unwrap();
+    drop(cache.shared.admitting.acquire_many(all).await.unwrap());
+    assert!(cache.store().contains(KEY));
+    // It has gone stale; the next answer is another.
+    let ask = Ask {
+        key: KEY,
+        headers: &HeaderMap::new(),
+        said: &CacheControl::default(),
+        rules: &Rules::default(),
+        now_ms: NOW + 3_600_000,
+    };
+    let Lookup::Stale {
+        turn: Turn::Fill(filler),
+        ..
+    } = cache.lookup(ask).await
+    else {
+        panic!("it is stale")
+    };
+    let mut writing = filler.share(plain(), Provenance::Origin);
+    writing.write(Bytes::from_static(b"newer")).await.unwrap();
+    writing.commit().await;
+    cache.shared.memory.remove(KEY);
+    assert_eq!(read(&*fresh(&cache).await, &cache).await.unwrap(), b"newer");
+    assert_eq!(cache.held_back(), 1);
 }

@@ -5,7 +5,11 @@ use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, RwLock, atomic::Ordering::Relaxed, mpsc},
+    sync::{
+        Arc, Mutex, RwLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+        mpsc,
+    },
     thread,
 };
 
@@ -17,7 +21,7 @@ use super::{
     Counters, DISK_BYTES_MIN, OnEvicted, QUEUE_BYTES, QUEUE_RECORD_BYTES_MIN, Shared, Store,
     StoreConfig,
     table::{At, Table},
-    writer::Writer,
+    writer::{Sealed, Writer},
 };
 use crate::cache::{
     index::{self, Image, Index, IndexError},
@@ -171,13 +175,17 @@ pub(super) fn open(config: &StoreConfig, on_evicted: OnEvicted) -> Result<Store,
         if let Some((segment, len)) = keep(dir, file, last, index.as_mut()) {
             let segment = Arc::new(segment);
             segments.insert(id, Arc::clone(&segment));
-            sealed.push((segment, len));
+            sealed.push(Sealed {
+                segment,
+                len,
+                begun: None,
+            });
         }
     }
     table.drop_lost(|span| {
         sealed
-            .binary_search_by_key(&span.at.segment, |(segment, _)| segment.id)
-            .is_ok_and(|n| u64::from(span.at.offset) + u64::from(span.len.get()) <= sealed[n].1)
+            .binary_search_by_key(&span.at.segment, |sealed| sealed.segment.id)
+            .is_ok_and(|n| u64::from(span.at.offset) + u64::from(span.len.get()) <= sealed[n].len)
     });
     let torn = table.drop_torn();
     if let Some(index) = &mut index {
@@ -186,7 +194,7 @@ pub(super) fn open(config: &StoreConfig, on_evicted: OnEvicted) -> Result<Store,
             let _ = index.drop_segment(*id);
         }
     }
-    let segment_bytes: u64 = sealed.iter().map(|(_, len)| len).sum();
+    let segment_bytes: u64 = sealed.iter().map(|sealed| sealed.len).sum();
     counters.segment_bytes.store(segment_bytes, Relaxed);
     counters
         .index_bytes
@@ -207,6 +215,7 @@ pub(super) fn open(config: &StoreConfig, on_evicted: OnEvicted) -> Result<Store,
         table,
         segments: RwLock::new(segments),
         flagged: Mutex::default(),
+        holds_back: AtomicBool::new(false),
         counters,
     });
     let (queue, jobs) = mpsc::sync_channel(QUEUE_BYTES / QUEUE_RECORD_BYTES_MIN + 1);
@@ -233,6 +242,7 @@ pub(super) fn open(config: &StoreConfig, on_evicted: OnEvicted) -> Result<Store,
         index_due: now,
         complained: None,
         reinsert_bytes: 0,
+        full: false,
         _lock: lock,
     };
     thread::Builder::new()

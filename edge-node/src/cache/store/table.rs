@@ -10,6 +10,7 @@ use std::{
     collections::HashMap,
     hash::{BuildHasher, RandomState},
     num::NonZeroU32,
+    ops::Range,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -128,10 +129,11 @@ impl Table {
         self.shard(key).get_mut(&bytes(key)).map(change).is_some()
     }
 
-    /// The first `count` pieces of `object`, if all of them are there.
-    pub(super) fn pieces(&self, object: u64, count: u32) -> Option<Vec<Span>> {
+    /// These pieces of `object`, if all of them are there.
+    pub(super) fn pieces(&self, object: u64, numbers: Range<u32>) -> Option<Vec<Span>> {
         let large = self.large();
-        let spans = large.objects.get(&object)?.spans.get(..count as usize)?;
+        let spans = &large.objects.get(&object)?.spans;
+        let spans = spans.get(numbers.start as usize..numbers.end as usize)?;
         spans.iter().copied().collect()
     }
 
@@ -435,9 +437,9 @@ mod tests {
     fn an_object_goes_with_any_of_its_pieces() {
         for segment in [1, 2] {
             let table = large();
-            assert_eq!(table.pieces(7, 2).unwrap().len(), 2);
+            assert_eq!(table.pieces(7, 0..2).unwrap().len(), 2);
             assert_eq!(table.evict(segment), [Key(1)]);
-            assert_eq!((table.len(), table.pieces(7, 1)), (0, None));
+            assert_eq!((table.len(), table.pieces(7, 0..1)), (0, None));
         }
         let table = large();
         assert_eq!(table.evict(3), []);
@@ -453,12 +455,12 @@ mod tests {
         table.drop_lost(|span| span.at.segment != 1);
         assert_eq!(table.drop_torn(), 1);
         assert_eq!(
-            (table.len(), table.pieces(7, 1), table.pieces(8, 1)),
+            (table.len(), table.pieces(7, 0..1), table.pieces(8, 0..1)),
             (0, None, None)
         );
         let table = large();
         table.apply(at(4), &entry(Kind::Object, 8, 3));
-        assert!(table.pieces(7, 1).is_none(), "replaced");
+        assert!(table.pieces(7, 0..1).is_none(), "replaced");
         assert_eq!(table.drop_torn(), 1);
         assert_eq!(table.len(), 0);
     }
@@ -469,7 +471,7 @@ mod tests {
         let mut other = entry(Kind::Object, 7, 2);
         other.key = Key(2);
         table.apply(at(3), &other);
-        assert!(table.slot(Key(2)).is_none() && table.pieces(7, 2).is_some());
+        assert!(table.slot(Key(2)).is_none() && table.pieces(7, 0..2).is_some());
     }
 
     #[test]

@@ -25,6 +25,7 @@ use super::{
     table::{At, Span},
 };
 use crate::cache::{
+    admission,
     index::{Index, IndexError},
     segment::{Entry, Kind, Record, Segment, encode_record, record_len},
 };
@@ -111,8 +112,8 @@ pub(super) struct Writer {
     /// Nothing while the index is broken.
     pub(super) index: Option<Index>,
     pub(super) next_segment: u32,
-    /// Full segments and their lengths, oldest first.
-    pub(super) sealed: VecDeque<(Arc<Segment>, u64)>,
+    /// Full segments, oldest first.
+    pub(super) sealed: VecDeque<Sealed>,
     pub(super) active: Option<Active>,
     pub(super) buffer: Vec<u8>,
     pub(super) pending: Vec<Pending>,
@@ -122,6 +123,8 @@ pub(super) struct Writer {
     pub(super) complained: Option<Instant>,
     /// Bytes that may still be copied into the active segment.
     pub(super) reinsert_bytes: u64,
+    /// Whether the ring has been full, so that the age of its oldest segment tells how fast it turns.
+    pub(super) full: bool,
     /// Keeps other processes out of the directory for as long as this one writes.
     pub(super) _lock: File,
 }
@@ -130,6 +133,15 @@ pub(super) struct Writer {
 pub(super) struct Active {
     segment: Arc<Segment>,
     end: u32,
+    begun: Instant,
+}
+
+/// A segment that is not written to any more.
+pub(super) struct Sealed {
+    pub(super) segment: Arc<Segment>,
+    pub(super) len: u64,
+    /// When it was begun; nothing if an earlier process did.
+    pub(super) begun: Option<Instant>,
 }
 
 /// Entries of consecutive records that the index does not have yet.
@@ -172,6 +184,7 @@ impl Writer {
                 self.index_due = Instant::now() + INDEX_INTERVAL;
                 self.tell_index(true);
                 self.make_room();
+                self.tell_turn();
             } else if self.unindexed.entries.len() >= INDEX_LAG_MAX {
                 self.tell_index(false);
                 self.make_room();
@@ -345,6 +358,7 @@ impl Writer {
         self.seal();
         self.begin()?;
         self.make_room();
+        self.tell_turn();
         Ok(())
     }
 
@@ -365,18 +379,31 @@ impl Writer {
             .segments_mut()
             .insert(segment.id, Arc::clone(&segment));
         self.reinsert_bytes = self.reinsert_bytes_max();
-        self.active = Some(Active { segment, end: 0 });
+        self.active = Some(Active {
+            segment,
+            end: 0,
+            begun: Instant::now(),
+        });
         Ok(())
     }
 
     fn seal(&mut self) {
-        if let Some(Active { segment, end }) = self.active.take() {
+        if let Some(active) = self.active.take() {
+            let Active {
+                segment,
+                end,
+                begun,
+            } = active;
             if let Err(error) = segment.sync() {
                 self.complain(&Arc::new(error));
             }
             // The index hears of one segment at a time.
             self.tell_index(false);
-            self.sealed.push_back((segment, u64::from(end)));
+            self.sealed.push_back(Sealed {
+                segment,
+                len: u64::from(end),
+                begun: Some(begun),
+            });
         }
     }
 
@@ -390,7 +417,7 @@ impl Writer {
         loop {
             let active = self.active.as_ref().map_or(0, |_| self.segment_bytes);
             let counters = &self.shared.counters;
-            let used = self.sealed.iter().map(|(_, len)| len).sum::<u64>()
+            let used = self.sealed.iter().map(|sealed| sealed.len).sum::<u64>()
                 + u64::from(active)
                 + self.reinsert_bytes_max()
                 + counters.index_bytes.load(Relaxed)
@@ -403,11 +430,20 @@ impl Writer {
                 self.measure_index();
                 continue;
             }
-            let Some((oldest, len)) = self.sealed.pop_front() else {
+            let Some(oldest) = self.sealed.pop_front() else {
                 return;
             };
-            self.reclaim(&oldest, len);
+            self.full |= used > self.disk_bytes_max;
+            self.reclaim(&oldest.segment, oldest.len);
         }
+    }
+
+    /// Lets the cache know whether it should be choosy.
+    fn tell_turn(&self) {
+        let oldest = self.sealed.front().filter(|_| self.full);
+        let turn = oldest.and_then(|oldest| Some(oldest.begun?.elapsed()));
+        let held_back = admission::holds_back(turn);
+        self.shared.holds_back.store(held_back, Relaxed);
     }
 
     fn reclaim(&mut self, segment: &Arc<Segment>, len: u64) {
