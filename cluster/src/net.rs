@@ -8,7 +8,7 @@ use std::{fmt, io, net::SocketAddr, sync::Arc};
 use async_trait::async_trait;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream, UdpSocket},
+    net::{TcpListener, TcpSocket, TcpStream, UdpSocket},
 };
 
 /// A byte stream to somebody.
@@ -93,7 +93,13 @@ pub struct SystemNet;
 #[async_trait]
 impl Net for SystemNet {
     async fn listen(&self, at: SocketAddr) -> io::Result<Box<dyn Listener>> {
-        let listener = TcpListener::bind(at).await?;
+        let socket = match at {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        socket.set_reuseaddr(true)?;
+        socket.bind(at)?;
+        let listener = socket.listen(BACKLOG)?;
         let local = listener.local_addr()?;
         Ok(Box::new(SystemListener { listener, local }))
     }
@@ -114,6 +120,10 @@ impl Net for SystemNet {
         Ok(tokio::net::lookup_host(name).await?.collect())
     }
 }
+
+/// Connections that may wait to be accepted: a burst that overflows the queue waits for a second each.
+/// The system has a bound of its own.
+const BACKLOG: u32 = 4096;
 
 struct SystemListener {
     listener: TcpListener,

@@ -5,6 +5,7 @@ use std::{
     io::{self, IsTerminal},
 };
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 use tracing_subscriber::{EnvFilter, util::SubscriberInitExt};
@@ -66,6 +67,21 @@ pub enum TelemetryError {
     /// Called twice.
     #[error("the log cannot be set up: {0}")]
     Installed(String),
+}
+
+/// Lets this process open as many files and sockets as the system allows it: the usual soft limit of
+/// 1,024 is for programs that call `select`. Returns the limit from now on.
+pub fn raise_descriptor_limit() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    let current = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
+    };
+    current.unwrap_or(u64::MAX)
 }
 
 /// A future that is ready when the process is asked to end, by SIGTERM or SIGINT. Signals are

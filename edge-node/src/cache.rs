@@ -35,7 +35,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -70,8 +70,14 @@ use crate::{error::ServeError, metrics::TierUsage};
 const HASH_INLINE_MAX: usize = 128 << 10;
 /// How long requests for a key whose answer could not be shared go ahead by themselves.
 const PASS_FOR: Duration = Duration::from_secs(10);
+/// Keys remembered as invalidated by requests, and for how long at least when there are more: a peer
+/// may hold the old object for as long as that is fresh; most are for a day or less.
+const DOUBTS_MAX: usize = 65_536;
+const DOUBT_FOR_MS: u64 = 24 * 60 * 60 * 1000;
 /// Keys remembered as not shareable; the oldest go first.
 const PASSING_MAX: usize = 65_536;
+/// Fills of one key that may wait for the disk, one behind the other; each holds its object's body.
+const UNWRITTEN_FILLS_MAX: usize = 4;
 /// How often a lookup starts over when what it saw has changed under it.
 const LOOKUP_TRIES: usize = 4;
 /// Objects that are on their way to disk because they were asked for again; one for which there is no
@@ -151,6 +157,8 @@ struct Shared {
     pieces: Pieces,
     fills: Mutex<HashMap<Key, Arc<Fill>>>,
     passing: Mutex<Passing>,
+    /// When keys were invalidated by requests, in Unix milliseconds.
+    doubts: Mutex<HashMap<Key, u64>>,
     holdings: Arc<Mutex<Holdings>>,
     object_bytes_max: u64,
     store_failures: AtomicU64,
@@ -162,7 +170,31 @@ struct Shared {
 struct Fill {
     /// The key of its URL.
     primary: Key,
+    /// What it brings is not wanted any more.
+    is_cancelled: AtomicBool,
+    /// The one whose place it took while that was still being written.
+    before: Option<Arc<Self>>,
     outcome: watch::Sender<Option<Outcome>>,
+}
+
+impl Fill {
+    fn has_brought(&self, object: u64) -> bool {
+        match &*self.outcome.borrow() {
+            Some(Outcome::Shared(entry) | Outcome::Refreshed(entry)) => entry.object == object,
+            _ => false,
+        }
+    }
+
+    /// This one and those whose place it took.
+    fn with_before(&self) -> impl Iterator<Item = &Self> {
+        std::iter::successors(Some(self), |fill| fill.before.as_deref())
+    }
+
+    fn cancel(&self) {
+        for fill in self.with_before() {
+            fill.is_cancelled.store(true, Ordering::Release);
+        }
+    }
 }
 
 impl Cache {
@@ -187,6 +219,7 @@ impl Cache {
                 store,
                 fills: Mutex::default(),
                 passing: Mutex::default(),
+                doubts: Mutex::default(),
                 holdings,
                 object_bytes_max,
                 store_failures: AtomicU64::new(0),
@@ -276,13 +309,47 @@ impl Cache {
 
     /// Forgets everything under `key`; a fill under way, be it of a variant, will not bring it back.
     pub async fn forget(&self, key: Key) {
-        self.fills()
-            .retain(|at, fill| *at != key && fill.primary != key);
+        self.fills().retain(|at, fill| {
+            let stays = *at != key && fill.primary != key;
+            if !stays {
+                fill.cancel();
+            }
+            stays
+        });
         self.shared.memory.remove(key);
         self.holdings().remove(key);
         if let Err(error) = self.shared.store.remove(key).await {
             debug!(%key, %error, "removal could not be written");
         }
+    }
+
+    /// Forgets `key` because a client has changed what it names, and remembers it for a while: what
+    /// others hold of it is from before ([`Cache::is_doubtful`]).
+    pub async fn invalidate(&self, key: Key, now_ms: u64) {
+        {
+            let mut doubts = self
+                .shared
+                .doubts
+                .lock()
+                .expect("no code panics while it holds this lock");
+            if doubts.len() >= DOUBTS_MAX {
+                doubts.retain(|_, at_ms| now_ms.saturating_sub(*at_ms) < DOUBT_FOR_MS);
+            }
+            if doubts.len() < DOUBTS_MAX {
+                doubts.insert(key, now_ms);
+            }
+        }
+        self.forget(key).await;
+    }
+
+    /// Whether what was fetched from the origin at `fetched_ms` is older than an invalidation here.
+    pub fn is_doubtful(&self, key: Key, fetched_ms: u64) -> bool {
+        let doubts = self
+            .shared
+            .doubts
+            .lock()
+            .expect("no code panics while it holds this lock");
+        doubts.get(&key).is_some_and(|at_ms| fetched_ms <= *at_ms)
     }
 
     /// Stops claiming `key` in the digest: what is stored is of no use to others.
@@ -464,11 +531,23 @@ impl Cache {
     /// longer what is there: look again.
     fn claim(&self, primary: Key, found: &Found) -> Option<Turn> {
         let mut fills = self.fills();
-        if let Some(fill) = found.candidates.iter().find_map(|key| fills.get(key)) {
-            return Some(Turn::Follow(Following {
-                outcome: fill.outcome.subscribe(),
-            }));
-        }
+        let under_way = found.candidates.iter().find_map(|key| fills.get(key));
+        let before = match under_way {
+            // What it fetched is what was found: only the disk does not have it yet.
+            Some(fill)
+                if found.entry.is_some()
+                    && fill.has_brought(found.object)
+                    && fill.with_before().count() < UNWRITTEN_FILLS_MAX =>
+            {
+                Some(fill.clone())
+            }
+            Some(fill) => {
+                return Some(Turn::Follow(Following {
+                    outcome: fill.outcome.subscribe(),
+                }));
+            }
+            None => None,
+        };
         // A fill may have been completed between the search and this lock.
         let now = found
             .candidates
@@ -491,6 +570,8 @@ impl Cache {
         let key = found.candidates[0];
         let fill = Arc::new(Fill {
             primary,
+            is_cancelled: AtomicBool::new(false),
+            before,
             outcome: watch::Sender::new(None),
         });
         fills.insert(key, fill.clone());
@@ -591,6 +672,11 @@ pub struct Following {
 }
 
 impl Following {
+    /// Whether it is known already what came of it: then it was asked for before this request came.
+    pub fn is_known(&self) -> bool {
+        self.outcome.borrow().is_some()
+    }
+
     /// What came of it.
     pub async fn outcome(mut self) -> Outcome {
         match self.outcome.wait_for(Option::is_some).await {
@@ -740,6 +826,16 @@ impl Filler {
         self.conclude(Outcome::NotShared);
     }
 
+    /// What is stored for the request is no longer what the origin says.
+    pub async fn forget_stored(&self) {
+        let Shared { memory, store, .. } = &*self.cache.shared;
+        memory.remove(self.keys[0]);
+        self.cache.holdings().remove(self.keys[0]);
+        if let Err(error) = store.remove(self.keys[0]).await {
+            debug!(%error, "removal could not be written");
+        }
+    }
+
     /// The answer was for this one request, and says nothing of what others ask for.
     pub fn again(mut self) {
         self.conclude(Outcome::Again);
@@ -792,8 +888,8 @@ impl Filler {
         let variants = Arc::new(variants);
         self.variants = Some(variants.clone());
         // Under the lock that `forget` takes first: what it takes away is not brought back.
-        let fills = self.cache.fills();
-        if self.is_in(&fills) {
+        let _fills = self.cache.fills();
+        if self.is_current() {
             let marker = Item::Variants(variants);
             self.cache.shared.memory.insert(self.primary, marker);
         }
@@ -814,15 +910,16 @@ impl Filler {
         Ok(())
     }
 
-    /// Whether this fill is still the one that counts; a purge or an invalidation takes that away.
+    /// Whether what this fill brings is still wanted; a purge or an invalidation takes that away.
     fn is_current(&self) -> bool {
-        self.is_in(&self.cache.fills())
+        !self.fill.is_cancelled.load(Ordering::Acquire)
     }
 
-    fn is_in(&self, fills: &HashMap<Key, Arc<Fill>>) -> bool {
-        fills
-            .get(&self.keys[0])
-            .is_some_and(|fill| Arc::ptr_eq(fill, &self.fill))
+    /// Whether no other fill has taken its place.
+    fn is_newest(&self) -> bool {
+        let fills = self.cache.fills();
+        let newest = fills.get(&self.keys[0]);
+        newest.is_some_and(|fill| Arc::ptr_eq(fill, &self.fill))
     }
 
     fn release(&self) {
@@ -958,13 +1055,16 @@ impl Writing {
             }
             None
         };
-        self.growing.end(Ok(()));
+        if whole.is_none() {
+            self.growing.end(Ok(()));
+        }
         if whole.is_none() && self.storing {
             // All pieces are on disk when all places are free again; a failed write closes them.
             let places = u32::try_from(UNWRITTEN_PIECES_MAX).expect("a small constant");
             self.storing = self.unwritten.acquire_many(places).await.is_ok();
         }
         if !self.storing || !self.filler.is_current() {
+            self.growing.end(Ok(()));
             self.forget_pieces();
             return;
         }
@@ -975,6 +1075,7 @@ impl Writing {
             .filter(|meta| meta.len() <= MANIFEST_BYTES_MAX)
         else {
             warn!(%key, "object's head is too large to be stored");
+            self.growing.end(Ok(()));
             self.forget_pieces();
             return;
         };
@@ -1000,6 +1101,8 @@ impl Writing {
         if whole.is_some() && fits {
             memory.insert(key, item.clone());
         }
+        // Who has all of it and asks again, finds it.
+        self.growing.end(Ok(()));
         if held_back {
             cache.shared.held_back.fetch_add(1, Ordering::Relaxed);
             // As below: what was invalidated meanwhile must not be there again.
@@ -1027,7 +1130,7 @@ impl Writing {
         }
         match written {
             Ok(()) => {
-                if whole.is_none() && fits {
+                if whole.is_none() && fits && self.filler.is_newest() {
                     memory.insert(key, item);
                 } else if whole.is_some() && !fits {
                     memory.remove(key);

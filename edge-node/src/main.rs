@@ -125,6 +125,16 @@ fn main() -> ExitCode {
 fn serve(args: &ServeArgs) -> anyhow::Result<()> {
     let config = meant(args.config_file()?)?;
     process::init_telemetry(&args.log, "RUST_LOG", args.log_json)?;
+    let descriptors = process::raise_descriptor_limit();
+    // A client takes one, and another while its request is with the origin.
+    if descriptors < 2 * config.limits.connections as u64 {
+        let connections = config.limits.connections;
+        tracing::warn!(
+            descriptors,
+            connections,
+            "the system allows fewer open files than limits.connections may need"
+        );
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;

@@ -415,6 +415,11 @@ impl Proxy {
             }
         };
         let leads = own.is_some();
+        let said = match fill.is_known() {
+            true => asked.said.clone(),
+            // What the client would rather not have from a cache is on its way from the origin.
+            false => CacheControl::default(),
+        };
         let filled = fill.outcome().await;
         match filled {
             // Under the same URL, but another variant than this request selects.
@@ -424,7 +429,7 @@ impl Proxy {
             // What must be validated was fetched for the one who leads; the others ask for themselves, all
             // at once.
             Filled::Shared(entry) | Filled::Refreshed(entry)
-                if !leads && !self.may_follow(asked, &entry) =>
+                if !leads && !self.may_follow(asked, &said, &entry) =>
             {
                 let response = self.pass_validating(asked, &entry, fwd).await?;
                 Ok(Found::Answer(Box::new(response)))
@@ -455,14 +460,13 @@ impl Proxy {
         }
     }
 
-    /// Whether an answer fetched for another request may be this one's without the origin being asked
-    /// (RFC 9111 §4). What the client prefers does not count: it came while the origin answered.
-    fn may_follow(&self, asked: &Asked, entry: &Entry) -> bool {
-        let anything = CacheControl::default();
+    /// Whether an answer fetched for another request may be this one's, which says `said`, without the
+    /// origin being asked (RFC 9111 §4).
+    fn may_follow(&self, asked: &Asked, said: &CacheControl, entry: &Entry) -> bool {
         let now_ms = self.shared.clock.unix_ms();
         matches!(
-            policy::reuse(&entry.head.freshness, &anything, &asked.rules, now_ms),
-            Reuse::Fresh | Reuse::StaleWhileRevalidate
+            policy::reuse(&entry.head.freshness, said, &asked.rules, now_ms),
+            Reuse::Fresh | Reuse::StaleWhileRevalidate | Reuse::StaleAccepted
         )
     }
 
@@ -595,9 +599,10 @@ impl Proxy {
             .get(header::CONTENT_LOCATION)
             .and_then(|v| v.to_str().ok());
         let target = asked.uri.path_and_query().map_or("/", |pq| pq.as_str());
-        named
-            .and_then(|named| invalidation::resolve(named, &asked.uri, &asked.host_sent))
-            .is_some_and(|named| named == target)
+        status.is_success()
+            && named
+                .and_then(|named| invalidation::resolve(named, &asked.uri, &asked.host_sent))
+                .is_some_and(|named| named == target)
             && policy::storable(&asked.facts(), status, headers, &asked.rules, asked.now_ms)
                 .is_ok_and(|freshness| freshness.basis.is_explicit())
     }

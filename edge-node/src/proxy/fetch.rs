@@ -123,7 +123,12 @@ impl Proxy {
         };
         match selected {
             Some(entry) => {
-                let fresh = policy::freshen(&entry.head.headers, response.headers(), self.now());
+                let fresh = policy::freshen(
+                    &entry.head.headers,
+                    response.headers(),
+                    &asked.rules.targets,
+                    self.now(),
+                );
                 self.renew(filler, asked, &entry, fresh, asked_ms, own)
                     .await;
             }
@@ -164,7 +169,8 @@ impl Proxy {
         };
         let status = response.status();
         if status == StatusCode::NOT_MODIFIED {
-            let fresh = policy::freshen(stored, response.headers(), self.now());
+            let fresh =
+                policy::freshen(stored, response.headers(), &asked.rules.targets, self.now());
             self.renew(filler, asked, entry, fresh, asked_ms, own).await;
         } else if policy::is_error(status) && self.outlives(asked, entry) {
             let detail = format!("origin answered {status}");
@@ -175,7 +181,13 @@ impl Proxy {
         } else {
             let length = entry.length().filter(|_| status == StatusCode::OK);
             let fresh = length.and_then(|length| {
-                policy::freshen_by_head(stored, length, response.headers(), self.now())
+                policy::freshen_by_head(
+                    stored,
+                    length,
+                    response.headers(),
+                    &asked.rules.targets,
+                    self.now(),
+                )
             });
             if fresh.is_some() {
                 return self.renew(filler, asked, entry, fresh, asked_ms, own).await;
@@ -253,13 +265,13 @@ impl Proxy {
         let fields = response.headers();
         let joined = match Extent::of(response.status(), fields) {
             Extent::Part(fetched) => part.join(&fetched).map(|joined| (joined, fetched)),
-            Extent::Whole | Extent::Unknown => None,
+            Extent::Whole(_) | Extent::Unknown => None,
         };
         let keeps = |extent: &Extent| match extent {
             Extent::Part(part) => part.length() <= PIECE_BYTES as u64,
             _ => true,
         };
-        let headers = policy::combined(stored, fields, self.now());
+        let headers = policy::combined(stored, fields, &asked.rules.targets, self.now());
         let (Some((joined, fetched)), Some(headers)) =
             (joined.filter(|(joined, _)| keeps(&joined.extent)), headers)
         else {
@@ -321,7 +333,7 @@ impl Proxy {
         let extent = Extent::of(status, fields);
         // A 206 is judged as the 200 that it is a part of.
         let status = match extent {
-            Extent::Whole | Extent::Part(_) if status == StatusCode::PARTIAL_CONTENT => {
+            Extent::Whole(_) | Extent::Part(_) if status == StatusCode::PARTIAL_CONTENT => {
                 StatusCode::OK
             }
             _ => status,
@@ -331,7 +343,7 @@ impl Proxy {
             debug!(uri = %asked.uri, %reason, "answer is not for everybody");
         }
         let fits = match &extent {
-            Extent::Whole => length.is_none_or(|length| length <= limit),
+            Extent::Whole(told) => told.or(length).is_none_or(|length| length <= limit),
             // Kept for as long as it is fresh, and in one piece.
             Extent::Part(part) => {
                 let fresh = storable.is_ok_and(|f| !f.no_cache && f.is_fresh(self.now()));
@@ -351,30 +363,36 @@ impl Proxy {
             self.shared.refusals.remember(asked.key, refusal);
             // What is said of one request, or may be gone in a moment, says nothing of others.
             let remember = storable.as_ref().err().is_none_or(Unstorable::is_lasting)
-                && matches!(extent, Extent::Whole)
+                && matches!(extent, Extent::Whole(_))
                 && !status.is_server_error()
                 && !facts.authorized;
+            if remember && storable.is_err() {
+                filler.forget_stored().await;
+            }
             filler.not_shared(remember);
             // The client may have left; then nobody wants it.
             let _ = own.send(response);
             return;
         }
         let (parts, body) = response.into_parts();
-        let mut headers = policy::storable_fields(&parts.headers, self.now());
+        let mut headers = policy::storable_fields(&parts.headers, &asked.rules.targets, self.now());
         if parts.status == StatusCode::PARTIAL_CONTENT {
             headers.remove(header::CONTENT_RANGE);
         }
         let mut head = self.head(asked, status, headers, asked_ms);
         head.length = length;
-        let expected = match extent {
-            Extent::Part(part) => {
-                let length = part.length();
-                head.headers.remove(header::CONTENT_LENGTH);
-                (head.length, head.part) = (Some(part.of), Some(part));
-                Some(length)
-            }
-            _ => None,
+        let expected = match &extent {
+            Extent::Whole(told) => *told,
+            Extent::Part(part) => Some(part.length()),
+            Extent::Unknown => None,
         };
+        if expected.is_some() {
+            head.headers.remove(header::CONTENT_LENGTH);
+            head.length = expected;
+        }
+        if let Extent::Part(part) = extent {
+            (head.length, head.part) = (Some(part.of), Some(part));
+        }
         let mut writing = filler.share(head, Provenance::Origin);
         match pump(&mut writing, body, expected).await {
             Ok(()) => writing.commit().await,
@@ -424,6 +442,10 @@ impl Proxy {
         let head = Head::from_manifest(&object.manifest, headers, freshness, now_ms);
         let fits = policy::reuse(&head.freshness, &asked.said, rules, now_ms) == Reuse::Fresh
             && object.manifest.length <= self.shared.cache.object_bytes_max()
+            && !self
+                .shared
+                .cache
+                .is_doubtful(asked.key, object.manifest.fetched_at)
             && vary::matches(&head.selected_by, &asked.headers)
             && policy::storable(&facts, head.status, &head.headers, rules, now_ms).is_ok();
         fits.then_some(head)

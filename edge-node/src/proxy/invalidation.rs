@@ -50,7 +50,7 @@ pub(super) fn resolve(reference: &str, target: &Uri, host: &str) -> Option<Strin
         None => (&rest[..], None),
     };
     let (path, query) = if path.is_empty() {
-        (target.path().to_owned(), query.or(target.query()))
+        (target.path().to_owned(), query.or_else(|| target.query()))
     } else if path.starts_with('/') {
         (without_dots(path), query)
     } else {
@@ -73,7 +73,7 @@ fn same_host(one: &str, other: &str) -> bool {
         let port = [":80", ":443", ":"]
             .iter()
             .find_map(|port| host.strip_suffix(port));
-        port.map_or(host.clone(), str::to_owned)
+        port.map_or_else(|| host.clone(), str::to_owned)
     };
     plain(one) == plain(other)
 }

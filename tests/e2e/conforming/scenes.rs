@@ -76,7 +76,6 @@ async fn who_comes_while_an_answer_arrives_that_must_be_validated_asks_for_itsel
 
 /// RFC 9111 §5.2.1.4: who wants it validated does not get what was on its way before.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "an answer that is still arriving is handed even to who says no-cache"]
 async fn who_says_no_cache_while_an_answer_arrives_asks_for_itself() {
     let (origin, cluster) = alone().await;
     let edge = &cluster.edges[0];
@@ -482,7 +481,6 @@ async fn what_a_peer_holds_is_used_as_if_it_were_stored_here() {
 
 /// RFC 9111 §4.4: who has changed something does not get it from a peer as it was before.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "an edge takes from its peers what it has just made doubtful itself"]
 async fn what_a_post_made_doubtful_does_not_come_back_from_a_peer() {
     let origin = Origin::start().await.unwrap();
     let cluster = started(Plan::new(2, &origin.url())).await;

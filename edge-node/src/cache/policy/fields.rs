@@ -4,8 +4,8 @@
 use http::{HeaderMap, HeaderName, header};
 
 use super::{
-    directives::CacheControl,
     list::members,
+    targeted::Governing,
     validator::{date_of, date_value, is_about, same_strong_validator},
 };
 
@@ -69,7 +69,8 @@ pub fn remove(headers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool) {
     }
 }
 
-/// The fields of a response as they are stored. `received_ms` (Unix milliseconds) becomes its
+/// The fields of a response as they are stored. `targets` are the site's
+/// (RFC 9213 §2.2). `received_ms` (Unix milliseconds) becomes its
 /// `Date` when it has none that can be read (RFC 9110 §6.6.1).
 ///
 /// Dropped: what [`strip_hop_by_hop`] drops, the fields named by `no-cache="…"` and `private="…"`
@@ -81,10 +82,14 @@ pub fn remove(headers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool) {
 /// response is stored; who delivers replaces it. `Via` and `Cache-Status` as received: they tell
 /// the way from the origin, and this node's own members are appended at each delivery, never
 /// stored.
-pub fn storable_fields(received: &HeaderMap, received_ms: u64) -> HeaderMap {
+pub fn storable_fields(
+    received: &HeaderMap,
+    targets: &[HeaderName],
+    received_ms: u64,
+) -> HeaderMap {
     let mut fields = received.clone();
     strip_hop_by_hop(&mut fields);
-    withhold(&mut fields);
+    withhold(&mut fields, targets);
     if date_of(&fields, &header::DATE).is_none() {
         fields.insert(header::DATE, date_value(received_ms / 1000));
     }
@@ -101,12 +106,13 @@ pub fn storable_fields(received: &HeaderMap, received_ms: u64) -> HeaderMap {
 pub fn freshen(
     stored: &HeaderMap,
     not_modified: &HeaderMap,
+    targets: &[HeaderName],
     received_ms: u64,
 ) -> Option<HeaderMap> {
     if !is_about(stored, not_modified) {
         return None;
     }
-    renewed(stored, not_modified, received_ms)
+    renewed(stored, not_modified, targets, received_ms)
 }
 
 /// The same for the 200 to a HEAD (RFC 9111 §4.3.5): it speaks of the stored response of `length`
@@ -115,6 +121,7 @@ pub fn freshen_by_head(
     stored: &HeaderMap,
     length: u64,
     answer: &HeaderMap,
+    targets: &[HeaderName],
     received_ms: u64,
 ) -> Option<HeaderMap> {
     let same = |name| !answer.contains_key(name) || answer.get(name) == stored.get(name);
@@ -124,18 +131,28 @@ pub fn freshen_by_head(
     if !(same(&header::ETAG) && same(&header::LAST_MODIFIED) && same_length) {
         return None;
     }
-    renewed(stored, answer, received_ms)
+    renewed(stored, answer, targets, received_ms)
 }
 
 /// The fields of the whole object that a stored part and the fetched rest make (RFC 9111 §3.4): both
 /// must have the same strong validator.
-pub fn combined(stored: &HeaderMap, rest: &HeaderMap, received_ms: u64) -> Option<HeaderMap> {
-    same_strong_validator(stored, rest).then(|| renewed(stored, rest, received_ms))?
+pub fn combined(
+    stored: &HeaderMap,
+    rest: &HeaderMap,
+    targets: &[HeaderName],
+    received_ms: u64,
+) -> Option<HeaderMap> {
+    same_strong_validator(stored, rest).then(|| renewed(stored, rest, targets, received_ms))?
 }
 
 /// `stored` with what `answer` has in place of its own (RFC 9111 §3.2).
-fn renewed(stored: &HeaderMap, answer: &HeaderMap, received_ms: u64) -> Option<HeaderMap> {
-    let news = storable_fields(answer, received_ms);
+fn renewed(
+    stored: &HeaderMap,
+    answer: &HeaderMap,
+    targets: &[HeaderName],
+    received_ms: u64,
+) -> Option<HeaderMap> {
+    let news = storable_fields(answer, targets, received_ms);
     let mut fields = stored.clone();
     fields.remove(header::AGE);
     for name in news.keys() {
@@ -148,17 +165,16 @@ fn renewed(stored: &HeaderMap, answer: &HeaderMap, received_ms: u64) -> Option<H
             fields.try_append(name.clone(), value.clone()).ok()?;
         }
     }
-    withhold(&mut fields);
+    withhold(&mut fields, targets);
     Some(fields)
 }
 
 /// Removes what a response itself wants withheld, and cookies.
-fn withhold(fields: &mut HeaderMap) {
-    for name in CacheControl::of(fields).withheld {
+fn withhold(fields: &mut HeaderMap, targets: &[HeaderName]) {
+    for name in Governing::of(fields, targets).said.withheld {
         fields.remove(name);
     }
     fields.remove(header::SET_COOKIE);
-    fields.remove("set-cookie2");
 }
 
 #[cfg(test)]
@@ -166,7 +182,7 @@ mod tests {
     use http::HeaderValue;
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{super::directives::CacheControl, *};
 
     const NOW_MS: u64 = 784_111_777_500;
 
@@ -220,6 +236,7 @@ mod tests {
                 ("x-unknown", "1"),
                 ("x-unknown", "2"),
             ]),
+            &[],
             NOW_MS,
         );
         let expected = map(&[
@@ -236,10 +253,10 @@ mod tests {
         ]);
         assert_eq!(stored, expected);
         let dated = map(&[("date", "Sun Nov  6 08:49:30 1994")]);
-        assert_eq!(storable_fields(&dated, NOW_MS), dated);
+        assert_eq!(storable_fields(&dated, &[], NOW_MS), dated);
         let misdated = map(&[("date", "today")]);
         let expected = map(&[("date", "Sun, 06 Nov 1994 08:49:37 GMT")]);
-        assert_eq!(storable_fields(&misdated, NOW_MS), expected);
+        assert_eq!(storable_fields(&misdated, &[], NOW_MS), expected);
     }
 
     #[test]
@@ -262,7 +279,7 @@ mod tests {
                 false,
             ),
         ] {
-            let found = freshen_by_head(&stored, 5, &map(&fields), NOW_MS);
+            let found = freshen_by_head(&stored, 5, &map(&fields), &[], NOW_MS);
             assert_eq!(found.is_some(), about, "{fields:?}");
         }
         let news = map(&[
@@ -270,7 +287,7 @@ mod tests {
             ("x-new", "1"),
             ("content-length", "5"),
         ]);
-        let found = freshen_by_head(&stored, 5, &news, NOW_MS).unwrap();
+        let found = freshen_by_head(&stored, 5, &news, &[], NOW_MS).unwrap();
         assert_eq!(found["cache-control"], "max-age=9");
         assert_eq!(
             (&found["x-kept"], &found["x-new"]),
@@ -321,13 +338,16 @@ mod tests {
             ("x-many", "3"),
             ("x-new", "4"),
         ]);
-        assert_eq!(freshen(&stored, &not_modified, NOW_MS), Some(expected));
+        assert_eq!(freshen(&stored, &not_modified, &[], NOW_MS), Some(expected));
         // RFC 9110 §6.6.1: an undated 304 is dated by its arrival.
-        let undated = freshen(&stored, &HeaderMap::new(), NOW_MS).unwrap();
+        let undated = freshen(&stored, &HeaderMap::new(), &[], NOW_MS).unwrap();
         assert_eq!(undated["date"], "Sun, 06 Nov 1994 08:49:37 GMT");
         assert!(!undated.contains_key("age"));
         // RFC 9111 §4.3.4
-        assert_eq!(freshen(&stored, &map(&[("etag", "\"b\"")]), NOW_MS), None);
+        assert_eq!(
+            freshen(&stored, &map(&[("etag", "\"b\"")]), &[], NOW_MS),
+            None
+        );
     }
 
     fn some_fields() -> impl Strategy<Value = HeaderMap> {
@@ -368,8 +388,8 @@ mod tests {
         fn freshening_never_touches_what_tells_how_bytes_are_read(
             received in some_fields(), not_modified in some_fields()
         ) {
-            let stored = storable_fields(&received, NOW_MS);
-            if let Some(fresh) = freshen(&stored, &not_modified, NOW_MS + 1000) {
+            let stored = storable_fields(&received, &[], NOW_MS);
+            if let Some(fresh) = freshen(&stored, &not_modified, &[], NOW_MS + 1000) {
                 for name in OF_THE_BYTES {
                     // What the renewed response wants withheld may go, nothing may come or change.
                     if fresh.contains_key(name) {
@@ -388,8 +408,8 @@ mod tests {
 
         #[test]
         fn what_is_stored_is_stored_again_unchanged(received in some_fields()) {
-            let once = storable_fields(&received, NOW_MS);
-            prop_assert_eq!(&storable_fields(&once, NOW_MS + 5000), &once);
+            let once = storable_fields(&received, &[], NOW_MS);
+            prop_assert_eq!(&storable_fields(&once, &[], NOW_MS + 5000), &once);
         }
     }
 }

@@ -20,8 +20,8 @@ pub struct Part {
 /// What the body of an answer is, by its status and `Content-Range`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Extent {
-    /// All of the object.
-    Whole,
+    /// All of the object; its length, where a 206 tells it.
+    Whole(Option<u64>),
     /// A part of it.
     Part(Part),
     /// Something that cannot be kept: several parts, or a part of unknown place.
@@ -32,14 +32,20 @@ impl Extent {
     /// The extent of an answer with this status and these fields.
     pub fn of(status: StatusCode, headers: &HeaderMap) -> Self {
         if status != StatusCode::PARTIAL_CONTENT {
-            return Self::Whole;
+            return Self::Whole(None);
         }
         let Some(part) = only(headers, &header::CONTENT_RANGE).and_then(|v| read(v.as_bytes()))
         else {
             return Self::Unknown;
         };
+        Self::from(part)
+    }
+}
+
+impl From<Part> for Extent {
+    fn from(part: Part) -> Self {
         if part.range == (0..part.of) {
-            Self::Whole
+            Self::Whole(Some(part.of))
         } else {
             Self::Part(part)
         }
@@ -103,10 +109,7 @@ impl Part {
         Some(Joined {
             before: 0..new.start.saturating_sub(own.start),
             after: new.end.saturating_sub(own.start).min(self.length())..self.length(),
-            extent: match part.range == (0..part.of) {
-                true => Extent::Whole,
-                false => Extent::Part(part),
-            },
+            extent: part.into(),
         })
     }
 }
@@ -135,7 +138,7 @@ mod tests {
         for (lines, expected) in [
             (&["bytes 0-4/10"][..], Extent::Part(part(0..5, 10))),
             (&["Bytes 5-9/10"], Extent::Part(part(5..10, 10))),
-            (&["bytes 0-9/10"], Extent::Whole),
+            (&["bytes 0-9/10"], Extent::Whole(Some(10))),
             (&["bytes 0-4/*"], Extent::Unknown),
             (&["bytes */10"], Extent::Unknown),
             (&["bytes 4-0/10"], Extent::Unknown),
@@ -150,7 +153,7 @@ mod tests {
         ] {
             assert_eq!(extent(206, lines), expected, "{lines:?}");
         }
-        assert_eq!(extent(200, &["bytes 0-4/10"]), Extent::Whole);
+        assert_eq!(extent(200, &["bytes 0-4/10"]), Extent::Whole(None));
     }
 
     #[test]
