@@ -504,7 +504,7 @@ impl Proxy {
         let (response, is_unread) = self.send(asked, body, headers).await?;
         if policy::invalidates(&asked.method, response.status()) {
             for key in self.invalidated(asked, response.headers()) {
-                self.shared.cache.forget(key).await;
+                self.shared.cache.invalidate(key, asked_ms).await;
             }
         }
         let mut response = if asked.method == Method::POST && self.is_reusable(asked, &response) {
