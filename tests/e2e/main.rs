@@ -4,6 +4,7 @@
 //! - [`conforming`]: one edge, and what the RFCs ask of a shared cache;
 //! - [`sharing`]: several edges, and where the bytes come from;
 //! - [`losing`]: processes that are killed, stopped, or cut off;
+//! - [`storing`]: a disk that is full, read-only, damaged or robbed, and a process killed over it;
 //! - [`refusing`]: what must be refused, and how clearly;
 //! - [`operating`]: what operators see and scrape.
 
@@ -19,6 +20,8 @@ mod refusing;
 mod serving;
 #[cfg(test)]
 mod sharing;
+#[cfg(test)]
+mod storing;
 
 use std::{
     path::{Path, PathBuf},
