@@ -139,7 +139,7 @@ pub struct Metrics {
     pub sent_bytes: AtomicU64,
 }
 
-const STORE_COUNTERS: [(&str, &str); 7] = [
+const STORE_COUNTERS: [(&str, &str); 8] = [
     (
         "edge_index_rebuilds_total",
         "Times the index was damaged and rebuilt from the segments",
@@ -147,6 +147,10 @@ const STORE_COUNTERS: [(&str, &str); 7] = [
     (
         "edge_checksum_failures_total",
         "Reads from disk that did not match their checksum",
+    ),
+    (
+        "edge_lost_segments_total",
+        "Segment files that were removed under the cache",
     ),
     ("edge_disk_write_errors_total", "Writes to disk that failed"),
     (

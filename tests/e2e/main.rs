@@ -8,6 +8,7 @@
 //! - [`sharing`]: several edges, and where the bytes come from;
 //! - [`ruling`]: what a site's owner rules;
 //! - [`losing`]: processes that are killed, stopped, or cut off;
+//! - [`storing`]: a disk that is full, read-only, damaged or robbed, and a process killed over it;
 //! - [`refusing`]: what must be refused, and how clearly;
 //! - [`operating`]: what operators see and scrape.
 
@@ -31,6 +32,8 @@ mod ruling;
 mod serving;
 #[cfg(test)]
 mod sharing;
+#[cfg(test)]
+mod storing;
 
 use std::{
     path::{Path, PathBuf},

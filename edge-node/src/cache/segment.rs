@@ -16,7 +16,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
@@ -256,6 +256,12 @@ impl Segment {
     /// As the system says.
     pub fn file_len(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.len())
+    }
+
+    /// Whether the file is gone from its directory: it can be read for as long as it is open, and is
+    /// lost with the process.
+    pub fn is_unlinked(&self) -> bool {
+        self.file.metadata().is_ok_and(|file| file.nlink() == 0)
     }
 
     /// Reads `len` bytes at `offset`. Blocks.

@@ -109,6 +109,7 @@ struct Counters {
     evicted_objects: AtomicU64,
     reinserted: AtomicU64,
     rebuilds: AtomicU64,
+    lost_segments: AtomicU64,
     checksum_failures: AtomicU64,
     write_errors: AtomicU64,
     appended_bytes: AtomicU64,
@@ -208,6 +209,8 @@ pub struct StoreStats {
     pub reinserted_total: u64,
     /// Times a damaged index was set aside.
     pub rebuilds_total: u64,
+    /// Segments whose files were gone.
+    pub lost_segments_total: u64,
     /// Reads that were not what was stored.
     pub checksum_failures_total: u64,
     /// Failed writes, of segments or index.
@@ -489,6 +492,7 @@ impl Store {
             evicted_objects_total: counters.evicted_objects.load(Relaxed),
             reinserted_total: counters.reinserted.load(Relaxed),
             rebuilds_total: counters.rebuilds.load(Relaxed),
+            lost_segments_total: counters.lost_segments.load(Relaxed),
             checksum_failures_total: counters.checksum_failures.load(Relaxed),
             write_errors_total: counters.write_errors.load(Relaxed),
             appended_bytes_total: counters.appended_bytes.load(Relaxed),

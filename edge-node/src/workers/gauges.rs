@@ -47,6 +47,7 @@ impl Gauges {
             },
         );
         metrics.store("edge_index_rebuilds_total", disk.rebuilds_total);
+        metrics.store("edge_lost_segments_total", disk.lost_segments_total);
         metrics.store("edge_checksum_failures_total", disk.checksum_failures_total);
         metrics.store("edge_disk_write_errors_total", disk.write_errors_total);
         metrics.store("edge_reinserted_objects_total", disk.reinserted_total);

@@ -188,8 +188,13 @@ pub(super) fn open(config: &StoreConfig, on_evicted: OnEvicted) -> Result<Store,
             .is_ok_and(|n| u64::from(span.at.offset) + u64::from(span.len.get()) <= sealed[n].len)
     });
     let torn = table.drop_torn();
-    if let Some(index) = &mut index {
-        for id in known.iter().filter(|id| !segments.contains_key(*id)) {
+    for id in known.iter().filter(|id| !segments.contains_key(*id)) {
+        warn!(
+            segment = id,
+            "segment file is gone; what was in it will be missed"
+        );
+        counters.lost_segments.fetch_add(1, Relaxed);
+        if let Some(index) = &mut index {
             // It costs nothing but its place; the next start tries again.
             let _ = index.drop_segment(*id);
         }
@@ -243,6 +248,7 @@ pub(super) fn open(config: &StoreConfig, on_evicted: OnEvicted) -> Result<Store,
         complained: None,
         reinsert_bytes: 0,
         full: false,
+        looked_at: 0,
         _lock: lock,
     };
     thread::Builder::new()

@@ -125,6 +125,8 @@ pub(super) struct Writer {
     pub(super) reinsert_bytes: u64,
     /// Whether the ring has been full, so that the age of its oldest segment tells how fast it turns.
     pub(super) full: bool,
+    /// Which of the full segments was last looked at, whether its file is still there.
+    pub(super) looked_at: usize,
     /// Keeps other processes out of the directory for as long as this one writes.
     pub(super) _lock: File,
 }
@@ -183,6 +185,7 @@ impl Writer {
             if Instant::now() >= self.index_due {
                 self.index_due = Instant::now() + INDEX_INTERVAL;
                 self.tell_index(true);
+                self.give_up_lost();
                 self.make_room();
                 self.tell_turn();
             } else if self.unindexed.entries.len() >= INDEX_LAG_MAX {
@@ -446,6 +449,36 @@ impl Writer {
         self.shared.holds_back.store(held_back, Relaxed);
     }
 
+    /// Lets go of segments whose files somebody has removed: of the active one at once, so that no more
+    /// is acknowledged that the next start would miss; of the others one is looked at each time.
+    fn give_up_lost(&mut self) {
+        let gone = |active: &Active| active.segment.is_unlinked();
+        let lost = if self.active.as_ref().is_some_and(gone) {
+            self.write_out();
+            self.seal();
+            self.sealed.pop_back()
+        } else {
+            self.looked_at = (self.looked_at + 1) % self.sealed.len().max(1);
+            let next = self.sealed.get(self.looked_at);
+            match next.is_some_and(|sealed| sealed.segment.is_unlinked()) {
+                true => self.sealed.remove(self.looked_at),
+                false => None,
+            }
+        };
+        let Some(lost) = lost else { return };
+        warn!(
+            segment = lost.segment.id,
+            "segment file is gone; what is in use of it is written again"
+        );
+        self.shared.counters.lost_segments.fetch_add(1, Relaxed);
+        if self.active.is_none()
+            && let Err(error) = self.begin()
+        {
+            self.complain(&error);
+        }
+        self.reclaim(&lost.segment, lost.len);
+    }
+
     fn reclaim(&mut self, segment: &Arc<Segment>, len: u64) {
         self.write_out();
         for hot in self.shared.table.hot(segment.id) {
@@ -465,7 +498,9 @@ impl Writer {
             (self.on_evicted)(&evicted);
         }
         self.shared.segments_mut().remove(&segment.id);
-        if let Err(error) = segment.unlink() {
+        if let Err(error) = segment.unlink()
+            && error.kind() != io::ErrorKind::NotFound
+        {
             self.complain(&Arc::new(error));
         }
         let counters = &self.shared.counters;
