@@ -38,7 +38,7 @@ use crate::{
     config::Config,
     hold::Hold,
     metrics::Metrics,
-    proxy::{Proxy, ProxyParts, UploadLimits},
+    proxy::{LastSite, Proxy, ProxyParts, UploadLimits},
     serve::{self, ConnectionLimits},
     sites::Sites,
     upstream::{Upstream, UpstreamConfig},
@@ -292,11 +292,13 @@ impl Edge {
             drain,
             Some(Arc::new(proxy.clone())),
             move |connection| {
-                let proxy = proxy.clone();
+                let (proxy, last) = (proxy.clone(), Arc::new(LastSite::default()));
                 service_fn(move |request| {
-                    let (proxy, connection) = (proxy.clone(), connection.clone());
+                    let (proxy, connection, last) =
+                        (proxy.clone(), connection.clone(), last.clone());
                     async move {
-                        Ok::<_, std::convert::Infallible>(proxy.handle(request, &connection).await)
+                        let answer = proxy.handle(request, &connection, &last).await;
+                        Ok::<_, std::convert::Infallible>(answer)
                     }
                 })
             },

@@ -30,7 +30,12 @@ pub struct Payload {
     length: Option<u64>,
     /// The cached body that is growing, if trailers may come behind it.
     growing: Option<Arc<Growing>>,
-    trace: Trace,
+    /// `None`: the answer was counted when it was made.
+    trace: Option<Box<Trace>>,
+    /// Tells the connection that the answer has ended.
+    answering: Option<Answering>,
+    /// Bytes of body sent so far.
+    sent: u64,
 }
 
 enum Content {
@@ -58,68 +63,70 @@ pub struct Trace {
     pub source: Source,
     /// Status of the answer.
     pub status: StatusCode,
-    /// Bytes of body sent so far.
+    /// Bytes of body sent.
     pub sent: u64,
-    /// Tells the connection that the answer has ended.
-    pub answering: Option<Answering>,
 }
 
 impl Payload {
     /// Tells the connection when it has ended.
     pub fn hold(&mut self, answering: Answering) {
-        self.trace.answering = Some(answering);
+        self.answering = Some(answering);
     }
 
     /// No body.
     pub fn empty(trace: Trace) -> Self {
-        Self {
-            bytes: Content::Empty,
-            length: Some(0),
-            growing: None,
-            trace,
-        }
+        Self::new(Content::Empty, Some(0), Some(trace))
     }
 
     /// Bytes in memory.
     pub fn whole(bytes: Bytes, trace: Trace) -> Self {
         let length = Some(bytes.len() as u64);
-        Self {
-            bytes: Content::Whole(bytes),
-            length,
-            growing: None,
-            trace,
-        }
+        Self::new(Content::Whole(bytes), length, Some(trace))
+    }
+
+    /// Bytes in memory, of an answer that has been counted.
+    pub fn counted(bytes: Bytes) -> Self {
+        let length = Some(bytes.len() as u64);
+        Self::new(Content::Whole(bytes), length, None)
     }
 
     /// A cached body; `length` if it is known.
     pub fn reading(reading: Reading, length: Option<u64>, trace: Trace) -> Self {
         match reading {
             Reading::Whole(bytes) => Self::whole(bytes, trace),
-            Reading::Stream(stream) => Self {
-                bytes: Content::Reading(stream),
-                length,
-                growing: None,
-                trace,
-            },
+            Reading::Stream(stream) => Self::new(Content::Reading(stream), length, Some(trace)),
         }
     }
 
     /// The whole of a cached body that is growing, of unknown length, and the trailers behind it.
     pub fn growing(reading: Reading, growing: Arc<Growing>, trace: Trace) -> Self {
-        Self {
-            growing: Some(growing),
-            ..Self::reading(reading, None, trace)
-        }
+        let mut payload = Self::reading(reading, None, trace);
+        payload.growing = Some(growing);
+        payload
     }
 
     /// The origin's own body, passed through.
     pub fn origin(body: OriginBody, trace: Trace) -> Self {
         let length = body.size_hint().exact();
+        Self::new(Content::Origin(Box::new(body)), length, Some(trace))
+    }
+
+    fn new(bytes: Content, length: Option<u64>, trace: Option<Trace>) -> Self {
         Self {
-            bytes: Content::Origin(Box::new(body)),
+            bytes,
             length,
             growing: None,
-            trace,
+            trace: trace.map(Box::new),
+            answering: None,
+            sent: 0,
+        }
+    }
+}
+
+impl Drop for Payload {
+    fn drop(&mut self) {
+        if let Some(trace) = &mut self.trace {
+            trace.sent = self.sent;
         }
     }
 }
@@ -154,11 +161,12 @@ impl Body for Payload {
         };
         let frame = frame.map(|read| read.map(without_hop_by_hop));
         if let Some(Ok(data)) = frame.as_ref().map(|f| f.as_ref().map(Frame::data_ref)) {
-            this.trace.sent += data.map_or(0, |bytes| bytes.len() as u64);
+            this.sent += data.map_or(0, |bytes| bytes.len() as u64);
         }
         if let Some(Err(error)) = &frame {
             let error: &Self::Error = error;
-            debug!(what = this.trace.what, %error, "response ended early");
+            let what = this.trace.as_ref().map_or("", |trace| &trace.what);
+            debug!(what, %error, "response ended early");
         }
         Poll::Ready(frame)
     }
@@ -178,7 +186,7 @@ impl Body for Payload {
             (Content::Whole(bytes), _) => SizeHint::with_exact(bytes.len() as u64),
             (Content::Origin(body), _) => body.size_hint(),
             (Content::Reading(_), Some(length)) => {
-                SizeHint::with_exact(length.saturating_sub(self.trace.sent))
+                SizeHint::with_exact(length.saturating_sub(self.sent))
             }
             (Content::Reading(_), None) => SizeHint::default(),
         }

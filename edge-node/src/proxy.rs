@@ -18,7 +18,7 @@ pub use self::upload::UploadLimits;
 
 use std::{net::IpAddr, sync::Arc};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use cluster::{clock::Clock, key::Key, node::NodeId, site::Site};
 use http::{
     Extensions, HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header,
@@ -93,6 +93,10 @@ pub struct ProxyParts {
     /// What a request's body may be.
     pub upload: UploadLimits,
 }
+
+/// The site that a connection has asked for last. Clients mostly stay with one.
+#[derive(Default)]
+pub struct LastSite(ArcSwapOption<quick::Known>);
 
 /// A request that has a site.
 struct Asked {
@@ -170,7 +174,11 @@ impl Proxy {
         &self,
         request: Request<Incoming>,
         connection: &Connection,
+        last: &LastSite,
     ) -> Response<Payload> {
+        if let Some(response) = self.quick(&request, connection, &last.0) {
+            return response;
+        }
         let mut response = self.respond(request, connection).await;
         response.body_mut().hold(connection.answering());
         response

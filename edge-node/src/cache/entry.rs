@@ -187,6 +187,16 @@ impl fmt::Display for Provenance {
     }
 }
 
+/// The heads of hits on an entry, but for what changes with time.
+pub struct Hot {
+    /// The fields of a hit on all of it.
+    pub fields: HeaderMap,
+    /// The same with the status line, as it goes out over HTTP/1.1.
+    pub head: Bytes,
+    /// The head of a 304 for it, over HTTP/1.1.
+    pub not_modified: Bytes,
+}
+
 /// A cached response.
 pub struct Entry {
     /// Its key in the store: the variant's, if there are variants.
@@ -199,9 +209,8 @@ pub struct Entry {
     pub body: Body,
     /// Where it came from.
     pub from: Provenance,
-    /// The head of a hit on all of it, as it goes out over HTTP/1.1, but for what changes with time:
-    /// written at the first such hit.
-    pub hot_head: OnceLock<Bytes>,
+    /// Heads of hits on it, made at the first one.
+    pub hot: OnceLock<Hot>,
     /// When the store last heard that it is used, in Unix seconds.
     touched_s: AtomicU32,
     /// It is in memory only, until somebody asks for it again.
@@ -217,7 +226,7 @@ impl Entry {
             head,
             body,
             from,
-            hot_head: OnceLock::new(),
+            hot: OnceLock::new(),
             touched_s: AtomicU32::new(0),
             held_back: AtomicBool::new(false),
         }
@@ -248,8 +257,8 @@ impl Entry {
 
     /// What it takes in memory, roughly.
     pub fn memory_bytes(&self) -> u64 {
-        // The head counts twice: as fields, and as written for hits.
-        2 * self.head.bytes()
+        // The head counts thrice: as stored, and in two forms as written for hits.
+        3 * self.head.bytes()
             + match &self.body {
                 Body::Whole(bytes) => bytes.len() as u64,
                 Body::Pieces { hashes, .. } => 32 * hashes.len() as u64,

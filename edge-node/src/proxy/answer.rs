@@ -219,7 +219,6 @@ impl Proxy {
             source,
             status,
             sent: 0,
-            answering: None,
         }
     }
 }

@@ -2,31 +2,43 @@
 //! out that a hit does not need. What this cannot decide takes the long way.
 
 use std::{
-    io::Write as _,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header,
+};
+use http_body::Body as _;
+use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::{Proxy, target};
 use crate::{
     cache::{
-        entry::{Body, Entry},
+        entry::{Body, Entry, Hot},
         key,
         policy::{self, CacheControl, Reuse, Rules},
     },
-    deliver::{self, Content, cache_status::CACHE_STATUS},
+    deliver::{
+        self, Content,
+        cache_status::{self, CACHE_STATUS},
+        conditional::{self, Verdict as Verdict304},
+    },
     forward,
     metrics::{Outcome, SiteMetrics, Source},
+    payload::Payload,
     ruling::{
         Ruling,
         access::{self, Verdict, Visit},
         path::Readings,
     },
-    serve::quick::{Answer, Plain, Quick, Session},
+    serve::{
+        Connection,
+        quick::{Answer, Class, Plain, Quick, Session, class},
+    },
     sites::Sites,
 };
 
@@ -50,16 +62,16 @@ impl Quick for Proxy {
     }
 }
 
-/// Answers the plain requests of one connection.
+/// Answers the plain requests of one HTTP/1.1 connection.
 struct Hits {
     proxy: Proxy,
     client: IpAddr,
     /// That of the last request: clients mostly stay with one host.
-    site: Option<Known>,
+    site: Option<Arc<Known>>,
 }
 
 /// A host as it was sent, and what it came to.
-struct Known {
+pub(super) struct Known {
     sent: String,
     sites: Arc<Sites>,
     ruling: Arc<Ruling>,
@@ -67,91 +79,45 @@ struct Known {
     metrics: Arc<SiteMetrics>,
 }
 
+/// What a plain request hits.
+struct Hit<'a> {
+    entry: Arc<Entry>,
+    rules: &'a Rules,
+    body: Bytes,
+    now_ms: u64,
+}
+
 impl Session for Hits {
-    fn answer(&mut self, request: &Plain<'_>, fields: &mut Vec<u8>) -> Option<Answer> {
-        // Whoever reads the access log reads of every request.
-        if tracing::enabled!(target: "access", tracing::Level::DEBUG) {
-            return None;
-        }
+    fn answer(&mut self, request: &Plain<'_>, out: &mut Vec<u8>) -> Option<Answer> {
         let started = Instant::now();
-        self.know(request.host)?;
-        let (shared, known) = (&self.proxy.shared, self.site.as_ref()?);
-        let ruling = &known.ruling;
-        let headers = match ruling.is_plain() {
+        let shared = &self.proxy.shared;
+        self.site = Some(self.proxy.know(self.site.take(), request.host)?);
+        let known = self.site.as_deref()?;
+        let method = if request.is_head {
+            Method::HEAD
+        } else {
+            Method::GET
+        };
+        let headers = match known.ruling.is_plain() {
             true => only(request, |name| is_any_of(name, &SELECTIVE)),
             false => only(request, |_| true),
         };
-        let rules = self.rules(request, known, &headers)?;
-        let key = key::key(
-            &ruling.site.name,
-            &known.host,
-            request.target,
-            &headers,
-            &ruling.key,
-        );
-        let now_ms = shared.clock.unix_ms();
         let varied = |names: &[HeaderName]| {
-            only(request, |name| {
-                names.iter().any(|n| name.eq_ignore_ascii_case(n.as_str()))
-            })
+            let is_named = |name: &str| names.iter().any(|n| name.eq_ignore_ascii_case(n.as_str()));
+            only(request, is_named)
         };
-        let entry = shared.cache.hot(key, varied, now_ms)?;
-        let anything = CacheControl::default();
-        let fresh = policy::reuse(&entry.head.freshness, &anything, rules, now_ms) == Reuse::Fresh;
-        let Body::Whole(body) = &entry.body else {
-            return None;
-        };
-        if !fresh || entry.head.part.is_some() {
-            return None;
-        }
-        let selective = headers
-            .keys()
-            .any(|name| is_any_of(name.as_str(), &SELECTIVE));
-        let (head, body) = if selective {
-            let method = if request.is_head {
-                Method::HEAD
-            } else {
-                Method::GET
-            };
-            let plan = deliver::plan(&method, &headers, &entry, now_ms);
-            let body = match plan.content {
-                Content::None => Bytes::new(),
-                Content::Range(range) => {
-                    let at = |position| usize::try_from(position).unwrap_or(usize::MAX);
-                    body.slice(at(range.start)..at(range.end).min(body.len()))
-                }
-                Content::Multipart(_) => return None,
-            };
-            let mut headers = plan.head.headers;
-            headers.remove(header::AGE);
-            self.proxy.finish(&mut headers, rules);
-            write_head(plan.head.status, &headers, fields);
-            (Bytes::new(), body)
-        } else {
-            let head = entry
-                .hot_head
-                .get_or_init(|| self.proxy.hot_head(&entry, rules));
-            let body = if request.is_head {
-                Bytes::new()
-            } else {
-                body.clone()
-            };
-            (head.clone(), body)
-        };
-        let age_s = entry.head.freshness.age_s(now_ms);
-        let ttl_s = entry.head.freshness.ttl_s(now_ms);
-        let node = shared.me.as_str();
-        // As `CacheStatus` writes it: a node's name is always a token or fits a string as it is.
-        let quote = if deliver::cache_status::is_token(node) {
-            ""
-        } else {
-            "\""
-        };
-        write!(
-            fields,
-            "age: {age_s}\r\n{CACHE_STATUS}: {quote}{node}{quote}; hit; ttl={ttl_s}\r\n\r\n"
-        )
-        .ok()?;
+        let client = self.client;
+        let hit = self
+            .proxy
+            .hit(known, client, &method, request.target, &headers, varied)?;
+        let (head, body) = self.proxy.wire(&hit, &method, &headers, out)?;
+        self.proxy.hit_fields(&hit, |name, value| {
+            out.extend_from_slice(name.as_str().as_bytes());
+            out.extend_from_slice(b": ");
+            out.extend_from_slice(value);
+            out.extend_from_slice(b"\r\n");
+        });
+        out.extend_from_slice(b"\r\n");
         shared.metrics.answered(Outcome::Hit, started.elapsed());
         known.metrics.request(Outcome::Hit);
         Some(Answer { head, body })
@@ -165,76 +131,221 @@ impl Session for Hits {
     }
 }
 
-impl Hits {
-    /// Makes sure that the site is that of `host`; `None` if there is none.
-    fn know(&mut self, host: &str) -> Option<()> {
-        let shared = &self.proxy.shared;
-        let sites = shared.sites.load();
-        let same = self
-            .site
-            .as_ref()
-            .is_some_and(|known| known.sent == host && Arc::ptr_eq(&known.sites, &sites));
-        if !same {
-            self.site = None;
-            let selected = sites.select(target::host(host)?)?;
-            self.site = Some(Known {
-                sent: host.to_owned(),
-                metrics: shared.metrics.site(&selected.ruling.site.name),
-                sites: Arc::clone(&sites),
-                ruling: selected.ruling,
-                host: selected.host,
-            });
-        }
-        Some(())
-    }
-
-    /// The rules for a request that its site serves from the cache.
-    fn rules<'a>(
-        &self,
-        request: &Plain<'_>,
-        known: &'a Known,
-        headers: &HeaderMap,
-    ) -> Option<&'a Arc<Rules>> {
-        let ruling = &known.ruling;
-        if ruling.is_plain() {
-            return Some(ruling.usual());
-        }
-        let path = request.target.split('?').next()?;
-        let path = Readings::of(path.as_bytes());
-        let method = if request.is_head {
-            Method::HEAD
-        } else {
-            Method::GET
-        };
-        let visit = Visit {
-            path: &path,
-            method: &method,
-            client: Some(self.client),
-        };
-        let sites = &known.sites;
-        let verdict = access::judge(ruling.gates(), visit, |address| sites.country(address));
-        let served = verdict == Verdict::Serve && ruling.bypass(&path, headers).is_none();
-        served.then(|| ruling.rules(&path))
-    }
-}
-
 impl Proxy {
-    /// The head of a hit on `entry` as a whole, but for what changes with time.
-    fn hot_head(&self, entry: &Entry, rules: &Rules) -> Bytes {
-        let plan = deliver::plan(&Method::GET, &HeaderMap::new(), entry, 0);
-        let mut headers = plan.head.headers;
-        headers.remove(header::AGE);
-        self.finish(&mut headers, rules);
-        let mut head = Vec::with_capacity(1024);
-        write_head(plan.head.status, &headers, &mut head);
-        head.into()
+    /// The answer to a request over HTTP/2, if it is plain and a hit in memory.
+    pub(super) fn quick(
+        &self,
+        request: &Request<Incoming>,
+        connection: &Connection,
+        last: &ArcSwapOption<Known>,
+    ) -> Option<Response<Payload>> {
+        let (uri, headers) = (request.uri(), request.headers());
+        let plain = request.version() == Version::HTTP_2
+            && matches!(*request.method(), Method::GET | Method::HEAD)
+            && request.body().is_end_stream()
+            && headers
+                .keys()
+                .all(|name| class(name.as_str()) == Class::Any);
+        let authority = uri.authority().filter(|_| plain)?.as_str();
+        let started = Instant::now();
+        let before = last.load_full();
+        let known = self.know(before.clone(), authority)?;
+        if !before.is_some_and(|before| Arc::ptr_eq(&before, &known)) {
+            last.store(Some(known.clone()));
+        }
+        let target = uri.path_and_query()?.as_str();
+        let varied = |_: &[HeaderName]| headers.clone();
+        let client = connection.from.ip();
+        let hit = self.hit(&known, client, request.method(), target, headers, varied)?;
+        let selective = headers
+            .keys()
+            .any(|name| is_any_of(name.as_str(), &SELECTIVE));
+        if selective {
+            return None;
+        }
+        let hot = hit
+            .entry
+            .hot
+            .get_or_init(|| self.hot(&hit.entry, hit.rules));
+        let body = match *request.method() {
+            Method::HEAD => Bytes::new(),
+            _ => hit.body.clone(),
+        };
+        self.metrics_of(&known, started, body.len() as u64);
+        let mut response = Response::new(Payload::counted(body));
+        *response.status_mut() = hit.entry.head.status;
+        *response.headers_mut() = hot.fields.clone();
+        self.hit_fields(&hit, |name, value| {
+            if let Ok(value) = HeaderValue::from_bytes(value) {
+                response.headers_mut().append(name, value);
+            }
+        });
+        Some(response)
     }
 
-    /// What every answer goes through on its way out.
-    fn finish(&self, headers: &mut HeaderMap, rules: &Rules) {
-        rules.consume_targets(headers);
+    fn metrics_of(&self, known: &Known, started: Instant, body_bytes: u64) {
+        let metrics = &self.shared.metrics;
+        metrics.answered(Outcome::Hit, started.elapsed());
+        metrics.sent(body_bytes);
+        known.metrics.request(Outcome::Hit);
+        known.metrics.bytes(Source::Memory, body_bytes);
+    }
+
+    /// What is known of `host`: `last`, if it is that; `None` if it belongs to no site.
+    fn know(&self, last: Option<Arc<Known>>, host: &str) -> Option<Arc<Known>> {
+        // Whoever reads the access log reads of every request: then there is no short way.
+        if tracing::enabled!(target: "access", tracing::Level::DEBUG) {
+            return None;
+        }
+        let sites = self.shared.sites.load();
+        last.filter(|known| known.sent == host && Arc::ptr_eq(&known.sites, &sites))
+            .or_else(|| {
+                let selected = sites.select(target::host(host)?)?;
+                Some(Arc::new(Known {
+                    sent: host.to_owned(),
+                    metrics: self.shared.metrics.site(&selected.ruling.site.name),
+                    sites: Arc::clone(&sites),
+                    ruling: selected.ruling,
+                    host: selected.host,
+                }))
+            })
+    }
+
+    /// The fresh object in memory that answers a request, if its site serves it from there. `headers`
+    /// are all of the request's fields, or only the selective ones if no rule looks at others.
+    fn hit<'a>(
+        &self,
+        known: &'a Known,
+        client: IpAddr,
+        method: &Method,
+        target: &str,
+        headers: &HeaderMap,
+        varied: impl Fn(&[HeaderName]) -> HeaderMap,
+    ) -> Option<Hit<'a>> {
+        let (ruling, shared) = (&known.ruling, &self.shared);
+        let rules = if ruling.is_plain() {
+            ruling.usual()
+        } else {
+            let path = Readings::of(target.split('?').next()?.as_bytes());
+            let visit = Visit {
+                path: &path,
+                method,
+                client: Some(client),
+            };
+            let sites = &known.sites;
+            let verdict = access::judge(ruling.gates(), visit, |address| sites.country(address));
+            if verdict != Verdict::Serve || ruling.bypass(&path, headers).is_some() {
+                return None;
+            }
+            ruling.rules(&path)
+        };
+        let name = &ruling.site.name;
+        let key = key::key(name, &known.host, target, headers, &ruling.key);
+        let now_ms = shared.clock.unix_ms();
+        let entry = shared.cache.hot(key, varied, now_ms)?;
+        let anything = CacheControl::default();
+        let reuse = policy::reuse(&entry.head.freshness, &anything, rules, now_ms);
+        let body = match &entry.body {
+            Body::Whole(body) if reuse == Reuse::Fresh && entry.head.part.is_none() => body.clone(),
+            _ => return None,
+        };
+        Some(Hit {
+            entry,
+            rules,
+            body,
+            now_ms,
+        })
+    }
+
+    /// The head of a hit over HTTP/1.1 (its end, where it is not prepared, in `out`), and what of the
+    /// body goes with it.
+    fn wire(
+        &self,
+        hit: &Hit<'_>,
+        method: &Method,
+        headers: &HeaderMap,
+        out: &mut Vec<u8>,
+    ) -> Option<(Bytes, Bytes)> {
+        let entry = &hit.entry;
+        let hot = entry.hot.get_or_init(|| self.hot(entry, hit.rules));
+        let selective = headers
+            .keys()
+            .any(|name| is_any_of(name.as_str(), &SELECTIVE));
+        if !selective {
+            let body = match *method {
+                Method::HEAD => Bytes::new(),
+                _ => hit.body.clone(),
+            };
+            return Some((hot.head.clone(), body));
+        }
+        let stored = &entry.head;
+        if conditional::evaluate(headers, stored.status, &stored.headers) == Verdict304::NotModified
+        {
+            return Some((hot.not_modified.clone(), Bytes::new()));
+        }
+        let plan = deliver::plan(method, headers, entry, hit.now_ms);
+        let body = match plan.content {
+            Content::None => Bytes::new(),
+            Content::Range(range) => {
+                let at = |position| usize::try_from(position).unwrap_or(usize::MAX);
+                hit.body
+                    .slice(at(range.start)..at(range.end).min(hit.body.len()))
+            }
+            Content::Multipart(_) => return None,
+        };
+        write_head(
+            plan.head.status,
+            &self.finished(plan.head.headers, hit.rules),
+            out,
+        );
+        Some((Bytes::new(), body))
+    }
+
+    /// The heads of hits on `entry`.
+    fn hot(&self, entry: &Entry, rules: &Rules) -> Hot {
+        let plan = deliver::plan(&Method::GET, &HeaderMap::new(), entry, 0);
+        let fields = self.finished(plan.head.headers, rules);
+        let (mut head, mut not_modified) = (Vec::with_capacity(1024), Vec::with_capacity(1024));
+        write_head(plan.head.status, &fields, &mut head);
+        let fields_304 = conditional::not_modified_fields(&fields);
+        write_head(StatusCode::NOT_MODIFIED, &fields_304, &mut not_modified);
+        Hot {
+            fields,
+            head: head.into(),
+            not_modified: not_modified.into(),
+        }
+    }
+
+    /// What every answer goes through on its way out; without `Age`, which comes last.
+    fn finished(&self, mut headers: HeaderMap, rules: &Rules) -> HeaderMap {
+        headers.remove(header::AGE);
+        rules.consume_targets(&mut headers);
         let via = forward::via(Version::HTTP_11, &self.shared.me);
-        forward::append_to_list(headers, header::VIA, &via);
+        forward::append_to_list(&mut headers, header::VIA, &via);
+        headers
+    }
+
+    /// The fields that change with time.
+    fn hit_fields(&self, hit: &Hit<'_>, mut add: impl FnMut(HeaderName, &[u8])) {
+        let freshness = &hit.entry.head.freshness;
+        let mut digits = itoa::Buffer::new();
+        add(
+            header::AGE,
+            digits.format(freshness.age_s(hit.now_ms)).as_bytes(),
+        );
+        let mut status: Vec<u8> = Vec::with_capacity(64);
+        // As `CacheStatus` writes it: a node's name is a token, or a string that needs no escapes.
+        let node = self.shared.me.as_str();
+        let quote: &[u8] = if cache_status::is_token(node) {
+            b""
+        } else {
+            b"\""
+        };
+        for part in [quote, node.as_bytes(), quote, b"; hit; ttl="] {
+            status.extend_from_slice(part);
+        }
+        status.extend_from_slice(digits.format(freshness.ttl_s(hit.now_ms)).as_bytes());
+        add(CACHE_STATUS, &status);
     }
 }
 

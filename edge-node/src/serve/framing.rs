@@ -47,6 +47,11 @@ impl Scanner {
         }
     }
 
+    /// Whether nothing was scanned yet.
+    pub fn is_at_start(&self) -> bool {
+        matches!(self.at, At::Head) && self.head.is_empty() && self.heads == 0
+    }
+
     /// Whether the client has a request to make, or to complete, given that so many were answered.
     pub fn owes(&self, answered: u64) -> bool {
         matches!(self.at, At::Head) && self.heads == answered

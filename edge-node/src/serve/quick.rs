@@ -112,15 +112,21 @@ fn plain<'a>(request: &'a httparse::Request<'_, 'a>) -> Option<Plain<'a>> {
     })
 }
 
-enum Class {
+/// What a request field means for whether its request is plain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Nothing.
     Any,
+    /// It is `Host`.
     Host,
+    /// It is `Connection`.
     Connection,
     /// Means that the request is not plain.
     Other,
 }
 
-fn class(name: &str) -> Class {
+/// The class of a field, by its name in any case.
+pub fn class(name: &str) -> Class {
     let is = |other: &str| name.eq_ignore_ascii_case(other);
     let other = match name.len() {
         2 => is("te"),

@@ -28,6 +28,11 @@ use super::{
 /// when a client pipelines.
 const READ_BYTES: usize = 4 << 10;
 
+/// Small writes of an HTTP/2 connection that go out as one: a frame each, they would cost a system call
+/// each. Larger ones are not worth the copy.
+const GATHERED_BYTES_MAX: usize = 64 << 10;
+const GATHER_BYTES_MAX: usize = 16 << 10;
+
 /// How long a client that is still sending is listened to after the last word to it (RFC 9112 §9.6):
 /// closing at once would reset the connection, and the client might lose the answer that tells it to
 /// stop. Long enough for that answer to arrive and for what is on its way; no upload's worth.
@@ -56,6 +61,10 @@ pub(super) struct Guarded {
     head_bytes_max: usize,
     /// Read, and neither answered nor given to hyper.
     ahead: BytesMut,
+    /// Written by hyper over HTTP/2, and to go out with what follows; `None` on HTTP/1.
+    gathered: Option<BytesMut>,
+    /// Whether what is gathered has waited for others that were ready in the same moment.
+    has_waited: bool,
     /// The quick answer that is being written.
     answer: Option<Written>,
     fields: Vec<u8>,
@@ -92,6 +101,8 @@ impl Guarded {
             session,
             head_bytes_max: limits.head_bytes_max,
             ahead: BytesMut::new(),
+            gathered: None,
+            has_waited: false,
             answer: None,
             fields: Vec::new(),
             lingering: None,
@@ -191,8 +202,40 @@ impl Guarded {
         Ok((bytes, false))
     }
 
+    /// Writes what was gathered.
+    fn poll_gathered(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some(gathered) = self.gathered.as_mut().filter(|g| !g.is_empty()) {
+            let written = Pin::new(&mut self.stream).poll_write(context, gathered);
+            let count = ready!(self.watch(written, context))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            if let Some(gathered) = &mut self.gathered {
+                gathered.advance(count);
+            }
+        }
+        self.has_waited = false;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Takes small writes over HTTP/2 in.
+    fn gather(&mut self, slices: &[io::IoSlice<'_>]) -> Option<usize> {
+        let gathered = self.gathered.as_mut()?;
+        let length: usize = slices.iter().map(|slice| slice.len()).sum();
+        let fits = length <= GATHER_BYTES_MAX && gathered.len() + length <= GATHERED_BYTES_MAX;
+        fits.then(|| {
+            slices
+                .iter()
+                .for_each(|slice| gathered.extend_from_slice(slice));
+            length
+        })
+    }
+
     /// Gives bytes to hyper, and has the scanner follow.
     fn hand_over(&mut self, bytes: &[u8]) {
+        if self.scanner.is_at_start() && bytes.starts_with(b"PRI * HTTP/2") {
+            self.gathered = Some(BytesMut::new());
+        }
         if !self.connection.tunnel.load(Ordering::Acquire)
             && let Some(flawed) = self.scanner.scan(bytes)
         {
@@ -342,6 +385,10 @@ impl AsyncWrite for Guarded {
     ) -> Poll<io::Result<usize>> {
         self.may_write()?;
         ready!(self.poll_interim(context))?;
+        if let Some(length) = self.gather(&[io::IoSlice::new(bytes)]) {
+            return Poll::Ready(Ok(length));
+        }
+        ready!(self.poll_gathered(context))?;
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.watch(written, context)
     }
@@ -353,6 +400,10 @@ impl AsyncWrite for Guarded {
     ) -> Poll<io::Result<usize>> {
         self.may_write()?;
         ready!(self.poll_interim(context))?;
+        if let Some(length) = self.gather(slices) {
+            return Poll::Ready(Ok(length));
+        }
+        ready!(self.poll_gathered(context))?;
         let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
         self.watch(written, context)
     }
@@ -369,6 +420,19 @@ impl AsyncWrite for Guarded {
                 None => break,
             }
         }
+        if self
+            .gathered
+            .as_ref()
+            .is_some_and(|gathered| !gathered.is_empty())
+        {
+            // Answers that are ready in this moment have not all come yet: their tasks run first.
+            if !self.has_waited {
+                self.has_waited = true;
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            ready!(self.poll_gathered(context))?;
+        }
         let flushed = Pin::new(&mut self.stream).poll_flush(context);
         let flushed = self.watch(flushed, context);
         // hyper flushes when it has written all it has.
@@ -381,6 +445,7 @@ impl AsyncWrite for Guarded {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_gathered(context))?;
         if self.lingering.is_none() {
             ready!(Pin::new(&mut self.stream).poll_shutdown(context))?;
         }
