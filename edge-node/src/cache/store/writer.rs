@@ -10,6 +10,7 @@ use std::{
         atomic::Ordering::Relaxed,
         mpsc::{Receiver, RecvTimeoutError},
     },
+    thread,
     time::Duration,
 };
 
@@ -32,6 +33,9 @@ use crate::cache::{
 
 /// How many bytes are gathered for one write: enough that system calls do not count.
 const WRITE_BATCH_BYTES: usize = 4 << 20;
+/// How long the first of a batch waits for more: nobody waits for the disk on the path of a request,
+/// and waking this thread for every object cost a miss more than writing it.
+const GATHER_FOR: Duration = Duration::from_millis(1);
 /// How long the index may lag behind the segments: what a start after a crash reads from them.
 const INDEX_INTERVAL: Duration = Duration::from_millis(500);
 /// How many records it may lag, so that its size is looked at before it has grown much: 8192
@@ -161,7 +165,7 @@ impl Writer {
             let wait = self.index_due.saturating_duration_since(Instant::now());
             match queue.recv_timeout(wait) {
                 Ok(job) => {
-                    let mut permits = Vec::new();
+                    let (mut permits, mut gathered) = (Vec::new(), false);
                     let mut next = Some(job);
                     while let Some(Job { work, permit }) = next {
                         permits.push(permit);
@@ -175,7 +179,14 @@ impl Writer {
                         if self.buffer.len() >= WRITE_BATCH_BYTES {
                             break;
                         }
-                        next = queue.try_recv().ok();
+                        next = queue.try_recv().ok().or_else(|| {
+                            if gathered {
+                                return None;
+                            }
+                            gathered = true;
+                            thread::sleep(GATHER_FOR);
+                            queue.try_recv().ok()
+                        });
                     }
                     self.write_out();
                 }
