@@ -254,7 +254,7 @@ fn size_of(key: u64) -> u64 {
     let mut random = SmallRng::seed_from_u64(SEED ^ key);
     let (a, b): (f64, f64) = (1.0 - random.random::<f64>(), random.random());
     let normal = (-2.0 * a.ln()).sqrt() * (2.0 * std::f64::consts::PI * b).cos();
-    (((12 << 10) as f64 * (1.5 * normal).exp()) as u64).clamp(100, SIZE_MAX)
+    ((12_288.0 * (1.5 * normal).exp()) as u64).clamp(100, SIZE_MAX)
 }
 
 // --- ours ---

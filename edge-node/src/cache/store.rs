@@ -12,8 +12,8 @@
 //!   index does not cover from the segments; a record cut short, a large object that lacks a piece
 //!   and pieces of no object are dropped.
 //! - **Bounded:** segments, index and what was set aside stay within the budget, but for
-//!   [`DISK_SLACK_BYTES`]. When it is spent the oldest segment goes; what was hit in it since it was
-//!   written is copied to the newest, up to half a segment. An object of which more than that stands
+//!   [`DISK_SLACK_BYTES`]. When it is spent the oldest segment goes; what has hits left in it is copied
+//!   to the newest for one of them, up to half a segment. An object of which more than that stands
 //!   in one segment lives for one turn of the ring. How fast it turns decides whether the cache writes
 //!   everything or only what was asked for twice ([`admission`](super::admission)).
 //! - **Honest:** headers and metadata carry a check, bodies are checked by whoever knows their hash,
@@ -241,7 +241,7 @@ impl Store {
     /// Notes that the object was asked for, so that it outlives its segment. Nothing else does: a
     /// read may be a probe, and a hit may be served from memory.
     pub fn touch(&self, key: Key) {
-        self.shared.table.change(key, |slot| slot.hit = true);
+        self.shared.table.touch(key);
     }
 
     /// Whether the ring turns so fast that a new small object should be asked for once more before it

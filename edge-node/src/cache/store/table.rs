@@ -21,6 +21,9 @@ use super::super::segment::{Entry, Kind};
 /// Shards of the table: enough that no lookup waits long for a walk over one of them (1/64 of a
 /// million objects is 0.1 ms).
 const SHARDS: usize = 64;
+/// What is popular is copied so often after its last hit, and no more. With one hit instead of three a
+/// popular object goes whenever one turn happens to miss it, which costs a point of the hit ratio.
+const HITS_MAX: u8 = 3;
 /// Most pieces of one object: a body of 64 GiB in pieces of 1 MiB.
 pub(super) const PIECES_MAX: u32 = 1 << 16;
 
@@ -52,7 +55,8 @@ pub(super) struct Slot {
     pub(super) flags: u8,
     /// Its body is in pieces.
     pub(super) large: bool,
-    pub(super) hit: bool,
+    /// Hits that it has to its credit, at most [`HITS_MAX`]: each lets it outlive one turn of the ring.
+    pub(super) hits: u8,
 }
 
 /// What stands in a segment and was hit since it was written there: one object, or what of a large
@@ -129,6 +133,11 @@ impl Table {
         self.shard(key).get_mut(&bytes(key)).map(change).is_some()
     }
 
+    /// Credits the object of `key`, if there is one, with a hit.
+    pub(super) fn touch(&self, key: Key) {
+        self.change(key, |slot| slot.hits = (slot.hits + 1).min(HITS_MAX));
+    }
+
     /// These pieces of `object`, if all of them are there.
     pub(super) fn pieces(&self, object: u64, numbers: Range<u32>) -> Option<Vec<Span>> {
         let large = self.large();
@@ -172,7 +181,7 @@ impl Table {
             span,
             flags: entry.flags,
             large: entry.index > 0,
-            hit: false,
+            hits: 0,
         };
         if slot.large {
             let mut large = self.large();
@@ -182,7 +191,7 @@ impl Table {
                 // Nobody gives two objects one number; if it happened, the second is no object.
                 Some((other, _)) if other != key => return,
                 // A new head for the same pieces: what was hot stays so.
-                Some(_) => slot.hit = shard.get(&bytes(key)).is_some_and(|old| old.hit),
+                Some(_) => slot.hits = shard.get(&bytes(key)).map_or(0, |old| old.hits),
                 None => {}
             }
             pieces.head = Some((key, entry.index));
@@ -212,14 +221,14 @@ impl Table {
     }
 
     /// A record was copied: whoever stood at `from` stands at `to`, unless it is gone meanwhile.
-    /// An object must be hit anew to be copied again.
+    /// That has cost an object one of its hits.
     pub(super) fn moved(&self, from: At, to: Span, entry: &Entry) {
         match entry.kind {
             Kind::Object => {
                 self.change(entry.key, |slot| {
                     if slot.span.at == from {
                         slot.span = to;
-                        slot.hit = false;
+                        slot.hits = slot.hits.saturating_sub(1);
                     }
                 });
             }
@@ -242,9 +251,9 @@ impl Table {
         let mut large_heads = Vec::new();
         for shard in &self.shards {
             for (key, slot) in &*lock(shard) {
-                if slot.hit && slot.large {
+                if slot.hits > 0 && slot.large {
                     large_heads.push((*key, slot.span));
-                } else if slot.hit && slot.span.at.segment == segment {
+                } else if slot.hits > 0 && slot.span.at.segment == segment {
                     hot.push(Hot {
                         bytes: u64::from(slot.span.len.get()),
                         spans: vec![slot.span],
@@ -427,12 +436,14 @@ mod tests {
         let (object, copy) = (entry(Kind::Object, 1, 0), Span::new(at(9), 100));
         let table = Table::new();
         table.apply(at(1), &object);
-        table.change(Key(1), |slot| slot.hit = true);
+        for _ in 0..2 * HITS_MAX {
+            table.touch(Key(1));
+        }
         assert_eq!(table.hot(1).len(), 1);
         table.moved(at(1), copy, &object);
         assert_eq!(
-            table.slot(Key(1)).map(|slot| (slot.span, slot.hit)),
-            Some((copy, false))
+            table.slot(Key(1)).map(|slot| (slot.span, slot.hits)),
+            Some((copy, HITS_MAX - 1))
         );
         table.apply(at(10), &object);
         table.moved(at(9), Span::new(at(11), 100), &object);
@@ -452,7 +463,7 @@ mod tests {
         }
         let table = large();
         assert_eq!(table.evict(3), []);
-        table.change(Key(1), |slot| slot.hit = true);
+        table.touch(Key(1));
         assert_eq!(table.hot(1)[0].spans.len(), 1);
         assert_eq!(table.hot(2)[0].bytes, 200);
     }
