@@ -1,6 +1,7 @@
 //! The composition root: builds every part leaf first, runs them, and stops them in reverse.
 
 use std::{
+    convert::Infallible,
     future::Future,
     io,
     net::SocketAddr,
@@ -19,6 +20,7 @@ use cluster::{
     node::{NodeInfo, Phase, Role},
     view::ClusterView,
 };
+use futures_util::future::Either;
 use hyper::service::service_fn;
 use hyper_util::service::TowerToHyperService;
 use tokio::{
@@ -292,14 +294,16 @@ impl Edge {
             drain,
             Some(Arc::new(proxy.clone())),
             move |connection| {
-                let (proxy, last) = (proxy.clone(), Arc::new(LastSite::default()));
+                let (proxy, last) = (proxy.clone(), LastSite::default());
                 service_fn(move |request| {
-                    let (proxy, connection, last) =
-                        (proxy.clone(), connection.clone(), last.clone());
-                    async move {
-                        let answer = proxy.handle(request, &connection, &last).await;
-                        Ok::<_, std::convert::Infallible>(answer)
+                    // What is quick must not carry a task's worth of state for what is not.
+                    if let Some(answer) = proxy.quick(&request, &connection, &last) {
+                        return Either::Left(std::future::ready(Ok::<_, Infallible>(answer)));
                     }
+                    let (proxy, connection) = (proxy.clone(), connection.clone());
+                    Either::Right(Box::pin(async move {
+                        Ok(proxy.handle(request, &connection).await)
+                    }))
                 })
             },
         ));

@@ -174,11 +174,7 @@ impl Proxy {
         &self,
         request: Request<Incoming>,
         connection: &Connection,
-        last: &LastSite,
     ) -> Response<Payload> {
-        if let Some(response) = self.quick(&request, connection, &last.0) {
-            return response;
-        }
         let mut response = self.respond(request, connection).await;
         response.body_mut().hold(connection.answering());
         response

@@ -6,7 +6,6 @@ use std::{
     sync::Arc,
 };
 
-use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header,
@@ -15,7 +14,7 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
-use super::{Proxy, target};
+use super::{LastSite, Proxy, target};
 use crate::{
     cache::{
         entry::{Body, Entry, Hot},
@@ -133,11 +132,11 @@ impl Session for Hits {
 
 impl Proxy {
     /// The answer to a request over HTTP/2, if it is plain and a hit in memory.
-    pub(super) fn quick(
+    pub fn quick(
         &self,
         request: &Request<Incoming>,
         connection: &Connection,
-        last: &ArcSwapOption<Known>,
+        LastSite(last): &LastSite,
     ) -> Option<Response<Payload>> {
         let (uri, headers) = (request.uri(), request.headers());
         let plain = request.version() == Version::HTTP_2

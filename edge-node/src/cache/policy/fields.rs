@@ -1,7 +1,8 @@
 //! Header fields: which are stored, which are forwarded, and how a 304 renews them
 //! (RFC 9110 §7.6.1, RFC 9111 §3.1 and §3.2).
 
-use http::{HeaderMap, HeaderName, header};
+use bytes::BytesMut;
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::{
     list::members,
@@ -93,7 +94,25 @@ pub fn storable_fields(
     if date_of(&fields, &header::DATE).is_none() {
         fields.insert(header::DATE, date_value(received_ms / 1000));
     }
+    compact(&fields)
+}
+
+/// The same fields with their values in one allocation of their own. As received, each is a slice of
+/// the buffer it was read into, which it would keep alive for as long as it is stored.
+fn compact(fields: &HeaderMap) -> HeaderMap {
+    let length = fields.values().map(HeaderValue::len).sum();
+    let mut values = BytesMut::with_capacity(length);
     fields
+        .values()
+        .for_each(|value| values.extend_from_slice(value.as_bytes()));
+    let mut values = values.freeze();
+    let mut compacted = HeaderMap::with_capacity(fields.keys_len());
+    for (name, value) in fields {
+        let own = values.split_to(value.len());
+        let own = HeaderValue::from_maybe_shared(own).unwrap_or_else(|_| value.clone());
+        compacted.append(name, own);
+    }
+    compacted
 }
 
 /// The stored fields as a 304, received at `received_ms`, renews them; `None` when the 304 speaks
@@ -179,7 +198,6 @@ fn withhold(fields: &mut HeaderMap, targets: &[HeaderName]) {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
     use proptest::prelude::*;
 
     use super::{super::directives::CacheControl, *};
