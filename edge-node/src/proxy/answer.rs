@@ -74,14 +74,16 @@ impl Proxy {
                 collapsed: !how.leads,
             },
         };
-        let ttl_s = how.fwd.is_none().then_some(ttl);
+        let ttl_s = (how.fwd.is_none() || how.leads).then_some(ttl);
+        // Of use to whoever wonders about a miss; a hit does without.
+        let key = how.fwd.map_or_else(String::new, |_| asked.key.to_string());
         asked.rules.consume_targets(&mut head.headers);
         let node = self.shared.me.as_str();
         CacheStatus {
             node,
             handled,
             ttl_s,
-            key: None,
+            key: how.fwd.map(|_| &*key),
             detail: detail.as_deref(),
         }
         .append_to(&mut head.headers);
@@ -120,7 +122,7 @@ impl Proxy {
             node,
             handled,
             ttl_s: None,
-            key: None,
+            key: Some(&asked.key.to_string()),
             detail: Some("origin"),
         }
         .append_to(&mut parts.headers);
