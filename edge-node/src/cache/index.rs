@@ -26,6 +26,7 @@ use std::{
     os::unix::fs::MetadataExt,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    sync::mpsc,
     thread,
     time::Duration,
 };
@@ -43,6 +44,11 @@ const SLED_CACHE_BYTES: u64 = 8 << 20;
 const COMPACT_FACTOR: u64 = 4;
 /// ... and at least this much: sled's own files and its unit of growth.
 const COMPACT_BYTES_MIN: u64 = 16 << 20;
+/// sled frees what it has dropped only as it goes on, some hundred pages in as many reads. This many,
+/// some milliseconds, free what an index of a few million objects leaves behind: 36 bytes an object.
+const FREEING_READS: usize = 10_000;
+/// Images read ahead of whoever asks for them: up to some 2 MB each.
+const IMAGES_AHEAD: usize = 1;
 /// How often, and how long apart, to try again while the last owner's threads let go of the lock.
 const LOCK_TRIES: u32 = 200;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
@@ -71,10 +77,57 @@ pub struct Image {
     pub records: Vec<(u32, Entry)>,
     /// Where they end.
     pub covered: u32,
+    /// What this takes of the index, in bytes.
+    pub held: u64,
+}
+
+/// All that an index knows, one segment after the other.
+pub struct Images(mpsc::Receiver<Result<(u32, Image), IndexError>>);
+
+impl Images {
+    /// Reads the index in `dir` on a thread of its own, and closes it in the end. sled keeps most of
+    /// what it has read for as long as it is open, and beyond ([`Index::after_reading`]); what it frees
+    /// goes back to the system, as nothing of ours lies in between.
+    ///
+    /// # Errors
+    ///
+    /// The system refused a thread. What else can fail comes in place of an image, as the last one.
+    pub fn read(dir: &Path) -> io::Result<Self> {
+        let (sender, images) = mpsc::sync_channel(IMAGES_AHEAD);
+        let dir = dir.to_owned();
+        thread::Builder::new()
+            .name("index-read".into())
+            .spawn(move || {
+                let send = |image| sender.send(image).is_ok();
+                let read = || {
+                    let index = Index::open(&dir)?;
+                    let mut id = index.segment_after(0)?;
+                    while let Some(segment) = id {
+                        if !send(Ok((segment, index.image(segment)?))) {
+                            break;
+                        }
+                        id = index.segment_after(segment)?;
+                    }
+                    Ok(())
+                };
+                // Who has stopped listening does not want to hear of errors either.
+                let _ = read().map_err(|error| send(Err(error)));
+            })?;
+        Ok(Self(images))
+    }
+}
+
+impl Iterator for Images {
+    type Item = Result<(u32, Image), IndexError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.0.recv().ok()
+    }
 }
 
 impl Index {
-    /// Opens the index in `dir`, or creates it. Blocks.
+    /// Opens the index in `dir`, or creates it. Blocks. Until it is told what it holds
+    /// ([`Index::after_reading`]) it may be compacted once in vain.
     ///
     /// # Errors
     ///
@@ -98,22 +151,30 @@ impl Index {
             dir: dir.to_owned(),
             held: 0,
         };
-        index.held = index.with(|db| {
-            let mut held = 0;
-            for pair in db.iter() {
-                let (key, value) = pair?;
-                held += (key.len() + value.len()) as u64;
-            }
-            Ok(held)
-        })?;
         let format = index.with(|db| db.get(FORMAT_KEY))?;
         match format.as_deref() {
             Some(found) if found == FORMAT.to_be_bytes() => {}
             Some(_) => return Err(IndexError("written by another version".into())),
-            None if index.held > 0 => return Err(IndexError("its format is not stated".into())),
+            None if !index.with(|db| Ok(db.is_empty()))? => {
+                return Err(IndexError("its format is not stated".into()));
+            }
             None => index.put(FORMAT_KEY, &FORMAT.to_be_bytes())?,
         }
         Ok(index)
+    }
+
+    /// Notes that `images` bytes of it were read just now by somebody else: [`Index::compact`] goes by
+    /// that, and what sled has dropped since is freed.
+    ///
+    /// # Errors
+    ///
+    /// sled failed.
+    pub fn after_reading(mut self, images: u64) -> Result<Self, IndexError> {
+        self.held = self.held.max(images);
+        for _ in 0..FREEING_READS {
+            self.with(|db| db.get(FORMAT_KEY).map(drop))?;
+        }
+        Ok(self)
     }
 
     /// The lowest segment above `after` that the index knows anything of.
@@ -144,6 +205,7 @@ impl Index {
                 .collect::<Result<Vec<_>, _>>()
         })?;
         for (key, value) in pairs {
+            image.held += (key.len() + value.len()) as u64;
             match place(&key)? {
                 (_, ENTRIES, offset) if offset == image.covered => {
                     let (entries, rest) = value.as_chunks::<ENTRY_BYTES>();

@@ -24,7 +24,7 @@ use super::{
     writer::{Sealed, Writer},
 };
 use crate::cache::{
-    index::{self, Image, Index, IndexError},
+    index::{self, Images, Index, IndexError},
     pool::Pool,
     segment::{End, Entry, Segment},
 };
@@ -144,28 +144,24 @@ pub(super) fn open(config: &StoreConfig, on_evicted: OnEvicted) -> Result<Store,
 
     let counters = Counters::default();
     let found = Segment::open_all(&segments_dir).map_err(OpenError::at(&segments_dir))?;
-    let index = open_index(dir, &counters)
-        .inspect_err(|error| warn!(%error, "no index; the segments are read"))
+    let images = Images::read(&index_dir(dir)).map_err(OpenError::at(dir))?;
+    let loaded = load(Some(images), found).or_else(|(error, found)| {
+        set_index_aside(dir, &counters, &error);
+        load(None, found)
+    });
+    let Loaded {
+        table,
+        files,
+        known,
+        held,
+    } = loaded.map_err(|(error, _)| OpenError::Io {
+        path: index_dir(dir),
+        source: io::Error::other(error),
+    })?;
+    let mut index = Index::open(&index_dir(dir))
+        .and_then(|index| index.after_reading(held))
+        .inspect_err(|error| warn!(%error, "no index; the next start reads the segments"))
         .ok();
-    let (
-        Loaded {
-            table,
-            files,
-            known,
-        },
-        mut index,
-    ) = match load(index.as_ref(), found) {
-        Ok(loaded) => (loaded, index),
-        Err((error, found)) => {
-            drop(index);
-            set_index_aside(dir, &counters, &error);
-            let loaded = load(None, found).map_err(|(error, _)| OpenError::Io {
-                path: index_dir(dir),
-                source: io::Error::other(error),
-            })?;
-            (loaded, Index::open(&index_dir(dir)).ok())
-        }
-    };
     let next_segment = files.keys().chain(&known).max().map_or(1, |id| id + 1);
 
     let mut segments = BTreeMap::new();
@@ -334,6 +330,8 @@ struct Loaded {
     files: BTreeMap<u32, Found>,
     /// Segments that the index knows of.
     known: BTreeSet<u32>,
+    /// What of the index that takes, in bytes.
+    held: u64,
 }
 
 /// A segment file, and what of it the index did not know.
@@ -349,65 +347,67 @@ struct Found {
 /// segment that is gone is read too, as far as the index knows it: what it replaced or removed must
 /// not come back.
 fn load(
-    index: Option<&Index>,
+    images: Option<Images>,
     segments: Vec<Segment>,
 ) -> Result<Loaded, (IndexError, Vec<Segment>)> {
-    let mut known = BTreeSet::new();
-    let mut images = || {
-        let Some(index) = index else { return Ok(()) };
-        let mut id = index.segment_after(0)?;
-        while let Some(found) = id {
-            known.insert(found);
-            id = index.segment_after(found)?;
-        }
-        Ok(())
+    let mut loaded = Loaded {
+        table: Table::new(),
+        files: BTreeMap::new(),
+        known: BTreeSet::new(),
+        held: 0,
     };
-    if let Err(error) = images() {
-        return Err((error, segments));
-    }
-    let table = Table::new();
-    let mut files = BTreeMap::new();
-    let mut unread: BTreeMap<_, _> = segments.into_iter().map(|s| (s.id, s)).collect();
-    let ids: BTreeSet<u32> = known.iter().chain(unread.keys()).copied().collect();
-    for id in ids {
-        let image = index.map_or_else(|| Ok(Image::default()), |index| index.image(id));
-        let image = match image {
+    let mut unread = segments.into_iter().peekable();
+    for image in images.into_iter().flatten() {
+        let (id, image) = match image {
             Ok(image) => image,
             Err(error) => {
-                let read = files.into_values().map(|file: Found| file.segment);
-                return Err((error, read.chain(unread.into_values()).collect()));
+                let read = loaded.files.into_values().map(|file| file.segment);
+                return Err((error, read.chain(unread).collect()));
             }
         };
-        let at = |offset| At {
-            segment: id,
-            offset,
-        };
-        for (offset, entry) in &image.records {
-            table.apply(at(*offset), entry);
+        while let Some(segment) = unread.next_if(|segment| segment.id < id) {
+            loaded.read(segment, 0);
         }
-        if let Some(segment) = unread.remove(&id) {
-            let mut tail = Vec::new();
-            let end = segment.scan(image.covered, |offset, entry| {
-                table.apply(at(offset), &entry);
-                tail.push(entry);
-            });
-            files.insert(
-                id,
-                Found {
-                    len: segment.file_len().unwrap_or(0),
-                    segment,
-                    covered: image.covered,
-                    tail,
-                    end,
-                },
-            );
+        loaded.known.insert(id);
+        loaded.held += image.held;
+        for (offset, entry) in &image.records {
+            let at = At {
+                segment: id,
+                offset: *offset,
+            };
+            loaded.table.apply(at, entry);
+        }
+        if let Some(segment) = unread.next_if(|segment| segment.id == id) {
+            loaded.read(segment, image.covered);
         }
     }
-    Ok(Loaded {
-        table,
-        files,
-        known,
-    })
+    for segment in unread {
+        loaded.read(segment, 0);
+    }
+    Ok(loaded)
+}
+
+impl Loaded {
+    /// Reads what the index does not cover of a segment.
+    fn read(&mut self, segment: Segment, covered: u32) {
+        let mut tail = Vec::new();
+        let end = segment.scan(covered, |offset, entry| {
+            let at = At {
+                segment: segment.id,
+                offset,
+            };
+            self.table.apply(at, &entry);
+            tail.push(entry);
+        });
+        let found = Found {
+            len: segment.file_len().unwrap_or(0),
+            covered,
+            tail,
+            end,
+            segment,
+        };
+        self.files.insert(found.segment.id, found);
+    }
 }
 
 /// Settles what becomes of a segment file, and tells the index what it did not know of it. Gives
