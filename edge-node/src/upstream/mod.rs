@@ -1,15 +1,17 @@
 //! Everything this node asks of others: objects of peers and origins, digests, rankings, sites.
 //!
 //! [`Upstream`] is the one handle; in reading order, the modules behind it:
-//! [`origin`] where objects come from; [`peer`] one question to one peer; [`select`] which peer to
-//! ask; [`digest`] what peers hold; [`health`] how they have behaved; [`ranking`] how far they are;
-//! [`control`] what the control plane says; [`pool`] the connections under all of them.
+//! [`origin`] where objects come from; [`gate`] how many at once; [`peer`] one question to one peer;
+//! [`select`] which peer to ask; [`digest`] what peers hold; [`health`] how they have behaved;
+//! [`ranking`] how far they are; [`control`] what the control plane says; [`pool`] the connections
+//! under all of them.
 //!
 //! **Invariant:** nothing here knows of the cache; it takes and gives HTTP messages, keys and
 //! manifests. Nothing here waits for anybody without a deadline.
 
 pub mod control;
 pub mod digest;
+pub mod gate;
 pub mod health;
 pub mod origin;
 pub mod peer;
@@ -46,6 +48,7 @@ use tracing::{info, warn};
 use self::{
     control::ControlPlanes,
     digest::{DigestPuller, Digests},
+    gate::{Place, Refused, Traffic},
     health::{Health, Severity, Standing},
     origin::{OriginBody, OriginError, Origins},
     peer::{Asker, PeerError, PeerObject},
