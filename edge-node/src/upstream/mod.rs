@@ -181,6 +181,20 @@ impl Upstream {
         tasks
     }
 
+    /// Waits until the site's origins may be asked once more; see [`Origins::enter`].
+    ///
+    /// # Errors
+    ///
+    /// They have enough to do.
+    pub async fn place(&self, site: &Site) -> Result<Place, Refused> {
+        self.0.origins.enter(site).await
+    }
+
+    /// How busy the origins of each site are; see [`Origins::traffic`].
+    pub fn origin_traffic(&self, served: impl Fn(&str) -> bool) -> Vec<(String, Traffic)> {
+        self.0.origins.traffic(served)
+    }
+
     /// Asks the site's origins; see [`Origins::fetch`].
     ///
     /// # Errors
@@ -191,8 +205,9 @@ impl Upstream {
         site: &Site,
         host: &str,
         request: Request<Body>,
+        place: Place,
     ) -> Result<Response<OriginBody>, OriginError> {
-        self.0.origins.fetch(site, host, request).await
+        self.0.origins.fetch(site, host, request, place).await
     }
 
     /// Who to ask for `key`, best first, by their digests: a local look, nobody is asked.
