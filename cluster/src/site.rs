@@ -20,6 +20,16 @@ pub const HOSTS_MAX: usize = 1_000;
 pub const ORIGINS_MAX: usize = 32;
 /// Most fields that [`Site::targets`] may name: each is looked for in every answer.
 pub const TARGETS_MAX: usize = 8;
+/// [`Site::origin_concurrency`] where a site does not say: over what most origins have workers for, and
+/// with answers within 100 ms still ten thousand requests a second.
+pub const ORIGIN_CONCURRENCY_DEFAULT: u32 = 1_024;
+/// [`Site::origin_queue`] where a site does not say: a burst of four times what goes on at once. One
+/// that waits costs some KiB.
+pub const ORIGIN_QUEUE_DEFAULT: u32 = 4_096;
+/// [`Site::origin_queue_timeout`] where a site does not say: about as long as people wait for a page.
+pub const ORIGIN_QUEUE_TIMEOUT_DEFAULT: Span = Span(Duration::from_secs(5));
+/// Most of both: one address has no more ports towards an origin, and no more needs to wait for them.
+pub const ORIGIN_REQUESTS_MAX: u32 = 65_536;
 
 /// A site as it is written in configuration files and handed from the control plane to the edges.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -48,6 +58,17 @@ pub struct Site {
     /// Longest silence of the origin within a body.
     #[serde(default = "between_bytes_timeout")]
     pub between_bytes_timeout: Span,
+    /// Most requests that a node has at the origins at once; [`ORIGIN_CONCURRENCY_DEFAULT`] when
+    /// absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin_concurrency: Option<u32>,
+    /// Most requests that wait on a node until others have ended; more are answered by 503.
+    /// [`ORIGIN_QUEUE_DEFAULT`] when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin_queue: Option<u32>,
+    /// How long one waits before it is answered by 503; [`ORIGIN_QUEUE_TIMEOUT_DEFAULT`] when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin_queue_timeout: Option<Span>,
     /// Largest body that is stored; larger ones pass through. The node's own limit holds as well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub object_max: Option<Bytes>,
@@ -136,6 +157,9 @@ impl Site {
             connect_timeout: connect_timeout(),
             first_byte_timeout: first_byte_timeout(),
             between_bytes_timeout: between_bytes_timeout(),
+            origin_concurrency: None,
+            origin_queue: None,
+            origin_queue_timeout: None,
             object_max: None,
             stale_while_revalidate: None,
             stale_if_error: None,
@@ -208,9 +232,27 @@ impl Site {
             ("connect_timeout", self.connect_timeout),
             ("first_byte_timeout", self.first_byte_timeout),
             ("between_bytes_timeout", self.between_bytes_timeout),
+            (
+                "origin_queue_timeout",
+                self.origin_queue_timeout
+                    .unwrap_or(ORIGIN_QUEUE_TIMEOUT_DEFAULT),
+            ),
         ] {
             if span.0.is_zero() || span.0 > Duration::from_secs(3600) {
                 return bad(field, format!("must be over 0s and at most 1h, not {span}"));
+            }
+        }
+        for (field, least, count) in [
+            ("origin_concurrency", 1, self.origin_concurrency),
+            ("origin_queue", 0, self.origin_queue),
+        ] {
+            if let Some(count) = count
+                && !(least..=ORIGIN_REQUESTS_MAX).contains(&count)
+            {
+                return bad(
+                    field,
+                    format!("{least} to {ORIGIN_REQUESTS_MAX}, not {count}"),
+                );
             }
         }
         self.check_rules()
@@ -611,6 +653,10 @@ mod tests {
         };
         for (text, field) in [
             ("default_ttl = '4000d'", "default_ttl"),
+            ("origin_concurrency = 0", "origin_concurrency"),
+            ("origin_concurrency = 65537", "origin_concurrency"),
+            ("origin_queue = 65537", "origin_queue"),
+            ("origin_queue_timeout = '0s'", "origin_queue_timeout"),
             ("targets = ['a b-control']", "targets"),
             ("targets = ['Cache-Control']", "targets"),
             ("targets = ['Set-Cookie']", "targets"),

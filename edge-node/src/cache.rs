@@ -712,6 +712,11 @@ impl Filler {
         }
     }
 
+    /// Returns once nobody waits for what comes of this fill.
+    pub async fn deserted(&self) {
+        self.fill.outcome.closed().await;
+    }
+
     /// The key of the URL being fetched.
     pub fn primary(&self) -> Key {
         self.primary

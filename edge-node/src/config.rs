@@ -19,6 +19,9 @@ use serde::{Deserialize, Serialize};
 /// Smallest disk tier: room for a handful of segments.
 pub const DISK_BYTES_MIN: u64 = 32 << 20;
 
+/// Most fills at once, however large the machine: each is a task and an entry of a table.
+pub const FILLS_MAX: usize = 1 << 20;
+
 /// The configuration file, as written. Every key can also come from the environment
 /// (`EDGE_CACHE__MEMORY=64MiB`).
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -182,6 +185,9 @@ impl Default for CacheSection {
 pub struct LimitsSection {
     /// Connections on the public listener; more wait in the system's queue.
     pub connections: usize,
+    /// Objects that are fetched at once; a miss beyond them is answered by 503. One that waits for its
+    /// origin takes some KiB, one whose body comes faster than the disk takes it 5 MiB.
+    pub fills: usize,
     /// Largest request head.
     pub head: Bytes,
     /// Longest time from the first to the last byte of a request head, or of silence between
@@ -203,6 +209,9 @@ impl Default for LimitsSection {
     fn default() -> Self {
         Self {
             connections: 16_384,
+            // Over what one site may have at its origins and in line, so that one alone does not
+            // stop the others.
+            fills: 8_192,
             head: Bytes(64 << 10),
             head_timeout: Span(Duration::from_secs(60)),
             body: Bytes(1 << 30),
@@ -344,6 +353,10 @@ impl ConfigFile {
         let limits = &self.limits;
         if limits.connections == 0 {
             return Err(bad("limits.connections", "0 would serve nobody"));
+        }
+        if !(1..=FILLS_MAX).contains(&limits.fills) {
+            let reason = format!("1 to {FILLS_MAX}, not {}", limits.fills);
+            return Err(bad("limits.fills", reason));
         }
         if !(8192..=1 << 20).contains(&limits.head.0) {
             return Err(bad(
@@ -495,6 +508,8 @@ mod tests {
             ("[node]\nid = \"A B\"", "node.id"),
             ("[cache]\ndisk = \"1MiB\"", "cache.disk"),
             ("[cache]\nobject_max = 0", "cache.object_max"),
+            ("[limits]\nfills = 0", "limits.fills"),
+            ("[limits]\nfills = 1048577", "limits.fills"),
             ("[limits]\nhead = \"4KiB\"", "limits.head"),
             ("[limits]\nhead_timeout = \"0s\"", "limits.head_timeout"),
             ("[cluster]\nseeds = [\"a:1\"]", "cluster.secret_file"),

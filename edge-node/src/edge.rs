@@ -235,6 +235,7 @@ impl Edge {
                 bytes_max: config.limits.body.0,
                 silence_max: config.limits.body_timeout.0,
             },
+            fills_max: config.limits.fills,
         });
         let addresses = Addresses {
             http: http.local_addr(),

@@ -51,6 +51,8 @@ pub enum Kind {
     BadAnswer,
     /// The origin did not answer in time.
     Timeout,
+    /// There is more to do than this node, or the origin, is allowed to do at once.
+    Overloaded,
     /// Something failed here.
     Internal,
 }
@@ -91,7 +93,7 @@ impl ServeError {
             | Kind::RequestBody
             | Kind::BodyTooLarge => Side::Client,
             Kind::Unreachable | Kind::BadAnswer | Kind::Timeout => Side::Origin,
-            Kind::Internal => Side::Us,
+            Kind::Overloaded | Kind::Internal => Side::Us,
         }
     }
 
@@ -154,6 +156,10 @@ impl ServeError {
                 StatusCode::GATEWAY_TIMEOUT,
                 "The origin did not answer in time.",
             ),
+            Kind::Overloaded => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "There are too many requests right now.",
+            ),
             Kind::Internal => (
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "Something failed in this server.",
@@ -181,10 +187,16 @@ impl ServeError {
             Kind::Unreachable => "origin-unreachable",
             Kind::BadAnswer => "origin-bad-answer",
             Kind::Timeout => "origin-timeout",
+            Kind::Overloaded => "overloaded",
             Kind::Internal => "internal",
         }
     }
 }
+
+/// When to come back after [`Kind::Overloaded`] (RFC 9110 §10.2.3), in seconds: whoever waits for an
+/// origin at this moment has been answered by then, one way or the other, unless the site rules a longer
+/// wait.
+pub const RETRY_AFTER: HeaderValue = HeaderValue::from_static("5");
 
 /// The content type of error bodies.
 pub const ERROR_TYPE: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");

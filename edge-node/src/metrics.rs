@@ -15,7 +15,7 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-use crate::upstream::Events;
+use crate::upstream::{Events, gate::Traffic};
 
 /// How a request was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +57,43 @@ impl Outcome {
             Self::Collapsed => "collapsed",
             Self::Pass => "pass",
             Self::Error => "error",
+        }
+    }
+}
+
+/// Why something was shed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shed {
+    /// A fetch that nobody waited for, and that would have had to wait: a validation behind a stale
+    /// answer, or one whose clients had left.
+    Unwanted,
+    /// A miss, while as many fills as allowed were under way.
+    Fills,
+    /// A request to an origin for which too many others waited.
+    OriginQueueFull,
+    /// A request to an origin that waited for too long.
+    OriginQueueTimeout,
+    /// A connection that waited for its next request, for a new one.
+    IdleConnection,
+}
+
+impl Shed {
+    const ALL: [Self; 5] = [
+        Self::Unwanted,
+        Self::Fills,
+        Self::OriginQueueFull,
+        Self::OriginQueueTimeout,
+        Self::IdleConnection,
+    ];
+
+    /// The value of the `reason` label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Unwanted => "unwanted",
+            Self::Fills => "fills",
+            Self::OriginQueueFull => "origin-queue-full",
+            Self::OriginQueueTimeout => "origin-queue-timeout",
+            Self::IdleConnection => "idle-connection",
         }
     }
 }
@@ -115,6 +152,9 @@ pub struct Metrics {
     bytes: IntCounterVec,
     duration: [Histogram; Outcome::ALL.len()],
     origin_requests: IntCounterVec,
+    origin_in_flight: IntGaugeVec,
+    origin_queue: IntGaugeVec,
+    shed: [IntCounter; Shed::ALL.len()],
     peer_requests: IntCounterVec,
     peer_served: IntCounterVec,
     denied: IntCounter,
@@ -224,6 +264,11 @@ impl Metrics {
         registry
             .register(Box::new(duration.clone()))
             .expect("names are unique");
+        let shed = counters(
+            "edge_shed_total",
+            "What was given up because there was too much to do, by the limit that it met",
+            &["reason"],
+        );
         let build = gauges(
             "edge_build_info",
             "Always 1; the version is in the label",
@@ -253,6 +298,17 @@ impl Metrics {
                 "Requests sent to origins, revalidations and retries included",
                 &["site"],
             ),
+            origin_in_flight: gauges(
+                "edge_origin_requests_in_flight",
+                "Requests that origins have not answered to the end",
+                &["site"],
+            ),
+            origin_queue: gauges(
+                "edge_origin_queue",
+                "Requests that wait until the origin has answered others",
+                &["site"],
+            ),
+            shed: Shed::ALL.map(|reason| shed.with_label_values(&[reason.label()])),
             peer_requests: counters(
                 "edge_peer_requests_total",
                 "Objects asked of peers, by what came of it",
@@ -410,6 +466,25 @@ impl Metrics {
     pub fn versions(&self, purge_seq: u64, sites_version: u64) {
         self.purge_seq.set(as_i64(purge_seq));
         self.sites_version.set(as_i64(sites_version));
+    }
+
+    /// Something was given up.
+    pub fn shed(&self, reason: Shed) {
+        self.shed[reason as usize].inc();
+    }
+
+    /// Sets how busy the origins of each site are; sites that are gone disappear.
+    pub fn origins(&self, sites: &[(String, Traffic)]) {
+        self.origin_in_flight.reset();
+        self.origin_queue.reset();
+        for (site, traffic) in sites {
+            for (gauges, count) in [
+                (&self.origin_in_flight, traffic.inside),
+                (&self.origin_queue, traffic.waiting),
+            ] {
+                gauges.with_label_values(&[site]).set(as_i64(count as u64));
+            }
+        }
     }
 
     /// Sets what each peer's digest claims; peers that are gone disappear.

@@ -10,6 +10,7 @@ mod fetch;
 mod invalidation;
 mod onward;
 mod quick;
+mod shedding;
 mod target;
 mod tunnel;
 mod upload;
@@ -27,7 +28,7 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
-use self::answer::How;
+use self::{answer::How, shedding::Fills};
 use crate::{
     cache::{
         Ask, Cache, Lookup, Outcome as Filled, Turn,
@@ -72,6 +73,7 @@ struct Shared {
     clock: Clock,
     refusals: Refusals,
     upload: UploadLimits,
+    fills: Fills,
 }
 
 /// What [`Proxy::new`] needs.
@@ -92,6 +94,8 @@ pub struct ProxyParts {
     pub refusals: Refusals,
     /// What a request's body may be.
     pub upload: UploadLimits,
+    /// Fills at once.
+    pub fills_max: usize,
 }
 
 /// The site that a connection has asked for last. Clients mostly stay with one.
@@ -153,6 +157,7 @@ impl Proxy {
             clock,
             refusals,
             upload,
+            fills_max,
         } = parts;
         let shared = Shared {
             me,
@@ -163,6 +168,7 @@ impl Proxy {
             clock,
             refusals,
             upload,
+            fills: Fills::new(fills_max),
         };
         Self {
             shared: Arc::new(shared),
@@ -504,8 +510,11 @@ impl Proxy {
     ) -> Result<Response<Payload>, ServeError> {
         let mut headers = asked.headers.clone();
         forward::add_hop(&mut headers, &self.hop(asked));
-        let asked_ms = self.shared.clock.unix_ms();
-        let (response, is_unread) = self.send(asked, body, headers).await?;
+        let Sent {
+            response,
+            asked_ms,
+            is_unread,
+        } = self.send(asked, body, headers).await?;
         if policy::invalidates(&asked.method, response.status()) {
             for key in self.invalidated(asked, response.headers()) {
                 self.shared.cache.invalidate(key, asked_ms).await;
@@ -535,7 +544,7 @@ impl Proxy {
         let (Some(headers), &Method::GET) = (self.conditional(asked, stored), &asked.method) else {
             return self.pass(asked, None, fwd).await;
         };
-        let (response, _) = self.send(asked, None, headers).await?;
+        let Sent { response, .. } = self.send(asked, None, headers).await?;
         if response.status() == StatusCode::NOT_MODIFIED
             && deliver::suffices(&asked.method, &asked.headers, entry)
         {
@@ -548,14 +557,13 @@ impl Proxy {
         Ok(self.passed(asked, response, fwd))
     }
 
-    /// Asks the origin in the client's name. Also says whether the client's body was left unread on
-    /// HTTP/1.1.
+    /// Asks the origin in the client's name, in turn.
     async fn send(
         &self,
         asked: &Arc<Asked>,
         body: Option<Incoming>,
         mut headers: HeaderMap,
-    ) -> Result<(Response<OriginBody>, bool), ServeError> {
+    ) -> Result<Sent, ServeError> {
         let body = body.filter(|body| !body.is_end_stream());
         // RFC 9110 §10.1.1: it is for content, and HTTP/1.0 does not know it.
         if body.is_none() || asked.version == Version::HTTP_10 {
@@ -579,12 +587,14 @@ impl Proxy {
             }
             None => (pool::empty(), None),
         };
+        let place = self.origin_place(asked).await?;
+        let asked_ms = self.shared.clock.unix_ms();
         asked.open_interim();
         let request = asked.onward(asked.method.clone(), headers, body);
         let response = self
             .shared
             .upstream
-            .origin(&asked.site, &asked.host, request)
+            .origin(&asked.site, &asked.host, request, place)
             .await
             .map_err(|error| match &upload {
                 Some(upload) if upload.is_over() => ServeError::new(Kind::BodyTooLarge, error),
@@ -592,7 +602,11 @@ impl Proxy {
             })?;
         let is_unread =
             asked.version == Version::HTTP_11 && upload.is_some_and(|upload| upload.is_untouched());
-        Ok((response, is_unread))
+        Ok(Sent {
+            response,
+            asked_ms,
+            is_unread,
+        })
     }
 
     /// Whether the answer to a POST may answer later GETs (RFC 9110 §9.3.3): its lifetime is explicit,
@@ -618,6 +632,9 @@ impl Proxy {
         response: Response<OriginBody>,
         asked_ms: u64,
     ) -> Result<Response<Payload>, ServeError> {
+        let Ok(place) = self.fill_place() else {
+            return Ok(self.passed(asked, response, Fwd::Method));
+        };
         let said = CacheControl::default();
         let ask = Ask {
             said: &said,
@@ -628,7 +645,7 @@ impl Proxy {
             return Ok(self.passed(asked, response, Fwd::Method));
         };
         let following = filler.follow();
-        let own = self.begin_keeping(filler, asked, response, asked_ms);
+        let own = self.begin_keeping(filler, asked, response, asked_ms, place);
         if let Filled::Shared(entry) = following.outcome().await {
             // Conditions and ranges of a POST are not about this answer.
             let plain = HeaderMap::new();
@@ -659,6 +676,15 @@ impl Proxy {
             version: asked.version,
         }
     }
+}
+
+/// What came of asking the origin in a client's name.
+struct Sent {
+    response: Response<OriginBody>,
+    /// When it was asked, which may be long after the request came in.
+    asked_ms: u64,
+    /// Whether the client's body was left unread on HTTP/1.1.
+    is_unread: bool,
 }
 
 /// What a request is answered with.

@@ -60,6 +60,11 @@ impl Sites {
         self.map.sites().is_empty()
     }
 
+    /// Whether there is a site of this name.
+    pub fn serves(&self, name: &str) -> bool {
+        self.rulings.contains_key(name)
+    }
+
     /// The site for a `Host`, if there is one; see [`SiteMap::select`].
     pub fn select(&self, host: &str) -> Option<Selected> {
         let selected = self.map.select(host)?;

@@ -58,6 +58,7 @@ async fn a_crowd_that_wants_what_cannot_be_shared_is_served_side_by_side() {
         // Two cores play everybody; that must not look like an origin that is down.
         site.connect_timeout = Span(PATIENCE);
         site.first_byte_timeout = Span(PATIENCE);
+        site.origin_concurrency = Some(u32::try_from(clients).unwrap());
     });
     let mut cluster = started(plan).await;
     let edge = cluster.edges[0].http;

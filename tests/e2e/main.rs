@@ -5,6 +5,7 @@
 //! - [`forwarding`]: what goes through an edge, byte by byte, in both directions;
 //! - [`clients`]: one edge, and the programs people use: curl, wget, players, WebSockets;
 //! - [`crowding`]: as many clients at once as there can be;
+//! - [`overload`]: more than a node or an origin may do at once;
 //! - [`sharing`]: several edges, and where the bytes come from;
 //! - [`ruling`]: what a site's owner rules;
 //! - [`losing`]: processes that are killed, stopped, or cut off;
@@ -24,6 +25,8 @@ mod forwarding;
 mod losing;
 #[cfg(test)]
 mod operating;
+#[cfg(test)]
+mod overload;
 #[cfg(test)]
 mod refusing;
 #[cfg(test)]

@@ -20,6 +20,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::{
     io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpStream, tcp},
+    sync::watch,
     task::{JoinHandle, JoinSet},
     time::sleep,
 };
@@ -46,6 +47,8 @@ struct Shared {
     directory: Option<Directory>,
     seen: Mutex<Vec<Seen>>,
     requests: AtomicU64,
+    unanswered: AtomicU64,
+    most_unanswered: AtomicU64,
     body_bytes: AtomicU64,
 }
 
@@ -108,6 +111,7 @@ pub struct Answer {
     body: Body,
     framing: Framing,
     head_after: Duration,
+    held: Option<watch::Receiver<bool>>,
     chunk_bytes: usize,
     chunk_every: Duration,
     cut_after: Option<u64>,
@@ -159,6 +163,7 @@ impl Answer {
             body,
             framing: Framing::Length,
             head_after: Duration::ZERO,
+            held: None,
             chunk_bytes: CHUNK_BYTES,
             chunk_every: Duration::ZERO,
             cut_after: None,
@@ -188,6 +193,15 @@ impl Answer {
     #[must_use]
     pub fn head_after(self, head_after: Duration) -> Self {
         Self { head_after, ..self }
+    }
+
+    /// With the head held back until `open` turns true, or nobody can turn it any more.
+    #[must_use]
+    pub fn held(self, open: watch::Receiver<bool>) -> Self {
+        Self {
+            held: Some(open),
+            ..self
+        }
     }
 
     /// Written in pieces of this size with a pause after each.
@@ -289,6 +303,11 @@ impl Origin {
         self.shared.requests.load(Ordering::Relaxed)
     }
 
+    /// How many requests were here at once, at most, without a byte of their answers having gone out.
+    pub fn most_unanswered(&self) -> u64 {
+        self.shared.most_unanswered.load(Ordering::Relaxed)
+    }
+
     /// How many bytes of bodies went out.
     pub fn body_bytes(&self) -> u64 {
         self.shared.body_bytes.load(Ordering::Relaxed)
@@ -359,7 +378,7 @@ async fn converse(stream: TcpStream, shared: &Shared) -> io::Result<()> {
         };
         match script {
             Script::Answer(answer) => {
-                if !respond(&mut writer, &seen, answer, &shared.body_bytes).await? {
+                if !respond(&mut writer, &seen, answer, shared).await? {
                     return Ok(());
                 }
             }
@@ -577,14 +596,37 @@ fn content_type(file: &Path) -> &'static str {
     }
 }
 
+/// A request whose answer has not begun.
+struct Unanswered<'a>(&'a Shared);
+
+impl<'a> Unanswered<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        let now = shared.unanswered.fetch_add(1, Ordering::Relaxed) + 1;
+        shared.most_unanswered.fetch_max(now, Ordering::Relaxed);
+        Self(shared)
+    }
+}
+
+impl Drop for Unanswered<'_> {
+    fn drop(&mut self) {
+        self.0.unanswered.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Writes the answer; says whether the connection may go on.
 async fn respond(
     writer: &mut tcp::OwnedWriteHalf,
     seen: &Seen,
     answer: Answer,
-    body_bytes: &AtomicU64,
+    shared: &Shared,
 ) -> io::Result<bool> {
-    sleep(answer.head_after).await;
+    {
+        let _unanswered = Unanswered::new(shared);
+        sleep(answer.head_after).await;
+        if let Some(mut open) = answer.held.clone() {
+            let _ = open.wait_for(|open| *open).await;
+        }
+    }
     let length = answer.length();
     let (status, from, to) = selection(seen, &answer);
     let mut head = format!("HTTP/1.1 {status} {}\r\n", reason(status));
@@ -638,7 +680,9 @@ async fn respond(
             writer.write_all(&chunk).await?;
         }
         at += chunk.len() as u64;
-        body_bytes.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+        shared
+            .body_bytes
+            .fetch_add(chunk.len() as u64, Ordering::Relaxed);
         if !answer.chunk_every.is_zero() {
             sleep(answer.chunk_every).await;
         }

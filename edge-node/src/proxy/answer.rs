@@ -17,7 +17,7 @@ use crate::{
         self, Content, Delivery,
         cache_status::{CacheStatus, Fwd, Handled},
     },
-    error::{ERROR_TYPE, Kind, ServeError, Side},
+    error::{ERROR_TYPE, Kind, RETRY_AFTER, ServeError, Side},
     forward,
     metrics::{Outcome, Source},
     payload::{Payload, Trace},
@@ -186,6 +186,9 @@ impl Proxy {
             && let Ok(link) = HeaderValue::try_from(format!("<{url}>; rel=\"blocked-by\""))
         {
             headers.insert(header::LINK, link); // RFC 7725 §4
+        }
+        if error.kind == Kind::Overloaded {
+            headers.insert(header::RETRY_AFTER, RETRY_AFTER);
         }
         if matches!(error.kind, Kind::Connect | Kind::Trace) {
             headers.insert(header::ALLOW, forward::ALLOW);

@@ -10,7 +10,7 @@ use http_body_util::BodyExt;
 use tokio::sync::oneshot;
 use tracing::{debug, info};
 
-use super::{Asked, Proxy};
+use super::{Asked, Proxy, shedding::FillPlace};
 use crate::{
     cache::{
         Filler, Writing,
@@ -47,9 +47,18 @@ impl Proxy {
         method: Method,
     ) -> oneshot::Receiver<Response<OriginBody>> {
         let (own, receiver) = oneshot::channel();
+        let place = match self.fill_place() {
+            Ok(place) => place,
+            Err(error) => {
+                filler.fail(error);
+                return receiver;
+            }
+        };
         let (proxy, asked) = (self.clone(), asked.clone());
-        let fill = async move { Box::pin(proxy.fill(filler, &asked, stored, method, own)).await };
-        tokio::spawn(fill);
+        tokio::spawn(async move {
+            let _place = place;
+            Box::pin(proxy.fill(filler, &asked, stored, method, own)).await;
+        });
         receiver
     }
 
@@ -60,10 +69,12 @@ impl Proxy {
         asked: &Arc<Asked>,
         response: Response<OriginBody>,
         asked_ms: u64,
+        place: FillPlace,
     ) -> oneshot::Receiver<Response<OriginBody>> {
         let (own, receiver) = oneshot::channel();
         let (proxy, asked) = (self.clone(), asked.clone());
         tokio::spawn(async move {
+            let _place = place;
             let fill = proxy.fill_from_answer(filler, &asked, response, asked_ms, own);
             Box::pin(fill).await;
         });
@@ -108,10 +119,12 @@ impl Proxy {
         if let (false, Ok(offers)) = (offers.is_empty(), HeaderValue::try_from(offers)) {
             headers.insert(header::IF_NONE_MATCH, offers);
         }
-        let asked_ms = self.shared.clock.unix_ms();
-        let response = match self.ask_origin(asked, Method::GET, headers).await {
-            Ok(response) => response,
-            Err(error) => return filler.fail(origin_failed(error)),
+        let (response, asked_ms) = match self
+            .ask_origin(Some(&filler), asked, Method::GET, headers)
+            .await
+        {
+            Ok(answered) => answered,
+            Err(error) => return filler.fail(error),
         };
         if response.status() != StatusCode::NOT_MODIFIED {
             let answer = self.fill_from_answer(filler, asked, response, asked_ms, own);
@@ -138,13 +151,15 @@ impl Proxy {
 
     /// Asks the origin, with no condition and for the whole.
     async fn fetch_anew(&self, filler: Filler, asked: &Asked, own: Own) {
-        let asked_ms = self.shared.clock.unix_ms();
-        match self.ask_origin(asked, Method::GET, self.whole(asked)).await {
-            Ok(response) => {
+        match self
+            .ask_origin(Some(&filler), asked, Method::GET, self.whole(asked))
+            .await
+        {
+            Ok((response, asked_ms)) => {
                 self.fill_from_answer(filler, asked, response, asked_ms, own)
                     .await;
             }
-            Err(error) => filler.fail(origin_failed(error)),
+            Err(error) => filler.fail(error),
         }
     }
 
@@ -162,11 +177,11 @@ impl Proxy {
             .conditional(asked, stored)
             .unwrap_or_else(|| self.whole(asked));
         let is_head = method == Method::HEAD;
-        let asked_ms = self.shared.clock.unix_ms();
-        let response = match self.ask_origin(asked, method, headers).await {
-            Ok(response) => response,
-            Err(error) => return filler.fail(origin_failed(error)),
-        };
+        let (response, asked_ms) =
+            match self.ask_origin(Some(&filler), asked, method, headers).await {
+                Ok(answered) => answered,
+                Err(error) => return filler.fail(error),
+            };
         let status = response.status();
         if status == StatusCode::NOT_MODIFIED {
             let fresh =
@@ -253,10 +268,12 @@ impl Proxy {
         let mut headers = self.whole(asked);
         headers.insert(header::RANGE, range::field(&wanted, part.of));
         headers.insert(header::IF_RANGE, condition);
-        let asked_ms = self.shared.clock.unix_ms();
-        let response = match self.ask_origin(asked, Method::GET, headers).await {
-            Ok(response) => response,
-            Err(error) => return filler.fail(origin_failed(error)),
+        let (response, asked_ms) = match self
+            .ask_origin(Some(&filler), asked, Method::GET, headers)
+            .await
+        {
+            Ok(answered) => answered,
+            Err(error) => return filler.fail(error),
         };
         if response.status() != StatusCode::PARTIAL_CONTENT {
             let answer = self.fill_from_answer(filler, asked, response, asked_ms, own);
@@ -277,7 +294,11 @@ impl Proxy {
         else {
             // Another version, or a part that is of no help.
             return match asked.rules.fill_whole {
-                true => self.fetch_anew(filler, asked, own).await,
+                true => {
+                    // Its place is needed.
+                    drop(response);
+                    self.fetch_anew(filler, asked, own).await;
+                }
                 false => {
                     self.fill_from_answer(filler, asked, response, asked_ms, own)
                         .await;
@@ -532,9 +553,9 @@ impl Proxy {
             headers.insert(header::RANGE, range.expect("digits and a dash"));
             headers.insert(header::IF_RANGE, validator);
         }
-        let response = match self.ask_origin(asked, Method::GET, headers).await {
-            Ok(response) => response,
-            Err(error) => return writing.fail(BodyError::Source(error.to_string())),
+        let response = match self.ask_origin(None, asked, Method::GET, headers).await {
+            Ok((response, _)) => response,
+            Err(error) => return writing.fail(BodyError::Source(error.detail)),
         };
         let mut skip = match response.status() {
             StatusCode::PARTIAL_CONTENT if begins_at(response.headers(), start) => 0,
@@ -604,17 +625,29 @@ impl Proxy {
         self.shared.clock.unix_ms()
     }
 
+    /// Asks the origin, in turn; for a `filler` only as long as anybody waits for it. Also says when it
+    /// was asked: an answer is as old as that, however long it had to wait before.
     async fn ask_origin(
         &self,
+        filler: Option<&Filler>,
         asked: &Asked,
         method: Method,
         headers: HeaderMap,
-    ) -> Result<Response<OriginBody>, OriginError> {
+    ) -> Result<(Response<OriginBody>, u64), ServeError> {
+        let place = match filler {
+            Some(filler) => self.fill_origin_place(asked, filler).await?,
+            None => self.origin_place(asked).await?,
+        };
+        let asked_ms = self.now();
         let request = asked.onward(method, headers, pool::empty());
-        self.shared
+        let answered = self
+            .shared
             .upstream
-            .origin(&asked.site, &asked.host, request)
-            .await
+            .origin(&asked.site, &asked.host, request, place)
+            .await;
+        answered
+            .map(|response| (response, asked_ms))
+            .map_err(origin_failed)
     }
 
     fn head(&self, asked: &Asked, status: StatusCode, headers: HeaderMap, asked_ms: u64) -> Head {

@@ -52,12 +52,13 @@ impl Proxy {
         if let Some(protocol) = protocol {
             headers.insert(header::UPGRADE, protocol);
         }
+        let place = self.origin_place(asked).await?;
         asked.open_interim();
         let request = asked.onward(asked.method.clone(), headers, pool::empty());
         let mut answer = self
             .shared
             .upstream
-            .origin(&asked.site, &asked.host, request)
+            .origin(&asked.site, &asked.host, request, place)
             .await
             .map_err(fetch::origin_failed)?;
         if answer.status() != StatusCode::SWITCHING_PROTOCOLS {

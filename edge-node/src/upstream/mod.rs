@@ -1,15 +1,17 @@
 //! Everything this node asks of others: objects of peers and origins, digests, rankings, sites.
 //!
 //! [`Upstream`] is the one handle; in reading order, the modules behind it:
-//! [`origin`] where objects come from; [`peer`] one question to one peer; [`select`] which peer to
-//! ask; [`digest`] what peers hold; [`health`] how they have behaved; [`ranking`] how far they are;
-//! [`control`] what the control plane says; [`pool`] the connections under all of them.
+//! [`origin`] where objects come from; [`gate`] how many at once; [`peer`] one question to one peer;
+//! [`select`] which peer to ask; [`digest`] what peers hold; [`health`] how they have behaved;
+//! [`ranking`] how far they are; [`control`] what the control plane says; [`pool`] the connections
+//! under all of them.
 //!
 //! **Invariant:** nothing here knows of the cache; it takes and gives HTTP messages, keys and
 //! manifests. Nothing here waits for anybody without a deadline.
 
 pub mod control;
 pub mod digest;
+pub mod gate;
 pub mod health;
 pub mod origin;
 pub mod peer;
@@ -46,6 +48,7 @@ use tracing::{info, warn};
 use self::{
     control::ControlPlanes,
     digest::{DigestPuller, Digests},
+    gate::{Place, Refused, Traffic},
     health::{Health, Severity, Standing},
     origin::{OriginBody, OriginError, Origins},
     peer::{Asker, PeerError, PeerObject},
@@ -178,6 +181,20 @@ impl Upstream {
         tasks
     }
 
+    /// Waits until the site's origins may be asked once more; see [`Origins::enter`].
+    ///
+    /// # Errors
+    ///
+    /// They have enough to do.
+    pub async fn place(&self, site: &Site) -> Result<Place, Refused> {
+        self.0.origins.enter(site).await
+    }
+
+    /// How busy the origins of each site are; see [`Origins::traffic`].
+    pub fn origin_traffic(&self, served: impl Fn(&str) -> bool) -> Vec<(String, Traffic)> {
+        self.0.origins.traffic(served)
+    }
+
     /// Asks the site's origins; see [`Origins::fetch`].
     ///
     /// # Errors
@@ -188,8 +205,9 @@ impl Upstream {
         site: &Site,
         host: &str,
         request: Request<Body>,
+        place: Place,
     ) -> Result<Response<OriginBody>, OriginError> {
-        self.0.origins.fetch(site, host, request).await
+        self.0.origins.fetch(site, host, request, place).await
     }
 
     /// Who to ask for `key`, best first, by their digests: a local look, nobody is asked.

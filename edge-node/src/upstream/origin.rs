@@ -21,6 +21,7 @@ use tokio::time::Instant;
 
 use super::{
     Events,
+    gate::{Gate, Limits, Place, Refused, Traffic},
     pool::{
         Answer, Body, Fault, Heard, Incoming, Patience, Pool, Reuse, SendError, Silence, Withheld,
         body_fault, empty, in_full,
@@ -50,6 +51,8 @@ pub struct Origins {
     /// Until when an origin is tried after the others. Origins come from the site registry, which
     /// is bounded, and leave the map when they are next looked at.
     shunned: Mutex<HashMap<String, Instant>>,
+    /// By the site's name; those of sites that are gone leave with [`Self::traffic`].
+    gates: Mutex<HashMap<String, Gate>>,
 }
 
 impl Origins {
@@ -59,6 +62,34 @@ impl Origins {
             pool,
             events,
             shunned: Mutex::default(),
+            gates: Mutex::default(),
+        }
+    }
+
+    /// Waits until the site's origins may be asked once more.
+    ///
+    /// # Errors
+    ///
+    /// They have enough to do.
+    pub async fn enter(&self, site: &Site) -> Result<Place, Refused> {
+        let gate = self.gate(&site.name);
+        gate.enter(Limits::of(site)).await
+    }
+
+    /// How many requests the origins of each site have, and how many wait. What is known of sites that
+    /// are not `served` any more is forgotten.
+    pub fn traffic(&self, served: impl Fn(&str) -> bool) -> Vec<(String, Traffic)> {
+        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        gates.retain(|site, _| served(site));
+        let traffic = |(site, gate): (&String, &Gate)| (site.clone(), gate.traffic());
+        gates.iter().map(traffic).collect()
+    }
+
+    fn gate(&self, site: &str) -> Gate {
+        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        match gates.get(site) {
+            Some(gate) => gate.clone(),
+            None => gates.entry(site.to_owned()).or_default().clone(),
         }
     }
 
@@ -69,7 +100,8 @@ impl Origins {
     ///
     /// An idempotent request without a body is sent once more, over a new connection, when a used
     /// one closed without a byte of the answer (RFC 9110 §9.2.2). The next origin is tried only when
-    /// this one could not be connected to, so none sees a request twice.
+    /// this one could not be connected to, so none sees a request twice. The `place` is kept until the
+    /// answer's body has ended, or is dropped; a tunnel does not keep it.
     ///
     /// # Errors
     ///
@@ -79,6 +111,7 @@ impl Origins {
         site: &Site,
         host: &str,
         request: Request<Body>,
+        place: Place,
     ) -> Result<Response<OriginBody>, OriginError> {
         let (parts, mut body) = request.into_parts();
         let repeatable = body.is_end_stream() && parts.method.is_idempotent();
@@ -126,6 +159,8 @@ impl Origins {
                     frame_once(response.headers_mut())
                         .map_err(|detail| fail(Fault::Garbage, detail.to_owned()))?;
                     return Ok(response.map(|incoming| OriginBody {
+                        // Whoever has an answer without a body may need to ask once more.
+                        place: (!incoming.is_end_stream()).then_some(place),
                         incoming,
                         _withheld: withheld,
                         silence: Silence::new(site.between_bytes_timeout.0),
@@ -221,6 +256,8 @@ fn frame_once(headers: &mut HeaderMap) -> Result<(), &'static str> {
 /// its connection promised none, RFC 9112 §6.3). Dropping it unread closes the connection.
 pub struct OriginBody {
     incoming: Incoming,
+    /// Until the end.
+    place: Option<Place>,
     /// The request's own body, when the origin did not want it: kept as long as this.
     _withheld: Option<Withheld>,
     silence: Silence,
@@ -237,12 +274,16 @@ impl http_body::Body for OriginBody {
     ) -> Poll<Option<Result<Frame<Bytes>, OriginError>>> {
         let Self {
             incoming,
+            place,
             silence,
             origin,
             ..
         } = &mut *self;
         let (kind, detail) = match ready!(silence.or_frame(incoming, cx)) {
-            Heard::Frame(None) => return Poll::Ready(None),
+            Heard::Frame(None) => {
+                *place = None;
+                return Poll::Ready(None);
+            }
             Heard::Frame(Some(Ok(frame))) => return Poll::Ready(Some(Ok(frame))),
             Heard::Frame(Some(Err(e))) => (body_fault(&e), in_full(&e)),
             Heard::Nothing(longest) => (Fault::BodyTimeout, format!("nothing for {longest:?}")),
@@ -312,8 +353,9 @@ mod tests {
         }
 
         async fn send(&self, request: Request<Body>) -> Result<Response<OriginBody>, OriginError> {
+            let place = self.origins.enter(&self.site).await.unwrap();
             self.origins
-                .fetch(&self.site, "www.example.com", request)
+                .fetch(&self.site, "www.example.com", request, place)
                 .await
         }
 

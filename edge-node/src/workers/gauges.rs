@@ -55,7 +55,10 @@ impl Gauges {
         metrics.store("edge_disk_read_bytes_total", disk.read_bytes_total);
         metrics.store("edge_admission_held_back_total", self.cache.held_back());
         metrics.store_failures(self.cache.store_failures());
-        metrics.versions(0, self.sites.load().version());
+        let sites = self.sites.load();
+        metrics.versions(0, sites.version());
+        let origins = self.upstream.origin_traffic(|site| sites.serves(site));
+        metrics.origins(&origins);
         let Some(membership) = &self.membership else {
             metrics.members(&[("ready", 1), ("starting", 0), ("draining", 0), ("gone", 0)]);
             return;

@@ -1,0 +1,68 @@
+//! The rule by which this node sheds what is too much, from the first to the last: fetches for which
+//! nobody waits, such as validations behind an answer that was stale; then new misses, and what passes
+//! through. What is stored is served as ever: a hit needs none of the places that are given here.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::{Asked, Proxy};
+use crate::{
+    cache::Filler,
+    error::{Kind, ServeError},
+    metrics::Shed,
+    upstream::gate::{Place, Refused},
+};
+
+/// The places of fills on this node.
+#[derive(Clone, Debug)]
+pub(super) struct Fills(Arc<Semaphore>);
+
+impl Fills {
+    pub(super) fn new(most: usize) -> Self {
+        Self(Arc::new(Semaphore::new(most)))
+    }
+}
+
+/// The right to fill. Dropping it lets another fill begin.
+pub(super) type FillPlace = OwnedSemaphorePermit;
+
+impl Proxy {
+    /// A place for one more fill; nobody waits for one.
+    pub(super) fn fill_place(&self) -> Result<FillPlace, ServeError> {
+        let Fills(places) = &self.shared.fills;
+        let taken = places.clone().try_acquire_owned();
+        taken.map_err(|_| self.shed(Shed::Fills, "as many fills as there may be"))
+    }
+
+    /// A place at the site's origins, in turn.
+    pub(super) async fn origin_place(&self, asked: &Asked) -> Result<Place, ServeError> {
+        let entered = self.shared.upstream.place(&asked.site).await;
+        entered.map_err(|refused| {
+            let reason = match refused {
+                Refused::Full => Shed::OriginQueueFull,
+                Refused::Late => Shed::OriginQueueTimeout,
+            };
+            self.shed(reason, refused)
+        })
+    }
+
+    /// The same for a fill. One for which nobody waits does not stand in line either: a validation behind
+    /// an answer that was stale, or what was asked for by clients who have left since.
+    pub(super) async fn fill_origin_place(
+        &self,
+        asked: &Asked,
+        filler: &Filler,
+    ) -> Result<Place, ServeError> {
+        tokio::select! {
+            biased;
+            place = self.origin_place(asked) => place,
+            () = filler.deserted() => Err(self.shed(Shed::Unwanted, "nobody waits for it")),
+        }
+    }
+
+    fn shed(&self, reason: Shed, detail: impl ToString) -> ServeError {
+        self.shared.metrics.shed(reason);
+        ServeError::new(Kind::Overloaded, detail)
+    }
+}
