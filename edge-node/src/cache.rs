@@ -522,7 +522,13 @@ impl Cache {
                 (Ok(()), Some(Item::Entry(now))) if now.object == entry.object => {
                     cache.holdings().add(key);
                 }
-                (Ok(()), _) => cache.forget(key).await,
+                // The newer one stays where it is; of the two on disk, nobody knows which is which.
+                (Ok(()), Some(_)) => {
+                    if let Err(error) = store.remove(key).await {
+                        cache.store_failed(&error);
+                    }
+                }
+                (Ok(()), None) => cache.forget(key).await,
             }
         });
     }
@@ -755,17 +761,25 @@ impl Filler {
 
     /// The answer may be shared: everybody follows its body from here on. With a `Vary` in `head`
     /// the entry stands under its variant's key.
-    pub fn share(mut self, head: Head, from: Provenance) -> Writing {
+    pub fn share(self, head: Head, from: Provenance) -> Writing {
+        self.share_first(head, from, HeaderMap::new())
+    }
+
+    /// The same, with fields for the one client whose request fetched it.
+    pub fn share_first(mut self, head: Head, from: Provenance, withheld: HeaderMap) -> Writing {
         let growing = Growing::new(self.cache.shared.pieces.clone());
         let object = self.cache.shared.store.next_object_id();
         let key = self.place(&head);
         let body = Body::Growing(growing.clone());
-        let entry = Arc::new(Entry::new(key, object, head, body, from));
+        let mut entry = Entry::new(key, object, head, body, from);
+        entry.withheld = Mutex::new((!withheld.is_empty()).then_some(withheld));
+        let entry = Arc::new(entry);
         if key != self.keys[0] {
-            self.cache
-                .fills()
-                .entry(key)
-                .or_insert_with(|| self.fill.clone());
+            let mut fills = self.cache.fills();
+            if self.is_current() {
+                fills.entry(key).or_insert_with(|| self.fill.clone());
+            }
+            drop(fills);
             self.keys.push(key);
         }
         self.conclude(Outcome::Shared(entry.clone()));
@@ -787,10 +801,11 @@ impl Filler {
         let fresh = Arc::new(Entry::new(key, object, head, body, Provenance::Origin));
         let shared = self.cache.shared.clone();
         let Shared { memory, store, .. } = &*shared;
-        let keep =
+        let fits =
             !matches!(&fresh.body, Body::Whole(b) if b.len() as u64 > memory.object_bytes_max());
-        if keep {
-            memory.insert(fresh.key, Item::Entry(fresh.clone()));
+        // What was invalidated meanwhile is not brought back by the word that it held before.
+        if !self.is_current() || fits && !self.keep(fresh.key, Item::Entry(fresh.clone())) {
+            return self.conclude(Outcome::Again);
         }
         let called = self.keys[0];
         if called != entry.key {
@@ -820,6 +835,25 @@ impl Filler {
                 self.cache.store_failed(&error);
             }
         }
+        if !self.is_current() {
+            self.cache.forget(fresh.key).await;
+        }
+    }
+
+    /// Puts `item` into memory, unless what this fill brings is not wanted any more: under the lock that
+    /// `forget` takes first.
+    fn keep(&self, key: Key, item: Item) -> bool {
+        let _fills = self.cache.fills();
+        let current = self.is_current();
+        if current {
+            self.cache.shared.memory.insert(key, item);
+        }
+        current
+    }
+
+    /// The key under which what is fetched is found first.
+    pub fn key(&self) -> Key {
+        self.keys[0]
     }
 
     /// The answer was for this one request. With `remember`, others that ask for it in the next
@@ -1104,7 +1138,7 @@ impl Writing {
         entry.held_back.store(held_back, Ordering::Relaxed);
         let item = Item::Entry(Arc::new(entry));
         if whole.is_some() && fits {
-            memory.insert(key, item.clone());
+            self.filler.keep(key, item.clone());
         }
         // Who has all of it and asks again, finds it.
         self.growing.end(Ok(()));
@@ -1136,7 +1170,7 @@ impl Writing {
         match written {
             Ok(()) => {
                 if whole.is_none() && fits && self.filler.is_newest() {
-                    memory.insert(key, item);
+                    self.filler.keep(key, item);
                 } else if whole.is_some() && !fits {
                     memory.remove(key);
                 }

@@ -85,12 +85,14 @@ pub fn plan(method: &Method, request: &HeaderMap, entry: &Entry, now_ms: u64) ->
                 };
             }
         }
-        if let Some(length) = length
-            && method == Method::GET
-        {
+        if length.is_some() {
             headers
                 .entry(header::ACCEPT_RANGES)
                 .or_insert(HeaderValue::from_static("bytes"));
+        }
+        if let Some(length) = length
+            && method == Method::GET
+        {
             match range::requested(request, &stored.headers, length) {
                 Ranges::One(range) => {
                     let content = range::content_range(&range, length);
@@ -140,8 +142,15 @@ pub fn plan(method: &Method, request: &HeaderMap, entry: &Entry, now_ms: u64) ->
             }
         }
     }
-    if let Some(length) = length {
-        headers.insert(header::CONTENT_LENGTH, length.into());
+    match length {
+        // RFC 9110 §8.6.
+        _ if stored.status == StatusCode::NO_CONTENT => {
+            headers.remove(header::CONTENT_LENGTH);
+        }
+        Some(length) => {
+            headers.insert(header::CONTENT_LENGTH, length.into());
+        }
+        None => {}
     }
     let content = if send_body {
         Content::Range(0..length.unwrap_or(u64::MAX))

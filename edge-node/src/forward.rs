@@ -28,6 +28,20 @@ const SELECTIVE: [HeaderName; 7] = [
     header::IF_UNMODIFIED_SINCE,
 ];
 
+/// Other fields by which clients tell origins of another host, scheme, target or method than those of the
+/// request. An answer that is for everybody must not depend on what one client says in them.
+const OVERRIDING: [&str; 9] = [
+    "forwarded",
+    "x-host",
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+    "x-original-host",
+    "x-original-url",
+    "x-real-ip",
+    "x-rewrite-url",
+];
+
 /// How a request reached this node.
 #[derive(Clone, Copy, Debug)]
 pub struct Hop<'a> {
@@ -119,9 +133,30 @@ pub fn takes_trailers(headers: &HeaderMap) -> bool {
         .any(|member| member.trim().eq_ignore_ascii_case("trailers"))
 }
 
-/// Drops what selects a part of an object, or an object only under a condition.
+/// Makes the fields of a client's request those of a request for everybody: drops what selects a part of
+/// an object, or an object only under a condition, and what speaks of another target than the one whose
+/// key the answer is stored under.
 pub fn make_whole(headers: &mut HeaderMap) {
-    policy::fields::remove(headers, |name| SELECTIVE.contains(name));
+    policy::fields::remove(headers, |name| {
+        SELECTIVE.contains(name)
+            || OVERRIDING.contains(&name.as_str())
+            || name.as_str().starts_with("x-forwarded-")
+    });
+}
+
+/// Makes one field of cookies that HTTP/2 carries in several (RFC 9113 §8.2.3).
+pub fn join_cookies(headers: &mut HeaderMap) {
+    let mut lines = headers.get_all(header::COOKIE).iter();
+    if let (Some(_), Some(_)) = (lines.next(), lines.next()) {
+        let lines: Vec<_> = headers
+            .get_all(header::COOKIE)
+            .iter()
+            .map(HeaderValue::as_bytes)
+            .collect();
+        if let Ok(joined) = HeaderValue::from_bytes(&lines.join(&b"; "[..])) {
+            headers.insert(header::COOKIE, joined);
+        }
+    }
 }
 
 /// Adds `member` to the comma-separated list `name`, as one field.

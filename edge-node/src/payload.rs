@@ -68,6 +68,11 @@ pub struct Trace {
 }
 
 impl Payload {
+    /// Sends nothing of it.
+    pub fn cut(&mut self) {
+        self.bytes = Content::Empty;
+    }
+
     /// Tells the connection when it has ended.
     pub fn hold(&mut self, answering: Answering) {
         self.answering = Some(answering);

@@ -248,6 +248,9 @@ impl Proxy {
         if upgrade.is_none() {
             policy::strip_hop_by_hop(&mut parts.headers);
         }
+        if parts.version == Version::HTTP_2 {
+            forward::join_cookies(&mut parts.headers);
+        }
         let target = parts.uri.path_and_query().map_or("/", |pq| pq.as_str());
         let Selected { ruling, host } = selected;
         let client = connection.from.ip();
@@ -257,10 +260,20 @@ impl Proxy {
             method: &parts.method,
             client: Some(client),
         };
+        let rules = ruling.rules(&path).clone();
+        let said = CacheControl::of_request(&parts.headers);
+        let said = match rules.honour_client {
+            true => said,
+            // What spares the origin is heeded in any case.
+            false => CacheControl {
+                only_if_cached: said.only_if_cached,
+                ..CacheControl::default()
+            },
+        };
         let asked = Asked {
             verdict: access::judge(ruling.gates(), visit, |address| sites.country(address)),
             bypasses: ruling.bypass(&path, &parts.headers).is_some(),
-            rules: ruling.rules(&path).clone(),
+            rules,
             key: key::key(
                 &ruling.site.name,
                 &host,
@@ -276,7 +289,7 @@ impl Proxy {
             method: parts.method,
             uri: parts.uri,
             version: parts.version,
-            said: CacheControl::of_request(&parts.headers),
+            said,
             headers: parts.headers,
             client,
             extensions: parts.extensions,
@@ -456,7 +469,7 @@ impl Proxy {
                     None => None,
                 };
                 let response = match handed_over {
-                    Some(answer) => self.passed(asked, answer, fwd),
+                    Some(answer) => self.passed_whole(asked, answer, fwd),
                     None => self.pass(asked, None, fwd).await?,
                 };
                 Ok(Found::Answer(Box::new(response)))
@@ -517,7 +530,8 @@ impl Proxy {
         } = self.send(asked, body, headers).await?;
         if policy::invalidates(&asked.method, response.status()) {
             for key in self.invalidated(asked, response.headers()) {
-                self.shared.cache.invalidate(key, asked_ms).await;
+                let now_ms = self.shared.clock.unix_ms();
+                self.shared.cache.invalidate(key, now_ms).await;
             }
         }
         let mut response = if asked.method == Method::POST && self.is_reusable(asked, &response) {

@@ -280,25 +280,20 @@ impl Policy for Tier {
             return true;
         }
         let headers = HeaderMap::new();
-        let entry = Entry {
-            key,
-            object: request.key,
-            head: Head {
-                status: StatusCode::OK,
-                freshness: Freshness::of(StatusCode::OK, &headers, &Rules::default(), 0),
-                headers,
-                asked_ms: 0,
-                selected_by: Vec::new(),
-                length: None,
-                part: None,
-                fetched_by: "edge-1".parse().expect("a name"),
-                fetched_at: 0,
-                as_of: 0,
-            },
-            body: Body::Whole(self.zeros.slice(..request.size as usize)),
-            from: Provenance::Origin,
-            held_back: false.into(),
+        let head = Head {
+            status: StatusCode::OK,
+            freshness: Freshness::of(StatusCode::OK, &headers, &Rules::default(), 0),
+            headers,
+            asked_ms: 0,
+            selected_by: Vec::new(),
+            length: None,
+            part: None,
+            fetched_by: "edge-1".parse().expect("a name"),
+            fetched_at: 0,
+            as_of: 0,
         };
+        let body = Body::Whole(self.zeros.slice(..request.size as usize));
+        let entry = Entry::new(key, request.key, head, body, Provenance::Origin);
         self.memory.insert(key, Item::Entry(Arc::new(entry)));
         false
     }

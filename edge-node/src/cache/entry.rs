@@ -5,7 +5,7 @@ use std::{
     ops::Range,
     pin::Pin,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
@@ -24,7 +24,7 @@ use tracing::warn;
 use super::{
     Cache,
     fill::{BodyError, Follower, Growing},
-    policy::{Freshness, part::Part},
+    policy::{Freshness, Rules, part::Part},
     store::PieceRef,
 };
 use crate::metrics::Source;
@@ -189,6 +189,8 @@ impl fmt::Display for Provenance {
 
 /// The heads of hits on an entry, but for what changes with time.
 pub struct Hot {
+    /// The rules under which they were made.
+    pub rules: Arc<Rules>,
     /// The fields of a hit on all of it.
     pub fields: HeaderMap,
     /// The same with the status line, as it goes out over HTTP/1.1.
@@ -211,6 +213,9 @@ pub struct Entry {
     pub from: Provenance,
     /// Heads of hits on it, made at the first one.
     pub hot: OnceLock<Hot>,
+    /// Fields that are not stored, for the one client whose request fetched it (RFC 9111 §3.1,
+    /// §5.2.2.4, §5.2.2.7; its cookies among them).
+    pub withheld: Mutex<Option<HeaderMap>>,
     /// When the store last heard that it is used, in Unix seconds.
     touched_s: AtomicU32,
     /// It is in memory only, until somebody asks for it again.
@@ -227,6 +232,7 @@ impl Entry {
             body,
             from,
             hot: OnceLock::new(),
+            withheld: Mutex::default(),
             touched_s: AtomicU32::new(0),
             held_back: AtomicBool::new(false),
         }
@@ -455,7 +461,10 @@ impl Variants {
 
     /// Adds `variant` as the newest; returns the ones that there is no room for any more.
     pub fn add(&mut self, variant: Variant) -> Vec<Variant> {
-        self.known.retain(|known| known.key != variant.key);
+        // A new object under a key is not what others were told that it is.
+        let is_object = variant.key == variant.at;
+        self.known
+            .retain(|known| known.key != variant.key && !(is_object && known.at == variant.at));
         self.known.insert(0, variant);
         self.known.split_off(self.known.len().min(VARIANTS_MAX))
     }

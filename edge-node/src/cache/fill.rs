@@ -115,6 +115,7 @@ impl Growing {
             body: self.clone(),
             number,
             position,
+            cursor: (0, 0, 0),
             changed: self.changed.subscribe(),
         })
     }
@@ -242,6 +243,8 @@ pub struct Follower {
     body: Arc<Growing>,
     number: u64,
     position: u64,
+    /// Chunks of the growing piece that lie before `position`: which piece, how many, and their bytes.
+    cursor: (usize, usize, usize),
     changed: watch::Receiver<()>,
 }
 
@@ -291,8 +294,9 @@ impl Follower {
         }
     }
 
-    fn look(&self) -> Next {
-        let state = self.body.lock();
+    fn look(&mut self) -> Next {
+        let body = self.body.clone();
+        let state = body.lock();
         let index = piece_index(self.position);
         let mut offset = usize::try_from(self.position % PIECE_BYTES as u64).unwrap_or(0);
         if let Some(piece) = state.done.get(index) {
@@ -308,12 +312,21 @@ impl Follower {
                 Piece::Memory(_) | Piece::Disk(..) => {}
             }
         } else if index == state.done.len() {
-            for chunk in &state.tail {
+            // From where the last look ended: a body may come in a million chunks.
+            let (piece, passed, bytes) = self.cursor;
+            let mut passed = if piece == index { passed } else { 0 };
+            offset -= if piece == index { bytes } else { 0 };
+            let mut skipped = if piece == index { bytes } else { 0 };
+            while let Some(chunk) = state.tail.get(passed) {
                 if offset < chunk.len() {
+                    self.cursor = (index, passed, skipped);
                     return Next::Bytes(chunk.slice(offset..));
                 }
                 offset -= chunk.len();
+                skipped += chunk.len();
+                passed += 1;
             }
+            self.cursor = (index, passed, skipped);
         }
         match &state.end {
             Some(end) => Next::End(end.clone()),

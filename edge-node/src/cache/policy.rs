@@ -20,7 +20,9 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     directives::CacheControl,
-    fields::{combined, freshen, freshen_by_head, storable_fields, strip_hop_by_hop},
+    fields::{
+        combined, freshen, freshen_by_head, storable_fields, strip_hop_by_hop, withheld_fields,
+    },
     rules::{Rules, Ttl},
     validator::conditional_fields,
 };

@@ -37,13 +37,27 @@ pub enum Vary {
     Fields(Vec<HeaderName>),
 }
 
+/// Request fields that this node writes anew for every client: what an origin makes of them is for one
+/// client only.
+const WRITTEN_PER_CLIENT: [&str; 6] = [
+    "cdn-loop",
+    "forwarded",
+    "via",
+    "x-forwarded-for",
+    "x-forwarded-port",
+    "x-real-ip",
+];
+/// Those that it writes in the same way for every request with the same key.
+const WRITTEN_PER_KEY: [&str; 2] = ["x-forwarded-host", "x-forwarded-proto"];
+
 /// What a response with these headers varies by.
 pub fn selecting_fields(response: &HeaderMap) -> Vary {
     let mut fields = Vec::new();
     let lines = response.get_all(header::VARY);
     for member in lines.iter().flat_map(|line| members(line.as_bytes())) {
         match HeaderName::from_bytes(member) {
-            Ok(name) if member != b"*" => {
+            Ok(name) if WRITTEN_PER_KEY.contains(&name.as_str()) => {}
+            Ok(name) if member != b"*" && !WRITTEN_PER_CLIENT.contains(&name.as_str()) => {
                 if !fields.contains(&name) {
                     if fields.len() == VARY_FIELDS_MAX {
                         return Vary::Any;
@@ -237,6 +251,11 @@ mod tests {
             (&["foo, *"], Vary::Any),
             (&["foo", "*"], Vary::Any),
             (&["foo bar"], Vary::Any),
+            // Written by this node, for each client and for each key.
+            (&["X-Forwarded-For"], Vary::Any),
+            (&["foo, via"], Vary::Any),
+            (&["x-forwarded-proto, foo"], Vary::Fields(fields(&["foo"]))),
+            (&["X-Forwarded-Host"], Vary::None),
         ] {
             assert_eq!(vary(lines), expected, "{lines:?}");
         }

@@ -51,6 +51,31 @@ pub fn evaluate(request: &HeaderMap, status: StatusCode, stored: &HeaderMap) -> 
     Verdict::Proceed
 }
 
+/// What becomes of an answer that was asked for without the client's conditions: a 304 or a 412 with these
+/// fields and without its body, where they say so.
+pub fn shortened(
+    request: &HeaderMap,
+    status: StatusCode,
+    fields: &HeaderMap,
+) -> Option<(StatusCode, HeaderMap)> {
+    match evaluate(request, status, fields) {
+        Verdict::Proceed => None,
+        Verdict::NotModified => Some((StatusCode::NOT_MODIFIED, not_modified_fields(fields))),
+        Verdict::PreconditionFailed => {
+            let mut fields = fields.clone();
+            for name in [
+                header::CONTENT_TYPE,
+                header::CONTENT_ENCODING,
+                header::TRAILER,
+            ] {
+                fields.remove(name);
+            }
+            fields.insert(header::CONTENT_LENGTH, 0.into());
+            Some((StatusCode::PRECONDITION_FAILED, fields))
+        }
+    }
+}
+
 /// The fields of a 304 for a stored response (RFC 9110 §15.4.5): all but those that describe the
 /// content which is not sent. `Last-Modified` stays only where there is no `ETag` to go by.
 pub fn not_modified_fields(stored: &HeaderMap) -> HeaderMap {

@@ -16,6 +16,7 @@ use crate::{
     deliver::{
         self, Content, Delivery,
         cache_status::{CacheStatus, Fwd, Handled},
+        conditional,
     },
     error::{ERROR_TYPE, Kind, RETRY_AFTER, ServeError, Side},
     forward,
@@ -77,6 +78,12 @@ impl Proxy {
         let ttl_s = (how.fwd.is_none() || how.leads).then_some(ttl);
         // Of use to whoever wonders about a miss; a hit does without.
         let key = how.fwd.map_or_else(String::new, |_| asked.key.to_string());
+        if how.leads
+            && let Ok(mut withheld) = entry.withheld.lock()
+            && let Some(withheld) = withheld.take()
+        {
+            head.headers.extend(withheld);
+        }
         asked.rules.consume_targets(&mut head.headers);
         let node = self.shared.me.as_str();
         CacheStatus {
@@ -134,6 +141,24 @@ impl Proxy {
         let mut response = response(parts.status, parts.headers, payload);
         // Among them the reason phrase and how fields are spelled; hyper writes them so again.
         *response.extensions_mut() = parts.extensions;
+        response
+    }
+
+    /// The same for an answer that was asked for without the client's conditions.
+    pub(super) fn passed_whole(
+        &self,
+        asked: &Asked,
+        answer: Response<OriginBody>,
+        fwd: Fwd,
+    ) -> Response<Payload> {
+        let mut response = self.passed(asked, answer, fwd);
+        let (status, fields) = (response.status(), response.headers());
+        if let Some((status, fields)) = conditional::shortened(&asked.headers, status, fields) {
+            *response.status_mut() = status;
+            *response.headers_mut() = fields;
+            response.extensions_mut().clear();
+            response.body_mut().cut();
+        }
         response
     }
 

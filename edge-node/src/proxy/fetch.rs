@@ -17,7 +17,7 @@ use crate::{
         entry::{self, Body, Entry, Head, Provenance},
         fill::BodyError,
         policy::{
-            self, Freshness, Reuse, Unstorable,
+            self, Freshness, RequestFacts, Reuse, Unstorable,
             part::{Extent, Part},
             validator::{self, EntityTag},
         },
@@ -26,7 +26,7 @@ use crate::{
     },
     deliver::range::{self, Ranges},
     error::{Kind, ServeError},
-    forward,
+    forward::{self, Hop},
     upstream::{
         origin::{OriginBody, OriginError},
         peer::{PeerObject, PieceStream},
@@ -227,7 +227,10 @@ impl Proxy {
         asked_ms: u64,
         own: Own,
     ) {
-        let (facts, status) = (asked.facts(), entry.head.status);
+        // What this one request does not want stored says nothing of what is stored for others.
+        let facts = RequestFacts::of(&Method::GET, &HeaderMap::new());
+        let status = entry.head.status;
+        let selects_by = vary::selecting_fields(&entry.head.headers);
         let renewed = fresh.filter(|headers| {
             let rules = &*asked.rules;
             let storable = policy::storable(&facts, status, headers, rules, asked_ms);
@@ -235,16 +238,21 @@ impl Proxy {
                 let refusal = Refusal::of(reason, status, headers, rules, self.now());
                 self.shared.refusals.remember(asked.key, refusal);
             }
-            storable.is_ok()
+            // By which fields it was selected is known; whether it would be by others is not.
+            storable.is_ok() && vary::selecting_fields(headers) == selects_by
         });
         let Some(headers) = renewed else {
-            self.shared.cache.forget(entry.key).await;
+            if entry.key == filler.key() {
+                filler.forget_stored().await;
+            } else {
+                self.shared.cache.forget(entry.key).await;
+            }
             return Box::pin(self.fetch_anew(filler, asked, own)).await;
         };
         let head = Head {
             length: entry.length(),
             selected_by: entry.head.selected_by.clone(),
-            ..self.head(asked, status, headers, asked_ms)
+            ..self.head(asked, status, headers, None, asked_ms)
         };
         filler.refresh(entry, head).await;
     }
@@ -305,7 +313,7 @@ impl Proxy {
                 }
             };
         };
-        let mut head = self.head(asked, StatusCode::OK, headers, asked_ms);
+        let mut head = self.head(asked, StatusCode::OK, headers, None, asked_ms);
         head.length = Some(part.of);
         head.part = match joined.extent {
             Extent::Part(part) => Some(part),
@@ -383,11 +391,13 @@ impl Proxy {
             };
             self.shared.refusals.remember(asked.key, refusal);
             // What is said of one request, or may be gone in a moment, says nothing of others.
+            // An error may be of one request's own making.
+            let lasting = matches!(status.as_u16(), 200..=399 | 404 | 410);
             let remember = storable.as_ref().err().is_none_or(Unstorable::is_lasting)
                 && matches!(extent, Extent::Whole(_))
-                && !status.is_server_error()
+                && lasting
                 && !facts.authorized;
-            if remember && storable.is_err() {
+            if remember && storable.is_err() && !status.is_client_error() {
                 filler.forget_stored().await;
             }
             filler.not_shared(remember);
@@ -396,11 +406,12 @@ impl Proxy {
             return;
         }
         let (parts, body) = response.into_parts();
+        let withheld = policy::withheld_fields(&parts.headers, &asked.rules.targets);
         let mut headers = policy::storable_fields(&parts.headers, &asked.rules.targets, self.now());
         if parts.status == StatusCode::PARTIAL_CONTENT {
             headers.remove(header::CONTENT_RANGE);
         }
-        let mut head = self.head(asked, status, headers, asked_ms);
+        let mut head = self.head(asked, status, headers, storable.ok(), asked_ms);
         head.length = length;
         let expected = match &extent {
             Extent::Whole(told) => *told,
@@ -414,7 +425,7 @@ impl Proxy {
         if let Extent::Part(part) = extent {
             (head.length, head.part) = (Some(part.of), Some(part));
         }
-        let mut writing = filler.share(head, Provenance::Origin);
+        let mut writing = filler.share_first(head, Provenance::Origin, withheld);
         match pump(&mut writing, body, expected).await {
             Ok(()) => writing.commit().await,
             Err(error) => {
@@ -599,7 +610,12 @@ impl Proxy {
     fn whole(&self, asked: &Asked) -> HeaderMap {
         let mut headers = asked.headers.clone();
         forward::make_whole(&mut headers);
-        forward::add_hop(&mut headers, &self.hop(asked));
+        // The host as the key has it: what is answered is for everybody who writes it in another way.
+        let hop = Hop {
+            host: &asked.host,
+            ..self.hop(asked)
+        };
+        forward::add_hop(&mut headers, &hop);
         headers
     }
 
@@ -650,13 +666,23 @@ impl Proxy {
             .map_err(origin_failed)
     }
 
-    fn head(&self, asked: &Asked, status: StatusCode, headers: HeaderMap, asked_ms: u64) -> Head {
+    /// The head of what is stored with these fields; `judged` is its freshness where that is known from
+    /// the fields as received.
+    fn head(
+        &self,
+        asked: &Asked,
+        status: StatusCode,
+        headers: HeaderMap,
+        judged: Option<Freshness>,
+        asked_ms: u64,
+    ) -> Head {
         let selected_by = match vary::selecting_fields(&headers) {
             Vary::Fields(fields) => vary::normal_values(&fields, &asked.headers),
             Vary::None | Vary::Any => Vec::new(),
         };
         Head {
-            freshness: Freshness::of(status, &headers, &asked.rules, asked_ms),
+            freshness: judged
+                .unwrap_or_else(|| Freshness::of(status, &headers, &asked.rules, asked_ms)),
             status,
             headers,
             asked_ms,

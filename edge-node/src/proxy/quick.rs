@@ -81,7 +81,7 @@ pub(super) struct Known {
 /// What a plain request hits.
 struct Hit<'a> {
     entry: Arc<Entry>,
-    rules: &'a Rules,
+    rules: &'a Arc<Rules>,
     body: Bytes,
     now_ms: u64,
 }
@@ -162,10 +162,7 @@ impl Proxy {
         if selective {
             return None;
         }
-        let hot = hit
-            .entry
-            .hot
-            .get_or_init(|| self.hot(&hit.entry, hit.rules));
+        let hot = self.hot(&hit)?;
         let body = match *request.method() {
             Method::HEAD => Bytes::new(),
             _ => hit.body.clone(),
@@ -266,7 +263,7 @@ impl Proxy {
         out: &mut Vec<u8>,
     ) -> Option<(Bytes, Bytes)> {
         let entry = &hit.entry;
-        let hot = entry.hot.get_or_init(|| self.hot(entry, hit.rules));
+        let hot = self.hot(hit)?;
         let selective = headers
             .keys()
             .any(|name| is_any_of(name.as_str(), &SELECTIVE));
@@ -300,24 +297,30 @@ impl Proxy {
         Some((Bytes::new(), body))
     }
 
-    /// The heads of hits on `entry`.
-    fn hot(&self, entry: &Entry, rules: &Rules) -> Hot {
-        let plan = deliver::plan(&Method::GET, &HeaderMap::new(), entry, 0);
-        let fields = self.finished(plan.head.headers, rules);
-        let (mut head, mut not_modified) = (Vec::with_capacity(1024), Vec::with_capacity(1024));
-        write_head(plan.head.status, &fields, &mut head);
-        let fields_304 = conditional::not_modified_fields(&fields);
-        write_head(StatusCode::NOT_MODIFIED, &fields_304, &mut not_modified);
-        Hot {
-            fields,
-            head: head.into(),
-            not_modified: not_modified.into(),
-        }
+    /// The heads of hits on an entry; `None` if they were made under other rules than now hold.
+    fn hot<'a>(&self, hit: &'a Hit<'_>) -> Option<&'a Hot> {
+        let hot = hit.entry.hot.get_or_init(|| {
+            let plan = deliver::plan(&Method::GET, &HeaderMap::new(), &hit.entry, 0);
+            let fields = self.finished(plan.head.headers, hit.rules);
+            let (mut head, mut not_modified) = (Vec::new(), Vec::new());
+            write_head(plan.head.status, &fields, &mut head);
+            let fields_304 = conditional::not_modified_fields(&fields);
+            write_head(StatusCode::NOT_MODIFIED, &fields_304, &mut not_modified);
+            Hot {
+                rules: hit.rules.clone(),
+                fields,
+                head: head.into(),
+                not_modified: not_modified.into(),
+            }
+        });
+        Arc::ptr_eq(&hot.rules, hit.rules).then_some(hot)
     }
 
     /// What every answer goes through on its way out; without `Age`, which comes last.
     fn finished(&self, mut headers: HeaderMap, rules: &Rules) -> HeaderMap {
         headers.remove(header::AGE);
+        // What is stored has no trailers.
+        headers.remove(header::TRAILER);
         rules.consume_targets(&mut headers);
         let via = forward::via(Version::HTTP_11, &self.shared.me);
         forward::append_to_list(&mut headers, header::VIA, &via);

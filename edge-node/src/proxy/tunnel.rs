@@ -1,7 +1,8 @@
 //! Upgrades (RFC 9110 §7.8): a WebSocket handshake goes to the origin, and when it agrees, bytes go
 //! both ways until either side ends.
 
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Version, header};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http_body::Body as _;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
 use tracing::debug;
@@ -21,9 +22,13 @@ const KEEP: [HeaderName; 2] = [header::CONNECTION, header::UPGRADE];
 
 /// The handle to take the connection over with, if the request asks for another protocol.
 pub(super) fn requested(request: &mut Request<Incoming>) -> Option<OnUpgrade> {
-    // RFC 9113 §8.2.2: HTTP/2 knows no Upgrade; and h2c is for the next hop only.
-    let wanted = request.headers().get(header::UPGRADE)?;
-    let is_h2c = wanted.as_bytes().eq_ignore_ascii_case(b"h2c");
+    // RFC 9113 §8.2.2: HTTP/2 knows no Upgrade; and h2c is for the next hop only, where it would lead
+    // around everything that is decided here.
+    let mut wanted = request.headers().get_all(header::UPGRADE).iter().peekable();
+    wanted.peek()?;
+    let is_h2c = wanted
+        .flat_map(|value| value.as_bytes().split(|&b| b == b','))
+        .any(|protocol| protocol.trim_ascii().eq_ignore_ascii_case(b"h2c"));
     let named = request
         .headers()
         .get_all(header::CONNECTION)
@@ -34,7 +39,15 @@ pub(super) fn requested(request: &mut Request<Incoming>) -> Option<OnUpgrade> {
                 .into_iter()
                 .any(|t| t.trim_ascii().eq_ignore_ascii_case(b"upgrade"))
         });
-    let fits = request.version() == Version::HTTP_11 && named && !is_h2c;
+    // Without content only: its bytes could not be told from those of the new protocol. And GET only, as
+    // WebSocket has it; whoever changes something is answered in HTTP.
+    let fits = request.version() == Version::HTTP_11
+        && request.method() == Method::GET
+        && request.body().is_end_stream()
+        && !request.headers().contains_key(header::CONTENT_LENGTH)
+        && !request.headers().contains_key(header::TRANSFER_ENCODING)
+        && named
+        && !is_h2c;
     fits.then(|| hyper::upgrade::on(request))
 }
 

@@ -26,6 +26,8 @@ pub struct Scanner {
     head: Vec<u8>,
     head_bytes_max: usize,
     heads: u64,
+    /// Line ends behind the last request: hyper may hold a part of them.
+    line_ends: bool,
 }
 
 #[derive(Debug)]
@@ -44,6 +46,7 @@ impl Scanner {
             head: Vec::new(),
             head_bytes_max,
             heads: 0,
+            line_ends: false,
         }
     }
 
@@ -59,7 +62,7 @@ impl Scanner {
 
     /// How many requests there were, if the bytes so far are whole requests and nothing else.
     pub fn whole_requests(&self) -> Option<u64> {
-        let between = matches!(self.at, At::Head) && self.head.is_empty();
+        let between = matches!(self.at, At::Head) && self.head.is_empty() && !self.line_ends;
         between.then_some(self.heads)
     }
 
@@ -88,6 +91,7 @@ impl Scanner {
                     if self.head.is_empty() {
                         let first = bytes.iter().position(|b| !matches!(b, b'\r' | b'\n'));
                         bytes = &bytes[first.unwrap_or(bytes.len())..];
+                        self.line_ends |= first != Some(0);
                     }
                     // An end may lie across two reads; a head that came whole is not copied.
                     let found = if self.head.is_empty() {
@@ -109,6 +113,7 @@ impl Scanner {
                     };
                     self.head.clear();
                     self.heads += 1;
+                    self.line_ends = false;
                     bytes = &bytes[used..];
                     match framing {
                         Ok(Framing::Length(0)) => {}

@@ -11,8 +11,9 @@ use super::{
 };
 
 /// Fields that concern one connection or one proxy, besides those that `Connection` names.
-const HOP_BY_HOP: [&str; 9] = [
+const HOP_BY_HOP: [&str; 10] = [
     "connection",
+    "http2-settings",
     "keep-alive",
     "proxy-authenticate",
     "proxy-authentication-info",
@@ -76,8 +77,8 @@ pub fn remove(headers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool) {
 ///
 /// Dropped: what [`strip_hop_by_hop`] drops, the fields named by `no-cache="…"` and `private="…"`
 /// (RFC 9111 §3.1), and always `Set-Cookie`: where the origin allows such a response to be shared,
-/// its content is shared and its cookie is not. Whoever serves the client whose request fetched
-/// the response may still give that one client the dropped fields.
+/// its content is shared and its cookie is not. The client whose request fetched the
+/// response gets them nevertheless ([`withheld_fields`]).
 ///
 /// Kept: everything else. `Age` as received, for freshness is computed from it wherever the
 /// response is stored; who delivers replaces it. `Via` and `Cache-Status` as received: they tell
@@ -95,6 +96,20 @@ pub fn storable_fields(
         fields.insert(header::DATE, date_value(received_ms / 1000));
     }
     compact(&fields)
+}
+
+/// The fields of `received` that its sender wants withheld from all but the client whose request
+/// fetched it: those named by `no-cache="…"` and `private="…"`, and cookies.
+pub fn withheld_fields(received: &HeaderMap, targets: &[HeaderName]) -> HeaderMap {
+    let mut names = Governing::of(received, targets).said.withheld;
+    names.push(header::SET_COOKIE);
+    let mut fields = HeaderMap::new();
+    for name in names {
+        for value in received.get_all(&name) {
+            fields.append(&name, value.clone());
+        }
+    }
+    fields
 }
 
 /// The same fields with their values in one allocation of their own. As received, each is a slice of
