@@ -179,7 +179,7 @@ pub struct Metrics {
     pub sent_bytes: AtomicU64,
 }
 
-const STORE_COUNTERS: [(&str, &str); 8] = [
+const STORE_COUNTERS: [(&str, &str); 9] = [
     (
         "edge_index_rebuilds_total",
         "Times the index was damaged and rebuilt from the segments",
@@ -204,6 +204,10 @@ const STORE_COUNTERS: [(&str, &str); 8] = [
     (
         "edge_disk_read_bytes_total",
         "Bytes of records read from segments to be served",
+    ),
+    (
+        "edge_disk_reads_around_total",
+        "Reads of what stands behind a small object that came from the disk itself",
     ),
     (
         "edge_admission_held_back_total",

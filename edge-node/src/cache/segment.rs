@@ -275,6 +275,13 @@ impl Segment {
         Ok(Bytes::from(bytes))
     }
 
+    /// Reads up to `len` bytes at `offset` for nobody but the system, which keeps them in its cache.
+    /// Blocks.
+    pub fn warm(&self, offset: u32, len: usize) {
+        // Whoever wants them will hear of it if they cannot be read.
+        let _ = self.file.read_at(&mut vec![0; len], u64::from(offset));
+    }
+
     /// Writes `bytes` at `offset`; if that fails in the middle, cuts off what was written, so that
     /// nothing but whole records ever stands in front of a later one.
     ///

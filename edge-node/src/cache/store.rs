@@ -39,11 +39,15 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
         mpsc,
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
 use cluster::key::Key;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::{
+    sync::{Semaphore, oneshot},
+    time::Instant,
+};
 
 pub use self::open::OpenError;
 use self::{
@@ -63,6 +67,16 @@ pub const DISK_BYTES_MIN: u64 = 16 << 20;
 /// blocks of which files fill only a part.
 pub const DISK_SLACK_BYTES: u64 = 4 << 20;
 
+/// A record up to this size is small: one read for each of those that are asked for together is too much.
+const SMALL_RECORD_BYTES: u32 = 64 << 10;
+/// A read of a small record that takes longer came from the disk itself; from the system's cache it
+/// takes some microseconds, from the fastest disks twice this.
+const COLD_READ: Duration = Duration::from_micros(50);
+/// What is read behind a small record that came from the disk: a page and what it refers to were asked
+/// for, and so stored, one after the other. As much as a disk reads in the time it takes to get there.
+const READ_AROUND_BYTES: usize = 256 << 10;
+/// How many such reads go on at once; beyond that the disk has better things to do.
+const READ_AROUNDS_MAX: usize = 2;
 /// Most bytes that wait to be written: a tenth of a second of a slow disk. Who finds it full waits.
 const QUEUE_BYTES: usize = 16 << 20;
 /// What the smallest record counts in the queue, so that it bounds records as well.
@@ -88,6 +102,9 @@ pub struct Store {
     queue: mpsc::SyncSender<Job>,
     room: Arc<Semaphore>,
     pool: Pool,
+    /// [`COLD_READ`], but for tests.
+    cold_read: Duration,
+    reads_around: Arc<Semaphore>,
 }
 
 /// What readers and the writer share.
@@ -114,6 +131,7 @@ struct Counters {
     write_errors: AtomicU64,
     appended_bytes: AtomicU64,
     read_bytes: AtomicU64,
+    reads_around: AtomicU64,
 }
 
 /// Hears the keys of objects that went with their segment, on the writer's thread, which it must not
@@ -219,6 +237,8 @@ pub struct StoreStats {
     pub appended_bytes_total: u64,
     /// Bytes of records read to be served.
     pub read_bytes_total: u64,
+    /// Reads of what stands behind a small object that came from the disk itself.
+    pub reads_around_total: u64,
 }
 
 impl Store {
@@ -298,8 +318,11 @@ impl Store {
         let Some((slot, segment)) = found else {
             return Ok(None);
         };
+        let (cold_read, read_from) = (self.cold_read, Arc::clone(&segment));
         let read = move || {
-            let bytes = segment.read(slot.span.at.offset, slot.span.len.get())?;
+            let begun = Instant::now();
+            let bytes = read_from.read(slot.span.at.offset, slot.span.len.get())?;
+            let cold = begun.elapsed() >= cold_read;
             let record = Record::decode(bytes).ok_or(ReadError::Corrupt)?;
             if record.entry.kind != Kind::Object || record.entry.key != key {
                 return Err(ReadError::Corrupt);
@@ -308,16 +331,35 @@ impl Store {
                 0 => Body::Inline(record.body),
                 count => Body::Pieces(count),
             };
-            decode(StoredObject {
+            let object = StoredObject {
                 object: record.entry.object,
                 flags: slot.flags,
                 meta: record.meta,
                 body,
-            })
-            .ok_or(ReadError::Corrupt)
+            };
+            Ok((decode(object).ok_or(ReadError::Corrupt)?, cold))
         };
-        self.counted(self.pool.run(read).await?, slot.span)
-            .map(Some)
+        let (object, cold) = self.counted(self.pool.run(read).await?, slot.span)?;
+        if cold && slot.span.len.get() <= SMALL_RECORD_BYTES {
+            self.read_around(segment, slot.span);
+        }
+        Ok(Some(object))
+    }
+
+    /// Has the system read what was stored after `span`, without anybody waiting for it. It stays in the
+    /// system's cache, not in ours: whether it is wanted is not known, and there it costs neither a hash
+    /// nor the place of something that is.
+    fn read_around(&self, segment: Arc<Segment>, span: Span) {
+        let Ok(place) = Arc::clone(&self.reads_around).try_acquire_owned() else {
+            return;
+        };
+        self.shared.counters.reads_around.fetch_add(1, Relaxed);
+        let behind = span.at.offset.saturating_add(span.len.get());
+        let read = self.pool.run(move || {
+            segment.warm(behind, READ_AROUND_BYTES);
+            drop(place);
+        });
+        tokio::spawn(read);
     }
 
     /// These pieces of an object: all or nothing. A look into RAM. The object may still be filling;
@@ -497,6 +539,7 @@ impl Store {
             write_errors_total: counters.write_errors.load(Relaxed),
             appended_bytes_total: counters.appended_bytes.load(Relaxed),
             read_bytes_total: counters.read_bytes.load(Relaxed),
+            reads_around_total: counters.reads_around.load(Relaxed),
         }
     }
 

@@ -53,6 +53,7 @@ impl Gauges {
         metrics.store("edge_reinserted_objects_total", disk.reinserted_total);
         metrics.store("edge_disk_written_bytes_total", disk.appended_bytes_total);
         metrics.store("edge_disk_read_bytes_total", disk.read_bytes_total);
+        metrics.store("edge_disk_reads_around_total", disk.reads_around_total);
         metrics.store("edge_admission_held_back_total", self.cache.held_back());
         metrics.store_failures(self.cache.store_failures());
         let sites = self.sites.load();

@@ -18,8 +18,8 @@ use tokio::{sync::Semaphore, time::Instant};
 use tracing::{info, warn};
 
 use super::{
-    Counters, DISK_BYTES_MIN, OnEvicted, QUEUE_BYTES, QUEUE_RECORD_BYTES_MIN, Shared, Store,
-    StoreConfig,
+    COLD_READ, Counters, DISK_BYTES_MIN, OnEvicted, QUEUE_BYTES, QUEUE_RECORD_BYTES_MIN,
+    READ_AROUNDS_MAX, Shared, Store, StoreConfig,
     table::{At, Table},
     writer::{Sealed, Writer},
 };
@@ -256,6 +256,8 @@ pub(super) fn open(config: &StoreConfig, on_evicted: OnEvicted) -> Result<Store,
         queue,
         room: Arc::new(Semaphore::new(QUEUE_BYTES)),
         pool,
+        cold_read: COLD_READ,
+        reads_around: Arc::new(Semaphore::new(READ_AROUNDS_MAX)),
     })
 }
 

@@ -205,6 +205,31 @@ async fn objects_are_stored_replaced_and_removed() {
 }
 
 #[tokio::test]
+async fn behind_a_small_object_that_came_from_the_disk_more_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = open(dir.path(), 64 * MIB);
+    for n in 0..3 {
+        put(&store, n, n, 4_000).await.unwrap();
+    }
+    put(&store, 9, 9, 1 << 20).await.unwrap();
+    let after = async |store: &Store, n| {
+        assert!(get(store, n).await.unwrap().is_some());
+        store.stats().reads_around_total
+    };
+    // Nothing takes an hour: all of it is in the system's cache.
+    store.cold_read = Duration::from_secs(3600);
+    assert_eq!(after(&store, 0).await, 0);
+    // All that takes any time at all came from the disk.
+    store.cold_read = Duration::ZERO;
+    assert_eq!(after(&store, 1).await, 1);
+    assert_eq!(after(&store, 9).await, 1, "large");
+    // However many ask, only so many are read for the system.
+    let places = u32::try_from(READ_AROUNDS_MAX).unwrap();
+    let _taken = store.reads_around.acquire_many(places).await.unwrap();
+    assert_eq!(after(&store, 2).await, 1, "the disk is busy with that");
+}
+
+#[tokio::test]
 async fn new_metadata_keep_the_pieces() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path(), 64 * MIB);
