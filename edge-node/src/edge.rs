@@ -37,9 +37,9 @@ use crate::{
     },
     config::Config,
     hold::Hold,
-    metrics::Metrics,
+    metrics::{Metrics, Shed},
     proxy::{Proxy, ProxyParts, UploadLimits},
-    serve::{self, ConnectionLimits},
+    serve::{self, ConnectionLimits, idle::OnClosed},
     sites::Sites,
     upstream::{Upstream, UpstreamConfig},
     workers,
@@ -284,7 +284,11 @@ impl Edge {
 
         let mut listeners = JoinSet::new();
         let proxy = self.proxy;
-        let limits = ConnectionLimits::public(&config.limits);
+        let shedding = metrics.clone();
+        let limits = ConnectionLimits {
+            closes_idle: Some(OnClosed::new(move || shedding.shed(Shed::IdleConnection))),
+            ..ConnectionLimits::public(&config.limits)
+        };
         listeners.spawn(serve::listen(
             "http",
             self.http,
