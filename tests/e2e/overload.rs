@@ -204,7 +204,10 @@ async fn a_validation_behind_a_stale_answer_gives_way() {
         assert_eq!((answer.status, &answer.body[..]), (200, &b"old"[..]));
     }
     let what = "the validation is given up";
-    let given_up = async || Ok(ensure!(stage.shed("unwanted").await > 0.5));
+    let given_up = async || {
+        ensure!(stage.shed("unwanted").await > 0.5);
+        Ok(())
+    };
     eventually(what, given_up).await.unwrap();
     // One is at the origin, one waits, and none before it.
     stage.until("edge_origin_queue", SITE, 1.0).await;
@@ -216,7 +219,8 @@ async fn a_validation_behind_a_stale_answer_gives_way() {
     }
     let validated = async || {
         stage.edge().get("/old").await?;
-        Ok(ensure!(stage.origin.seen("/old").len() > 1))
+        ensure!(stage.origin.seen("/old").len() > 1);
+        Ok(())
     };
     eventually("it is validated", validated).await.unwrap();
 }
@@ -314,7 +318,8 @@ async fn a_node_fills_so_much_at_once_and_no_more() {
     }
     let free = async || {
         let answer = stage.edge().get("/none").await?;
-        Ok(ensure!(answer.status == 404, "{}", answer.status))
+        ensure!(answer.status == 404, "{}", answer.status);
+        Ok(())
     };
     eventually("a miss is fetched again", free).await.unwrap();
 }
