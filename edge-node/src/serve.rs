@@ -250,19 +250,13 @@ pub async fn listen<S, B>(
         let served = builder
             .serve_connection_with_upgrades(TokioIo::new(stream), service(connection))
             .into_owned();
-        let (mut stop, running) = (stop.clone(), running.clone());
+        let running = running.clone();
         tokio::spawn(async move {
             let mut served = pin!(served);
-            let goes = async {
-                tokio::select! {
-                    () = stopped(&mut stop) => {}
-                    () = presence.goes() => {}
-                }
-            };
             let ended = tokio::select! {
                 biased;
                 ended = served.as_mut() => ended,
-                () = goes => {
+                () = presence.goes() => {
                     served.as_mut().graceful_shutdown();
                     served.await
                 }
@@ -274,6 +268,7 @@ pub async fn listen<S, B>(
         });
     }
     drop((listener, running));
+    roster.close();
     if tokio::time::timeout(drain, all_ended.recv()).await.is_err() {
         warn!(
             listener = name,

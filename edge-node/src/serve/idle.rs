@@ -11,7 +11,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -57,6 +57,8 @@ pub(super) struct Presence {
     /// ready for it. Only the connection's task writes it.
     moves: AtomicU64,
     told: Notify,
+    /// Whether it is to go after its answers, idle or not.
+    closing: AtomicBool,
 }
 
 impl Presence {
@@ -73,12 +75,12 @@ impl Presence {
         self.moves.store(next, Ordering::Relaxed);
     }
 
-    /// Returns when the connection is to go, and is idle: to be awaited by its own task, so that nothing
-    /// comes in between.
+    /// Returns when the connection is to go, and is idle if that matters: to be awaited by its own task,
+    /// so that nothing comes in between.
     pub(super) async fn goes(&self) {
         loop {
             self.told.notified().await;
-            if self.idle_at().is_some() {
+            if self.closing.load(Ordering::Acquire) || self.idle_at().is_some() {
                 return;
             }
         }
@@ -117,6 +119,7 @@ impl Roster {
             connection,
             moves: AtomicU64::new(0),
             told: Notify::new(),
+            closing: AtomicBool::new(false),
         });
         let seen = Seen {
             presence: presence.clone(),
@@ -129,6 +132,14 @@ impl Roster {
         present.connections.insert(number, seen);
         let roster = self.clone();
         (presence, Line { roster, number })
+    }
+
+    /// Has all of them go, each after what it is owed.
+    pub(super) fn close(&self) {
+        for Seen { presence, .. } in self.present().connections.values() {
+            presence.closing.store(true, Ordering::Release);
+            presence.told.notify_one();
+        }
     }
 
     /// Those that have not moved for [`IDLE_MIN`] as far as anybody has looked, the oldest first.
