@@ -183,7 +183,8 @@ impl Default for CacheSection {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitsSection {
-    /// Connections on the public listener; more wait in the system's queue.
+    /// Connections on the public listener. When they run out, the one that has waited for its next
+    /// request for the longest is closed; where none does, new ones wait in the system's queue.
     pub connections: usize,
     /// Objects that are fetched at once; a miss beyond them is answered by 503. One that waits for its
     /// origin takes some KiB, one whose body comes faster than the disk takes it 5 MiB.

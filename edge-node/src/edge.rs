@@ -39,9 +39,9 @@ use crate::{
     },
     config::Config,
     hold::Hold,
-    metrics::Metrics,
+    metrics::{Metrics, Shed},
     proxy::{LastSite, Proxy, ProxyParts, UploadLimits},
-    serve::{self, ConnectionLimits},
+    serve::{self, ConnectionLimits, idle::OnClosed},
     sites::Sites,
     upstream::{Upstream, UpstreamConfig},
     workers,
@@ -286,7 +286,11 @@ impl Edge {
 
         let mut listeners = JoinSet::new();
         let proxy = self.proxy;
-        let limits = ConnectionLimits::public(&config.limits);
+        let shedding = metrics.clone();
+        let limits = ConnectionLimits {
+            closes_idle: Some(OnClosed::new(move || shedding.shed(Shed::IdleConnection))),
+            ..ConnectionLimits::public(&config.limits)
+        };
         listeners.spawn(serve::listen(
             "http",
             self.http,

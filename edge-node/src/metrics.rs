@@ -591,12 +591,22 @@ mod tests {
             },
         );
         metrics.members(&[("ready", 1)]);
+        metrics.shed(Shed::Fills);
+        let traffic = Traffic {
+            inside: 2,
+            waiting: 1,
+        };
+        metrics.origins(&[("a".to_owned(), traffic)]);
         let text = metrics.text();
         for line in [
             "edge_requests_total{outcome=\"hit\",site=\"a\"} 1",
             "edge_response_bytes_total{site=\"a\",source=\"memory\"} 5",
             "edge_request_duration_seconds_count{outcome=\"hit\"} 1",
             "edge_origin_requests_total{site=\"a\"} 0",
+            "edge_origin_requests_in_flight{site=\"a\"} 2",
+            "edge_origin_queue{site=\"a\"} 1",
+            "edge_shed_total{reason=\"fills\"} 1",
+            "edge_shed_total{reason=\"origin-queue-full\"} 0",
             "edge_peer_requests_total{peer=\"edge-2\",result=\"ok\"} 1",
             "edge_digest_false_hits_total 0",
             "edge_cache_bytes{tier=\"memory\"} 1",

@@ -1,6 +1,7 @@
 //! Listeners: accept, bound, serve, drain. What is served is the caller's business.
 
 pub mod framing;
+pub mod idle;
 pub mod interim;
 pub mod quick;
 mod stream;
@@ -8,6 +9,7 @@ mod stream;
 use std::{
     convert::Infallible,
     net::SocketAddr,
+    pin::pin,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -20,13 +22,17 @@ use http::{Request, Response, Version};
 use hyper::{body::Incoming, service::Service};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    server::conn::auto,
 };
-use tokio::sync::{Semaphore, watch};
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    time::Instant,
+};
 use tracing::{debug, warn};
 
 use self::{
     framing::Flaw,
+    idle::{OnClosed, Roster, Usher, Watched},
     interim::{Interim, Outbox},
     quick::Quick,
 };
@@ -62,6 +68,9 @@ pub struct ConnectionLimits {
     /// Nothing is written before [`Connection::admit`] was called: who is not admitted does not get
     /// a byte, not even an error.
     pub gated: bool,
+    /// Whether a connection that waits for its next request goes when a new one finds no place, and who
+    /// is told.
+    pub closes_idle: Option<OnClosed>,
 }
 
 impl ConnectionLimits {
@@ -75,6 +84,7 @@ impl ConnectionLimits {
             h2_streams: limits.h2_streams,
             keeps_case: true,
             gated: false,
+            closes_idle: None,
         }
     }
 
@@ -89,6 +99,7 @@ impl ConnectionLimits {
             h2_streams: 0,
             keeps_case: false,
             gated: true,
+            closes_idle: None,
         }
     }
 
@@ -102,6 +113,7 @@ impl ConnectionLimits {
             h2_streams: 16,
             keeps_case: false,
             gated: false,
+            closes_idle: None,
         }
     }
 }
@@ -151,6 +163,12 @@ impl Connection {
         Answering(self.ended.clone())
     }
 
+    /// Whether hyper has done with an answer to every request, and more requests may come.
+    fn is_answered(&self) -> bool {
+        self.requests.load(Ordering::Acquire) == self.ended.load(Ordering::Acquire)
+            && !self.tunnel.load(Ordering::Acquire)
+    }
+
     /// Lets answers out on a gated listener.
     pub fn admit(&self) {
         self.admitted.store(true, Ordering::Release);
@@ -196,11 +214,22 @@ pub async fn listen<S, B>(
 {
     let builder = builder(&limits, quick.is_some());
     let places = Arc::new(Semaphore::new(limits.connections));
-    let running = GracefulShutdown::new();
+    let roster = Roster::default();
+    let mut usher = Usher::new(roster.clone());
+    // Each connection has a sender; nobody sends.
+    let (running, mut all_ended) = mpsc::channel::<Infallible>(1);
     loop {
+        let room = async {
+            match &limits.closes_idle {
+                Some(closed) => usher.make_room(closed).await,
+                None => std::future::pending().await,
+            }
+        };
         let place = tokio::select! {
-            place = places.clone().acquire_owned() => place.expect("the semaphore is never closed"),
+            biased;
             () = stopped(&mut stop) => break,
+            place = places.clone().acquire_owned() => place.expect("the semaphore is never closed"),
+            () = room => continue,
         };
         let (stream, from) = tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -214,24 +243,33 @@ pub async fn listen<S, B>(
             () = stopped(&mut stop) => break,
         };
         let connection = Arc::new(Connection::new(from));
+        let (presence, line) = roster.enter(connection.clone(), Instant::now());
+        let stream = Box::new(Watched::new(stream, presence.clone()));
         let session = quick.as_ref().map(|quick| quick.session(from));
         let stream = stream::Guarded::new(stream, &limits, connection.clone(), session);
         let served = builder
             .serve_connection_with_upgrades(TokioIo::new(stream), service(connection))
             .into_owned();
-        let served = running.watch(served);
+        let running = running.clone();
         tokio::spawn(async move {
-            if let Err(error) = served.await {
+            let mut served = pin!(served);
+            let ended = tokio::select! {
+                biased;
+                ended = served.as_mut() => ended,
+                () = presence.goes() => {
+                    served.as_mut().graceful_shutdown();
+                    served.await
+                }
+            };
+            if let Err(error) = ended {
                 debug!(listener = name, %from, error = %error, "connection ended");
             }
-            drop(place);
+            drop((line, place, running));
         });
     }
-    drop(listener);
-    if tokio::time::timeout(drain, running.shutdown())
-        .await
-        .is_err()
-    {
+    drop((listener, running));
+    roster.close();
+    if tokio::time::timeout(drain, all_ended.recv()).await.is_err() {
         warn!(
             listener = name,
             "transfers were still running at the end of the drain time"

@@ -16,6 +16,7 @@ use tokio::{
     net::TcpStream,
     sync::watch,
     task::JoinSet,
+    time::timeout,
 };
 
 use crate::{SECOND, started, stored};
@@ -203,7 +204,10 @@ async fn a_validation_behind_a_stale_answer_gives_way() {
         assert_eq!((answer.status, &answer.body[..]), (200, &b"old"[..]));
     }
     let what = "the validation is given up";
-    let given_up = async || Ok(ensure!(stage.shed("unwanted").await > 0.5));
+    let given_up = async || {
+        ensure!(stage.shed("unwanted").await > 0.5);
+        Ok(())
+    };
     eventually(what, given_up).await.unwrap();
     // One is at the origin, one waits, and none before it.
     stage.until("edge_origin_queue", SITE, 1.0).await;
@@ -215,7 +219,8 @@ async fn a_validation_behind_a_stale_answer_gives_way() {
     }
     let validated = async || {
         stage.edge().get("/old").await?;
-        Ok(ensure!(stage.origin.seen("/old").len() > 1))
+        ensure!(stage.origin.seen("/old").len() > 1);
+        Ok(())
     };
     eventually("it is validated", validated).await.unwrap();
 }
@@ -313,7 +318,76 @@ async fn a_node_fills_so_much_at_once_and_no_more() {
     }
     let free = async || {
         let answer = stage.edge().get("/none").await?;
-        Ok(ensure!(answer.status == 404, "{}", answer.status))
+        ensure!(answer.status == 404, "{}", answer.status);
+        Ok(())
     };
     eventually("a miss is fetched again", free).await.unwrap();
+}
+
+/// One place is kept free while anybody is idle: the oldest goes, whoever waits for an answer stays.
+#[tokio::test]
+async fn a_connection_that_asks_for_nothing_makes_room_for_a_new_one() {
+    let few = |plan: Plan| plan.edge_setting("limits", "connections", 3);
+    let stage = Stage::with(100, 100, |_| (), few).await;
+    stage.origin.route("/hot", Answer::bytes("hot"));
+    stage.origin.route("/held", stage.held());
+    let mut first = Kept::new(stage.edge()).await;
+    assert!(first.ask("/hot").await.ends_with("hot"));
+    let mut second = Kept::new(stage.edge()).await;
+    assert!(second.ask("/hot").await.ends_with("hot"));
+    let mut waiting = Kept::new(stage.edge()).await;
+    waiting.send("/held").await;
+
+    first.is_closed().await;
+    let mut new = Kept::new(stage.edge()).await;
+    assert!(new.ask("/hot").await.ends_with("hot"));
+    second.is_closed().await;
+    assert!((stage.shed("idle-connection").await - 2.0).abs() < 0.5);
+    // Now there is room again, and who is here may stay.
+    tokio::time::sleep(2 * SECOND).await;
+    assert!(new.ask("/hot").await.ends_with("hot"));
+    stage.open.send_replace(true);
+    assert!(waiting.answer().await.ends_with("here it is"));
+}
+
+/// A connection that a client keeps.
+struct Kept(TcpStream);
+
+impl Kept {
+    async fn new(edge: &Node) -> Self {
+        Self(TcpStream::connect(edge.http).await.unwrap())
+    }
+
+    async fn ask(&mut self, path: &str) -> String {
+        self.send(path).await;
+        self.answer().await
+    }
+
+    async fn send(&mut self, path: &str) {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: {HOST}\r\n\r\n");
+        self.0.write_all(request.as_bytes()).await.unwrap();
+    }
+
+    /// The whole answer; its length must be told.
+    async fn answer(&mut self) -> String {
+        let read = async {
+            let mut text = String::new();
+            loop {
+                if let Some((head, body)) = text.split_once("\r\n\r\n") {
+                    let lines = head.lines();
+                    let mut length = lines.filter_map(|l| l.strip_prefix("content-length: "));
+                    if length.next().unwrap().parse() == Ok(body.len()) {
+                        return text;
+                    }
+                }
+                text.push(char::from(self.0.read_u8().await.unwrap()));
+            }
+        };
+        timeout(LONG.0, read).await.unwrap()
+    }
+
+    async fn is_closed(&mut self) {
+        let ended = timeout(LONG.0, self.0.read_u8()).await;
+        assert!(ended.unwrap().is_err());
+    }
 }

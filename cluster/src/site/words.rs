@@ -1,7 +1,7 @@
 //! What a site's rules mean, in sentences, for the operator who wrote them.
 
 use super::{
-    Site,
+    ORIGIN_CONCURRENCY_DEFAULT, ORIGIN_QUEUE_DEFAULT, ORIGIN_QUEUE_TIMEOUT_DEFAULT, Site,
     rules::{Access, Action, PathRule, Pattern, RangeMiss, Statuses},
 };
 use crate::quantity::Span;
@@ -28,6 +28,7 @@ impl Site {
                          open, the next may say, and at last the site";
             words.push(order.to_owned());
         }
+        words.extend(self.origin_limits_in_words());
         words.push(self.targets_in_words());
         let all = Windows {
             stale_while_revalidate: self.stale_while_revalidate,
@@ -49,6 +50,26 @@ impl Site {
         words.extend(self.bypass_in_words());
         words.extend(self.access_in_words());
         words
+    }
+
+    fn origin_limits_in_words(&self) -> Option<String> {
+        let Self {
+            origin_concurrency,
+            origin_queue,
+            origin_queue_timeout,
+            ..
+        } = self;
+        if origin_concurrency.is_none() && origin_queue.is_none() && origin_queue_timeout.is_none()
+        {
+            return None;
+        }
+        Some(format!(
+            "each edge has at most {} requests at the origins at once, and lets {} more wait for up to {}; \
+             others are answered by what is stale where that is allowed, else by 503",
+            origin_concurrency.unwrap_or(ORIGIN_CONCURRENCY_DEFAULT),
+            origin_queue.unwrap_or(ORIGIN_QUEUE_DEFAULT),
+            origin_queue_timeout.unwrap_or(ORIGIN_QUEUE_TIMEOUT_DEFAULT),
+        ))
     }
 
     fn freshness_in_words(&self) -> String {
@@ -315,6 +336,7 @@ mod tests {
             hosts = ["www.example.com", "*.example.com"]
             origins = ["https://origin.example.com"]
             stale_if_error = "1d"
+            origin_concurrency = 200
             honour_client_reload = false
             targets = ["CDN-Cache-Control"]
             forward_targets = false
@@ -361,6 +383,8 @@ mod tests {
                  not say",
                 "where several of these paths fit, the longest counts first; what it leaves open, the \
                  next may say, and at last the site",
+                "each edge has at most 200 requests at the origins at once, and lets 4096 more wait for up \
+                 to 5s; others are answered by what is stale where that is allowed, else by 503",
                 "directives in CDN-Cache-Control count instead of those in Cache-Control and Expires, \
                  and do not go on to clients",
                 "a stale answer may be used for 1d when the origin fails, where the origin does not \
