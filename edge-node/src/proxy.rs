@@ -339,8 +339,15 @@ impl Proxy {
             return self.pass(asked, None, Fwd::Bypass).await;
         }
         let ask = self.ask(asked);
+        let target = asked.uri.path_and_query().map_or("/", |pq| pq.as_str());
         for _ in 0..ROUNDS_MAX {
             let found = match self.shared.cache.lookup(ask).await {
+                Lookup::Fresh(entry)
+                    if self.is_outdated(&asked.ruling, &asked.host, target, &entry) =>
+                {
+                    self.shared.cache.forget(entry.key).await;
+                    Found::Nothing
+                }
                 Lookup::Fresh(entry)
                     if !deliver::suffices(&asked.method, &asked.headers, &entry) =>
                 {
@@ -678,8 +685,20 @@ impl Proxy {
     fn invalidated(&self, asked: &Asked, headers: &HeaderMap) -> Vec<Key> {
         let (site, rules) = (&asked.site.name, &asked.ruling.key);
         let named = invalidation::named(headers, &asked.uri, &asked.host_sent);
-        let named = named.map(|t| key::key(site, &asked.host, &t, &asked.headers, rules));
-        std::iter::once(asked.key).chain(named).collect()
+        let target = asked.uri.path_and_query().map_or("/", |pq| pq.as_str());
+        let mut keys = Vec::new();
+        for target in std::iter::once(target.to_owned()).chain(named) {
+            keys.push(key::key(site, &asked.host, &target, &asked.headers, rules));
+            keys.extend(whole_key(&asked.ruling, &asked.host, &target));
+        }
+        keys
+    }
+
+    /// Whether an object that its site keys by fields or cookies is from before its URL was invalidated,
+    /// by a request with others.
+    fn is_outdated(&self, ruling: &Ruling, host: &str, target: &str, entry: &Entry) -> bool {
+        whole_key(ruling, host, target)
+            .is_some_and(|key| self.shared.cache.is_doubtful(key, entry.head.fetched_at))
     }
 
     fn hop<'a>(&'a self, asked: &'a Asked) -> Hop<'a> {
@@ -690,6 +709,13 @@ impl Proxy {
             version: asked.version,
         }
     }
+}
+
+/// The name of all objects of a URL, where its site has several.
+fn whole_key(ruling: &Ruling, host: &str, target: &str) -> Option<Key> {
+    let rules = ruling.whole_key.as_ref()?;
+    let site = &ruling.site.name;
+    Some(key::key(site, host, target, &HeaderMap::new(), rules))
 }
 
 /// What came of asking the origin in a client's name.

@@ -29,6 +29,8 @@ pub struct Ruling {
     pub site: Arc<Site>,
     /// What of a request names an object.
     pub key: KeyRules,
+    /// What names the whole of a URL, where that has several objects.
+    pub whole_key: Option<KeyRules>,
     gates: Vec<Gate>,
     bypass_paths: Vec<Prefix>,
     /// By the beginning of the path; the longest first.
@@ -69,9 +71,11 @@ impl Ruling {
                 bypass.cookies.len(),
             ] == [0; 3]
             && [site.key.headers.len(), site.key.cookies.len()] == [0; 2];
+        let key = KeyRules::of(&site);
         Self {
             plain,
-            key: KeyRules::of(&site),
+            whole_key: key.splits().then(|| key.unsplit()),
+            key,
             gates: site.access.iter().map(Gate::new).collect(),
             bypass_paths: site.bypass.paths.iter().map(|p| Prefix::new(p)).collect(),
             by_path,

@@ -23,6 +23,19 @@ pub struct KeyRules {
 }
 
 impl KeyRules {
+    /// Whether one URL has several keys, by what a request's fields and cookies say.
+    pub fn splits(&self) -> bool {
+        !self.headers.is_empty() || !self.cookies.is_empty()
+    }
+
+    /// The rules by which a URL has one key: the name of all that it has.
+    pub fn unsplit(&self) -> Self {
+        Self {
+            query: self.query.clone(),
+            ..Self::default()
+        }
+    }
+
     /// The rules of `site`, which has been checked.
     pub fn of(site: &Site) -> Self {
         let names = site.key.headers.iter();

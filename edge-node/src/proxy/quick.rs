@@ -239,6 +239,9 @@ impl Proxy {
         let key = key::key(name, &known.host, target, headers, &ruling.key);
         let now_ms = shared.clock.unix_ms();
         let entry = shared.cache.hot(key, varied, now_ms)?;
+        if self.is_outdated(ruling, &known.host, target, &entry) {
+            return None;
+        }
         let anything = CacheControl::default();
         let reuse = policy::reuse(&entry.head.freshness, &anything, rules, now_ms);
         let body = match &entry.body {

@@ -184,6 +184,7 @@ impl Writer {
                                 return None;
                             }
                             gathered = true;
+                            #[expect(clippy::disallowed_methods, reason = "a thread of its own")]
                             thread::sleep(GATHER_FOR);
                             queue.try_recv().ok()
                         });
