@@ -4,7 +4,7 @@
 //! while the ring of segments turns slowly, and it is the better promise: what was committed survives a
 //! crash, a restart is warm, other nodes may be told. When the ring turns fast, the same writes wear the
 //! disk and push out what is asked for. So the ring itself decides: once what it gives up is younger
-//! than [`TURN_MIN`], a new small object stays in memory until the next request for it, and one that
+//! than `TURN_MIN`, a new small object stays in memory until the next request for it, and one that
 //! leaves memory before that was a one-hit wonder and is gone. That slows the ring until it turns
 //! slowly enough again.
 //!

@@ -238,7 +238,7 @@ impl Entry {
         }
     }
 
-    /// Whether the store should hear again that it is used; true once in [`TOUCH_EVERY_S`].
+    /// Whether the store should hear again that it is used; true once in `TOUCH_EVERY_S`.
     pub fn is_touch_due(&self, now_ms: u64) -> bool {
         let now_s = u32::try_from(now_ms / 1000).unwrap_or(u32::MAX);
         let touched_s = self.touched_s.load(Ordering::Relaxed);

@@ -1,7 +1,7 @@
 //! Plain requests, answered beneath hyper: a hit in memory needs no header map, no task and no body
 //! type, and costs less than what hyper does for one. The only file that names httparse.
 //!
-//! While hyper waits for a request and owes no answer, [`Guarded`](super::stream) looks at what comes
+//! While hyper waits for a request and owes no answer, the stream under it looks at what comes
 //! in. A whole head of a plain request goes to the [`Session`]; if that has an answer, it is written,
 //! and hyper never hears of it. Everything else goes to hyper, byte by byte as it came. Whatever is
 //! not plain, or not surely a hit, takes the long way: no rule of HTTP is decided here.
