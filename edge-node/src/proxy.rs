@@ -9,6 +9,7 @@ mod answer;
 mod fetch;
 mod invalidation;
 mod onward;
+mod pass;
 mod quick;
 mod shedding;
 mod target;
@@ -21,9 +22,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use cluster::{clock::Clock, key::Key, node::NodeId, site::Site};
-use http::{
-    Extensions, HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header,
-};
+use http::{Extensions, HeaderMap, Method, Request, Response, StatusCode, Uri, Version, header};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::time::Instant;
@@ -32,7 +31,7 @@ use self::{answer::How, shedding::Fills};
 use crate::{
     cache::{
         Ask, Cache, Lookup, Outcome as Filled, Turn,
-        entry::{self, Body, Entry},
+        entry::{Body, Entry},
         key,
         policy::{self, CacheControl, RequestFacts, Reuse, Rules, Why},
         refusals::Refusals,
@@ -49,7 +48,7 @@ use crate::{
     },
     serve::{Connection, framing::Flaw, interim::Interim},
     sites::{Selected, Sites},
-    upstream::{Upstream, origin::OriginBody, pool},
+    upstream::Upstream,
 };
 
 /// How often a request starts over because what it followed turned out not to be for it.
@@ -521,186 +520,6 @@ impl Proxy {
         }
     }
 
-    /// Streams an answer through that is for this request only.
-    async fn pass(
-        &self,
-        asked: &Arc<Asked>,
-        body: Option<Incoming>,
-        fwd: Fwd,
-    ) -> Result<Response<Payload>, ServeError> {
-        let mut headers = asked.headers.clone();
-        forward::add_hop(&mut headers, &self.hop(asked));
-        let Sent {
-            response,
-            asked_ms,
-            is_unread,
-        } = self.send(asked, body, headers).await?;
-        if policy::invalidates(&asked.method, response.status()) {
-            for key in self.invalidated(asked, response.headers()) {
-                let now_ms = self.shared.clock.unix_ms();
-                self.shared.cache.invalidate(key, now_ms).await;
-            }
-        }
-        let mut response = if asked.method == Method::POST && self.is_reusable(asked, &response) {
-            self.keep_posted(asked, response, asked_ms).await?
-        } else {
-            self.passed(asked, response, fwd)
-        };
-        if is_unread {
-            // The client may send its body or not; there is no telling where its next request begins.
-            let close = HeaderValue::from_static("close");
-            response.headers_mut().insert(header::CONNECTION, close);
-        }
-        Ok(response)
-    }
-
-    /// The same for a request that `entry` would do for, if only the origin said so: asks whether it holds.
-    async fn pass_validating(
-        &self,
-        asked: &Arc<Asked>,
-        entry: &Arc<Entry>,
-        fwd: Fwd,
-    ) -> Result<Response<Payload>, ServeError> {
-        let stored = &entry.head.headers;
-        let (Some(headers), &Method::GET) = (self.conditional(asked, stored), &asked.method) else {
-            return self.pass(asked, None, fwd).await;
-        };
-        let Sent { response, .. } = self.send(asked, None, headers).await?;
-        if response.status() == StatusCode::NOT_MODIFIED
-            && deliver::suffices(&asked.method, &asked.headers, entry)
-        {
-            let how = How::refreshed(false, fwd);
-            if let Some(response) = self.deliver(asked, &asked.headers, entry, how).await {
-                return Ok(response);
-            }
-            return self.pass(asked, None, fwd).await;
-        }
-        Ok(self.passed(asked, response, fwd))
-    }
-
-    /// Asks the origin in the client's name, in turn.
-    async fn send(
-        &self,
-        asked: &Arc<Asked>,
-        body: Option<Incoming>,
-        mut headers: HeaderMap,
-    ) -> Result<Sent, ServeError> {
-        let body = body.filter(|body| !body.is_end_stream());
-        // RFC 9110 §10.1.1: it is for content, and HTTP/1.0 does not know it.
-        if body.is_none() || asked.version == Version::HTTP_10 {
-            policy::fields::remove(&mut headers, |name| name == header::EXPECT);
-        }
-        if body.is_some() && !headers.contains_key(header::CONTENT_LENGTH) {
-            // hyper would send a GET without its body.
-            let chunked = HeaderValue::from_static("chunked");
-            headers.insert(header::TRANSFER_ENCODING, chunked);
-        }
-        let limits = self.shared.upload;
-        if body.is_some()
-            && entry::content_length(&headers).is_some_and(|length| length > limits.bytes_max)
-        {
-            return Err(ServeError::new(Kind::BodyTooLarge, ""));
-        }
-        let (body, upload) = match body {
-            Some(body) => {
-                let (body, upload) = upload::bounded(body, limits);
-                (body, Some(upload))
-            }
-            None => (pool::empty(), None),
-        };
-        let place = self.origin_place(asked).await?;
-        let asked_ms = self.shared.clock.unix_ms();
-        asked.open_interim();
-        let request = asked.onward(asked.method.clone(), headers, body);
-        let response = self
-            .shared
-            .upstream
-            .origin(&asked.site, &asked.host, request, place)
-            .await
-            .map_err(|error| match &upload {
-                Some(upload) if upload.is_over() => ServeError::new(Kind::BodyTooLarge, error),
-                _ => fetch::origin_failed(error),
-            })?;
-        let is_unread =
-            asked.version == Version::HTTP_11 && upload.is_some_and(|upload| upload.is_untouched());
-        Ok(Sent {
-            response,
-            asked_ms,
-            is_unread,
-        })
-    }
-
-    /// Whether the answer to a POST may answer later GETs (RFC 9110 §9.3.3): its lifetime is explicit,
-    /// and it says that it is what stands at the target.
-    fn is_reusable(&self, asked: &Asked, response: &Response<OriginBody>) -> bool {
-        let (status, headers) = (response.status(), response.headers());
-        let named = headers
-            .get(header::CONTENT_LOCATION)
-            .and_then(|v| v.to_str().ok());
-        let target = asked.uri.path_and_query().map_or("/", |pq| pq.as_str());
-        status.is_success()
-            && named
-                .and_then(|named| invalidation::resolve(named, &asked.uri, &asked.host_sent))
-                .is_some_and(|named| named == target)
-            && policy::storable(&asked.facts(), status, headers, &asked.rules, asked.now_ms)
-                .is_ok_and(|freshness| freshness.basis.is_explicit())
-    }
-
-    /// Stores the answer to a POST under the target, and answers with it as it comes.
-    async fn keep_posted(
-        &self,
-        asked: &Arc<Asked>,
-        response: Response<OriginBody>,
-        asked_ms: u64,
-    ) -> Result<Response<Payload>, ServeError> {
-        let Ok(place) = self.fill_place() else {
-            return Ok(self.passed(asked, response, Fwd::Method));
-        };
-        let said = CacheControl::default();
-        let ask = Ask {
-            said: &said,
-            ..self.ask(asked)
-        };
-        let Lookup::Absent(filler) = self.shared.cache.lookup(ask).await else {
-            // Somebody has begun to fetch it in this moment.
-            return Ok(self.passed(asked, response, Fwd::Method));
-        };
-        let following = filler.follow();
-        let own = self.begin_keeping(filler, asked, response, asked_ms, place);
-        if let Filled::Shared(entry) = following.outcome().await {
-            // Conditions and ranges of a POST are not about this answer.
-            let plain = HeaderMap::new();
-            let how = How::filled(true, Fwd::Method, entry.head.status);
-            if let Some(response) = self.deliver(asked, &plain, &entry, how).await {
-                return Ok(response);
-            }
-        }
-        let error = || ServeError::new(Kind::Internal, "the answer to a POST was lost");
-        let answer = own.await.map_err(|_| error())?;
-        Ok(self.passed(asked, answer, Fwd::Method))
-    }
-
-    /// The keys that an unsafe request makes doubtful: its own, and those of same-host `Location`
-    /// and `Content-Location` (RFC 9111 §4.4).
-    fn invalidated(&self, asked: &Asked, headers: &HeaderMap) -> Vec<Key> {
-        let (site, rules) = (&asked.site.name, &asked.ruling.key);
-        let named = invalidation::named(headers, &asked.uri, &asked.host_sent);
-        let target = asked.uri.path_and_query().map_or("/", |pq| pq.as_str());
-        let mut keys = Vec::new();
-        for target in std::iter::once(target.to_owned()).chain(named) {
-            keys.push(key::key(site, &asked.host, &target, &asked.headers, rules));
-            keys.extend(whole_key(&asked.ruling, &asked.host, &target));
-        }
-        keys
-    }
-
-    /// Whether an object that its site keys by fields or cookies is from before its URL was invalidated,
-    /// by a request with others.
-    fn is_outdated(&self, ruling: &Ruling, host: &str, target: &str, entry: &Entry) -> bool {
-        whole_key(ruling, host, target)
-            .is_some_and(|key| self.shared.cache.is_doubtful(key, entry.head.fetched_at))
-    }
-
     fn hop<'a>(&'a self, asked: &'a Asked) -> Hop<'a> {
         Hop {
             me: &self.shared.me,
@@ -709,22 +528,6 @@ impl Proxy {
             version: asked.version,
         }
     }
-}
-
-/// The name of all objects of a URL, where its site has several.
-fn whole_key(ruling: &Ruling, host: &str, target: &str) -> Option<Key> {
-    let rules = ruling.whole_key.as_ref()?;
-    let site = &ruling.site.name;
-    Some(key::key(site, host, target, &HeaderMap::new(), rules))
-}
-
-/// What came of asking the origin in a client's name.
-struct Sent {
-    response: Response<OriginBody>,
-    /// When it was asked, which may be long after the request came in.
-    asked_ms: u64,
-    /// Whether the client's body was left unread on HTTP/1.1.
-    is_unread: bool,
 }
 
 /// What a request is answered with.
