@@ -10,6 +10,7 @@
 //! - [`ruling`]: what a site's owner rules;
 //! - [`losing`]: processes that are killed, stopped, or cut off;
 //! - [`storing`]: a disk that is full, read-only, damaged or robbed, and a process killed over it;
+//! - [`regressing`]: bugs that were there once;
 //! - [`refusing`]: what must be refused, and how clearly;
 //! - [`operating`]: what operators see and scrape.
 
@@ -29,6 +30,8 @@ mod operating;
 mod overload;
 #[cfg(test)]
 mod refusing;
+#[cfg(test)]
+mod regressing;
 #[cfg(test)]
 mod ruling;
 #[cfg(test)]
