@@ -360,20 +360,16 @@ impl Proxy {
                     entry,
                     must: None,
                     turn,
-                } => {
+                } if !self.is_outdated(&asked.ruling, &asked.host, target, &entry) => {
                     if let Turn::Fill(filler) = turn {
                         self.begin_fill(filler, asked, Some(entry.clone()), Method::GET);
                     }
                     Found::Entry(entry, How::hit(Outcome::Stale))
                 }
-                Lookup::Stale {
-                    entry,
-                    must: Some(why),
-                    turn,
-                } => {
-                    let fwd = match why {
-                        Why::Request => Fwd::Request,
-                        Why::Stale | Why::NoCache => Fwd::Stale,
+                Lookup::Stale { entry, must, turn } => {
+                    let fwd = match must {
+                        Some(Why::Request) => Fwd::Request,
+                        Some(Why::Stale | Why::NoCache) | None => Fwd::Stale,
                     };
                     self.fetched(asked, turn, Some(entry), fwd).await?
                 }
