@@ -250,9 +250,9 @@ impl Cache {
                 return Lookup::Unavailable;
             }
             let usable = matches!(stale, Some((_, None)));
-            // Whoever wants nothing stored fetches for itself (RFC 9111 §5.2.1.5).
-            let alone = stale.is_none() && ask.said.no_store;
-            if !usable && (alone || self.passing().is_passing(ask.key, Instant::now())) {
+            // Who wants nothing of the exchange stored asks for itself (RFC 9111 §5.2.1.5).
+            if !usable && (ask.said.no_store || self.passing().is_passing(ask.key, Instant::now()))
+            {
                 return Lookup::Pass;
             }
             let Some(turn) = self.claim(ask.key, &found) else {
@@ -350,6 +350,11 @@ impl Cache {
             .lock()
             .expect("no code panics while it holds this lock");
         doubts.get(&key).is_some_and(|at_ms| fetched_ms <= *at_ms)
+    }
+
+    /// An answer for `key` can be shared again.
+    pub fn stop_passing(&self, key: Key) {
+        self.passing().until.remove(&key);
     }
 
     /// Stops claiming `key` in the digest: what is stored is of no use to others.

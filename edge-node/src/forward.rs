@@ -144,6 +144,11 @@ pub fn make_whole(headers: &mut HeaderMap) {
     });
 }
 
+/// Whether a request selects a part of an object, or an object only under a condition.
+pub fn is_selective(headers: &HeaderMap) -> bool {
+    headers.keys().any(|name| SELECTIVE.contains(name))
+}
+
 /// Makes one field of cookies that HTTP/2 carries in several (RFC 9113 §8.2.3).
 pub fn join_cookies(headers: &mut HeaderMap) {
     let mut lines = headers.get_all(header::COOKIE).iter();

@@ -356,6 +356,13 @@ impl Proxy {
                     }
                 }
                 Lookup::Fresh(entry) => Found::Entry(entry, How::hit(Outcome::Hit)),
+                // Its validation would speak of an answer that this request may not have.
+                Lookup::Stale { entry, turn, .. } if !self.may_share(asked, &entry) => {
+                    if let Turn::Fill(filler) = turn {
+                        filler.again();
+                    }
+                    return self.pass(asked, None, Fwd::Stale).await;
+                }
                 Lookup::Stale {
                     entry,
                     must: None,

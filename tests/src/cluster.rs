@@ -29,6 +29,9 @@ pub const BASE_PORT: u16 = 8081;
 /// Most edges, so that fixed ports do not run into each other.
 pub const EDGES_MAX: usize = REGIONS.len();
 
+/// How often a node is started that finds a port of its own taken.
+const LAUNCHES_MAX: usize = 4;
+
 /// What a cluster shall be.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -564,12 +567,20 @@ impl Node {
     /// It ends, or is not ready within a minute.
     pub async fn ready(&mut self) -> Result<()> {
         let begun = tokio::time::Instant::now();
+        let mut launches_left = LAUNCHES_MAX - 1;
         loop {
             let process = self.process.as_mut().context("it was not started")?;
             if let Some(status) = process.ended()? {
                 process.wait().await?;
                 let words = process.log().tail(20).join("\n");
                 self.process = None;
+                // Somebody else on this machine held one of its ports for a moment.
+                if launches_left > 0 && words.contains("in use") {
+                    launches_left -= 1;
+                    tokio::time::sleep(Duration::from_millis(300)).await;
+                    self.launch()?;
+                    continue;
+                }
                 anyhow::bail!("{} ended with {status}:\n{words}", self.id);
             }
             let answer = self

@@ -607,7 +607,7 @@ impl Proxy {
     }
 
     /// The client's fields as they go to the origin with a request for the whole object.
-    fn whole(&self, asked: &Asked) -> HeaderMap {
+    pub(super) fn whole(&self, asked: &Asked) -> HeaderMap {
         let mut headers = asked.headers.clone();
         forward::make_whole(&mut headers);
         // The host as the key has it: what is answered is for everybody who writes it in another way.

@@ -32,8 +32,18 @@ impl Proxy {
         body: Option<Incoming>,
         fwd: Fwd,
     ) -> Result<Response<Payload>, ServeError> {
-        let mut headers = asked.headers.clone();
-        forward::add_hop(&mut headers, &self.hop(asked));
+        // It goes by itself only because the last answer was not for everybody; this one may be.
+        let may_keep = body.is_none()
+            && asked.method == Method::GET
+            && matches!(fwd, Fwd::UriMiss | Fwd::VaryMiss)
+            && !forward::is_selective(&asked.headers);
+        let headers = if may_keep {
+            self.whole(asked)
+        } else {
+            let mut headers = asked.headers.clone();
+            forward::add_hop(&mut headers, &self.hop(asked));
+            headers
+        };
         let Sent {
             response,
             asked_ms,
@@ -46,7 +56,14 @@ impl Proxy {
             }
         }
         let mut response = if asked.method == Method::POST && self.is_reusable(asked, &response) {
-            self.keep_posted(asked, response, asked_ms).await?
+            // Conditions and ranges of a POST are not about this answer.
+            let plain = HeaderMap::new();
+            self.keep(asked, response, asked_ms, Fwd::Method, &plain)
+                .await?
+        } else if may_keep && self.is_for_all(asked, &response) {
+            self.shared.cache.stop_passing(asked.key);
+            self.keep(asked, response, asked_ms, fwd, &asked.headers)
+                .await?
         } else {
             self.passed(asked, response, fwd)
         };
@@ -151,14 +168,16 @@ impl Proxy {
     }
 
     /// Stores the answer to a POST under the target, and answers with it as it comes.
-    async fn keep_posted(
+    async fn keep(
         &self,
         asked: &Arc<Asked>,
         response: Response<OriginBody>,
         asked_ms: u64,
+        fwd: Fwd,
+        fields: &HeaderMap,
     ) -> Result<Response<Payload>, ServeError> {
         let Ok(place) = self.fill_place() else {
-            return Ok(self.passed(asked, response, Fwd::Method));
+            return Ok(self.passed(asked, response, fwd));
         };
         let said = CacheControl::default();
         let ask = Ask {
@@ -167,21 +186,25 @@ impl Proxy {
         };
         let Lookup::Absent(filler) = self.shared.cache.lookup(ask).await else {
             // Somebody has begun to fetch it in this moment.
-            return Ok(self.passed(asked, response, Fwd::Method));
+            return Ok(self.passed(asked, response, fwd));
         };
         let following = filler.follow();
         let own = self.begin_keeping(filler, asked, response, asked_ms, place);
         if let Filled::Shared(entry) = following.outcome().await {
-            // Conditions and ranges of a POST are not about this answer.
-            let plain = HeaderMap::new();
-            let how = How::filled(true, Fwd::Method, entry.head.status);
-            if let Some(response) = self.deliver(asked, &plain, &entry, how).await {
+            let how = How::filled(true, fwd, entry.head.status);
+            if let Some(response) = self.deliver(asked, fields, &entry, how).await {
                 return Ok(response);
             }
         }
-        let error = || ServeError::new(Kind::Internal, "the answer to a POST was lost");
+        let error = || ServeError::new(Kind::Internal, "an answer was lost");
         let answer = own.await.map_err(|_| error())?;
-        Ok(self.passed(asked, answer, Fwd::Method))
+        Ok(self.passed(asked, answer, fwd))
+    }
+
+    /// Whether the answer to a GET is for everybody after all.
+    fn is_for_all(&self, asked: &Asked, response: &Response<OriginBody>) -> bool {
+        let (status, headers) = (response.status(), response.headers());
+        policy::storable(&asked.facts(), status, headers, &asked.rules, asked.now_ms).is_ok()
     }
 
     /// The keys that an unsafe request makes doubtful: its own, and those of same-host `Location`

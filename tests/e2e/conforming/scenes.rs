@@ -90,6 +90,25 @@ async fn who_says_no_cache_while_an_answer_arrives_asks_for_itself() {
     assert_eq!(origin.seen("/page").len(), 2);
 }
 
+/// RFC 9111 §3: what could not be shared before does not stand in the way of what can.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_can_be_shared_again_is_kept_at_once() {
+    let (origin, cluster) = alone().await;
+    let edge = &cluster.edges[0];
+    origin.route(
+        "/page",
+        Answer::bytes("mine").field("cache-control", "private"),
+    );
+    for _ in 0..2 {
+        assert_eq!(edge.get("/page").await.unwrap().text(), "mine");
+    }
+    origin.route("/page", Answer::bytes("ours").max_age(60));
+    for _ in 0..3 {
+        assert_eq!(edge.get("/page").await.unwrap().text(), "ours");
+    }
+    assert_eq!(origin.seen("/page").len(), 3);
+}
+
 /// RFC 5861 §3: one request validates, however many are answered meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_stale_is_validated_behind_once_for_all() {
