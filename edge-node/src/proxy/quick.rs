@@ -110,10 +110,10 @@ impl Session for Hits {
             .proxy
             .hit(known, client, &method, request.target, &headers, varied)?;
         let (head, body) = self.proxy.wire(&hit, &method, &headers, out)?;
-        self.proxy.hit_fields(&hit, |name, value| {
+        self.proxy.hit_fields(&hit, |name, parts| {
             out.extend_from_slice(name.as_str().as_bytes());
             out.extend_from_slice(b": ");
-            out.extend_from_slice(value);
+            parts.iter().for_each(|part| out.extend_from_slice(part));
             out.extend_from_slice(b"\r\n");
         });
         out.extend_from_slice(b"\r\n");
@@ -171,8 +171,8 @@ impl Proxy {
         let mut response = Response::new(Payload::counted(body));
         *response.status_mut() = hit.entry.head.status;
         *response.headers_mut() = hot.fields.clone();
-        self.hit_fields(&hit, |name, value| {
-            if let Ok(value) = HeaderValue::from_bytes(value) {
+        self.hit_fields(&hit, |name, parts| {
+            if let Ok(value) = HeaderValue::from_bytes(&parts.concat()) {
                 response.headers_mut().append(name, value);
             }
         });
@@ -330,27 +330,22 @@ impl Proxy {
         headers
     }
 
-    /// The fields that change with time.
-    fn hit_fields(&self, hit: &Hit<'_>, mut add: impl FnMut(HeaderName, &[u8])) {
+    /// The fields that change with time, each value in parts.
+    fn hit_fields(&self, hit: &Hit<'_>, mut add: impl FnMut(HeaderName, &[&[u8]])) {
         let freshness = &hit.entry.head.freshness;
         let mut digits = itoa::Buffer::new();
-        add(
-            header::AGE,
-            digits.format(freshness.age_s(hit.now_ms)).as_bytes(),
-        );
-        let mut status: Vec<u8> = Vec::with_capacity(64);
+        let age_s = digits.format(freshness.age_s(hit.now_ms));
+        add(header::AGE, &[age_s.as_bytes()]);
         // As `CacheStatus` writes it: a node's name is a token, or a string that needs no escapes.
         let node = self.shared.me.as_str();
-        let quote: &[u8] = if cache_status::is_token(node) {
-            b""
+        let quote = if cache_status::is_token(node) {
+            ""
         } else {
-            b"\""
+            "\""
         };
-        for part in [quote, node.as_bytes(), quote, b"; hit; ttl="] {
-            status.extend_from_slice(part);
-        }
-        status.extend_from_slice(digits.format(freshness.ttl_s(hit.now_ms)).as_bytes());
-        add(CACHE_STATUS, &status);
+        let ttl_s = digits.format(freshness.ttl_s(hit.now_ms));
+        let parts = [quote, node, quote, "; hit; ttl=", ttl_s];
+        add(CACHE_STATUS, &parts.map(str::as_bytes));
     }
 }
 
