@@ -74,7 +74,7 @@ const PASS_FOR: Duration = Duration::from_secs(10);
 /// may hold the old object for as long as that is fresh; most are for a day or less.
 const DOUBTS_MAX: usize = 65_536;
 const DOUBT_FOR_MS: u64 = 24 * 60 * 60 * 1000;
-/// Keys remembered as not shareable; the oldest go first.
+/// Keys remembered as not shareable; when there is no room for another, it is not remembered.
 const PASSING_MAX: usize = 65_536;
 /// Fills of one key that may wait for the disk, one behind the other; each holds its object's body.
 const UNWRITTEN_FILLS_MAX: usize = 4;
@@ -726,11 +726,6 @@ impl Filler {
     /// Returns once nobody waits for what comes of this fill.
     pub async fn deserted(&self) {
         self.fill.outcome.closed().await;
-    }
-
-    /// The key of the URL being fetched.
-    pub fn primary(&self) -> Key {
-        self.primary
     }
 
     /// Whether the URL has variants, of which the request selects none that is stored.

@@ -149,6 +149,13 @@ pub fn is_selective(headers: &HeaderMap) -> bool {
     headers.keys().any(|name| SELECTIVE.contains(name))
 }
 
+/// Whether a field of this name, in any case, makes its request selective ([`is_selective`]).
+pub fn selects(name: &str) -> bool {
+    SELECTIVE
+        .iter()
+        .any(|field| name.eq_ignore_ascii_case(field.as_str()))
+}
+
 /// Makes one field of cookies that HTTP/2 carries in several (RFC 9113 §8.2.3).
 pub fn join_cookies(headers: &mut HeaderMap) {
     let mut lines = headers.get_all(header::COOKIE).iter();

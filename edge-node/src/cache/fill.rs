@@ -141,11 +141,6 @@ impl Growing {
         (state.done.len() * PIECE_BYTES + state.tail_bytes) as u64
     }
 
-    /// How many followers there are.
-    pub fn followers(&self) -> usize {
-        self.lock().followers.len()
-    }
-
     /// Closes the growing piece and returns its number and bytes; `None` when it is empty.
     pub fn finish_piece(&self) -> Option<(u32, Bytes)> {
         let mut state = self.lock();

@@ -21,7 +21,8 @@ pub struct CacheStatus<'a> {
     pub ttl_s: Option<i64>,
     /// The cache key (§2.7).
     pub key: Option<&'a str>,
-    /// Anything else: `peer:<id>`, `home:<id>` or `origin`, where the bytes came from (§2.8).
+    /// Anything else: `peer:<id>` or `origin`, where the bytes came from, or what went wrong
+    /// (§2.8).
     pub detail: Option<&'a str>,
 }
 

@@ -41,16 +41,6 @@ use crate::{
     sites::Sites,
 };
 
-/// Request fields that decide what of an object is sent (RFC 9110 §13.1, §14.2).
-const SELECTIVE: [&str; 6] = [
-    "range",
-    "if-range",
-    "if-match",
-    "if-none-match",
-    "if-modified-since",
-    "if-unmodified-since",
-];
-
 impl Quick for Proxy {
     fn session(&self, from: SocketAddr) -> Box<dyn Session> {
         Box::new(Hits {
@@ -98,7 +88,7 @@ impl Session for Hits {
             Method::GET
         };
         let headers = match known.ruling.is_plain() {
-            true => only(request, |name| is_any_of(name, &SELECTIVE)),
+            true => only(request, forward::selects),
             false => only(request, |_| true),
         };
         let varied = |names: &[HeaderName]| {
@@ -142,6 +132,7 @@ impl Proxy {
         let plain = request.version() == Version::HTTP_2
             && matches!(*request.method(), Method::GET | Method::HEAD)
             && request.body().is_end_stream()
+            && !forward::is_selective(headers)
             && headers
                 .keys()
                 .all(|name| class(name.as_str()) == Class::Any);
@@ -156,12 +147,6 @@ impl Proxy {
         let varied = |_: &[HeaderName]| headers.clone();
         let client = connection.from.ip();
         let hit = self.hit(&known, client, request.method(), target, headers, varied)?;
-        let selective = headers
-            .keys()
-            .any(|name| is_any_of(name.as_str(), &SELECTIVE));
-        if selective {
-            return None;
-        }
         let hot = self.hot(&hit)?;
         let body = match *request.method() {
             Method::HEAD => Bytes::new(),
@@ -267,10 +252,7 @@ impl Proxy {
     ) -> Option<(Bytes, Bytes)> {
         let entry = &hit.entry;
         let hot = self.hot(hit)?;
-        let selective = headers
-            .keys()
-            .any(|name| is_any_of(name.as_str(), &SELECTIVE));
-        if !selective {
+        if !forward::is_selective(headers) {
             let body = match *method {
                 Method::HEAD => Bytes::new(),
                 _ => hit.body.clone(),
@@ -359,10 +341,6 @@ fn only(request: &Plain<'_>, wanted: impl Fn(&str) -> bool) -> HeaderMap {
         }
     }
     headers
-}
-
-fn is_any_of(name: &str, names: &[&str]) -> bool {
-    names.iter().any(|n| name.eq_ignore_ascii_case(n))
 }
 
 /// Status line and fields, without the empty line behind them.
