@@ -8,20 +8,22 @@ mod stream;
 
 use std::{
     convert::Infallible,
+    future::poll_fn,
     net::SocketAddr,
     pin::pin,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use cluster::net::Listener;
 use http::{Request, Response, Version};
-use hyper::{body::Incoming, service::Service};
+use hyper::{body::Incoming, rt::Executor, service::Service};
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioIo, TokioTimer},
     server::conn::auto,
 };
 use tokio::{
@@ -46,9 +48,6 @@ const H2_STREAM_WINDOW: u32 = 1 << 20;
 const H2_CONNECTION_WINDOW: u32 = 4 << 20;
 /// Streams a client may reset before they were served (CVE-2023-44487) until it is cut off.
 const H2_RESETS_MAX: usize = 64;
-/// Silence after which an HTTP/2 connection is asked for a sign of life, and how long it has.
-const H2_PING_AFTER: Duration = Duration::from_secs(20);
-const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// What a listener allows a connection.
 #[derive(Clone, Debug)]
@@ -132,6 +131,10 @@ pub struct Connection {
     ended: Arc<AtomicU64>,
     /// Whether it speaks another protocol from now on.
     tunnel: AtomicBool,
+    /// Whether a quick answer waits for more of its body.
+    streaming: AtomicBool,
+    /// How often its task has had its turn.
+    turns: AtomicU64,
 }
 
 /// An answer on its way; dropped with its body, when hyper has all of it.
@@ -154,6 +157,8 @@ impl Connection {
             outbox: Arc::default(),
             ended: Arc::default(),
             tunnel: AtomicBool::new(false),
+            streaming: AtomicBool::new(false),
+            turns: AtomicU64::new(0),
         }
     }
 
@@ -163,10 +168,21 @@ impl Connection {
         Answering(self.ended.clone())
     }
 
-    /// Whether hyper has done with an answer to every request, and more requests may come.
+    /// Whether every request has its answer, and more requests may come.
     fn is_answered(&self) -> bool {
         self.requests.load(Ordering::Acquire) == self.ended.load(Ordering::Acquire)
             && !self.tunnel.load(Ordering::Acquire)
+            && !self.streaming.load(Ordering::Relaxed)
+    }
+
+    /// Told by the connection's own task.
+    fn is_streaming(&self, streaming: bool) {
+        self.streaming.store(streaming, Ordering::Relaxed);
+    }
+
+    /// Number of the present turn of the connection's task.
+    fn turn(&self) -> u64 {
+        self.turns.load(Ordering::Relaxed)
     }
 
     /// Lets answers out on a gated listener.
@@ -248,19 +264,28 @@ pub async fn listen<S, B>(
         let session = quick.as_ref().map(|quick| quick.session(from));
         let stream = stream::Guarded::new(stream, &limits, connection.clone(), session);
         let served = builder
-            .serve_connection_with_upgrades(TokioIo::new(stream), service(connection))
+            .serve_connection_with_upgrades(TokioIo::new(stream), service(connection.clone()))
             .into_owned();
         let running = running.clone();
         tokio::spawn(async move {
-            let mut served = pin!(served);
-            let ended = tokio::select! {
-                biased;
-                ended = served.as_mut() => ended,
-                () = presence.goes() => {
+            let (mut served, mut goes) = (pin!(served), pin!(presence.goes()));
+            let mut is_going = false;
+            let ended = poll_fn(|context| {
+                loop {
+                    // Nobody else writes it.
+                    let turn = connection.turn() + 1;
+                    connection.turns.store(turn, Ordering::Relaxed);
+                    if let Poll::Ready(ended) = served.as_mut().poll(context) {
+                        return Poll::Ready(ended);
+                    }
+                    if is_going || goes.as_mut().poll(context).is_pending() {
+                        return Poll::Pending;
+                    }
+                    is_going = true;
                     served.as_mut().graceful_shutdown();
-                    served.await
                 }
-            };
+            })
+            .await;
             if let Err(error) = ended {
                 debug!(listener = name, %from, error = %error, "connection ended");
             }
@@ -282,8 +307,23 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-fn builder(limits: &ConnectionLimits, quick: bool) -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+/// Runs the streams of HTTP/2 connections: an answer that is there at once needs no task.
+#[derive(Clone)]
+struct Streams;
+
+impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
+    fn execute(&self, stream: F) {
+        let mut stream = Box::pin(stream);
+        // Nobody has to wake it: if there is more to do, its task begins with another look.
+        let mut context = Context::from_waker(Waker::noop());
+        if stream.as_mut().poll(&mut context).is_pending() {
+            tokio::spawn(stream);
+        }
+    }
+}
+
+fn builder(limits: &ConnectionLimits, quick: bool) -> auto::Builder<Streams> {
+    let mut builder = auto::Builder::new(Streams);
     if limits.h2_streams == 0 {
         builder = builder.http1_only();
     }
@@ -302,9 +342,7 @@ fn builder(limits: &ConnectionLimits, quick: bool) -> auto::Builder<TokioExecuto
         .max_header_list_size(u32::try_from(limits.head_bytes_max).unwrap_or(u32::MAX))
         .initial_stream_window_size(H2_STREAM_WINDOW)
         .initial_connection_window_size(H2_CONNECTION_WINDOW)
-        .max_pending_accept_reset_streams(H2_RESETS_MAX)
-        .keep_alive_interval(H2_PING_AFTER)
-        .keep_alive_timeout(H2_PING_TIMEOUT);
+        .max_pending_accept_reset_streams(H2_RESETS_MAX);
     builder
 }
 

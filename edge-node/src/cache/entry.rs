@@ -10,6 +10,7 @@ use std::{
     },
 };
 
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use cluster::{
     key::Key,
@@ -193,10 +194,20 @@ pub struct Hot {
     pub rules: Arc<Rules>,
     /// The fields of a hit on all of it.
     pub fields: HeaderMap,
+    /// The same with those that change with the second, as last made.
+    pub stamped: ArcSwapOption<Stamped>,
     /// The same with the status line, as it goes out over HTTP/1.1.
     pub head: Bytes,
     /// The head of a 304 for it, over HTTP/1.1.
     pub not_modified: Bytes,
+}
+
+/// The fields of a hit in one second of its life.
+pub struct Stamped {
+    /// Its age then.
+    pub age_s: u64,
+    /// All of its fields.
+    pub fields: HeaderMap,
 }
 
 /// A cached response.
@@ -263,8 +274,8 @@ impl Entry {
 
     /// What it takes in memory, roughly.
     pub fn memory_bytes(&self) -> u64 {
-        // The head counts thrice: as stored, and in two forms as written for hits.
-        3 * self.head.bytes()
+        // The head counts four times: as stored, and in three forms as written for hits.
+        4 * self.head.bytes()
             + match &self.body {
                 Body::Whole(bytes) => bytes.len() as u64,
                 Body::Pieces { hashes, .. } => 32 * hashes.len() as u64,

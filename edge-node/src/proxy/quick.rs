@@ -2,11 +2,15 @@
 //! out that a hit does not need. What this cannot decide takes the long way.
 
 use std::{
+    io,
     net::{IpAddr, SocketAddr},
+    ops::Range,
     sync::Arc,
 };
 
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
+use futures_util::TryStreamExt;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header,
 };
@@ -17,7 +21,7 @@ use tokio::time::Instant;
 use super::{LastSite, Proxy, target};
 use crate::{
     cache::{
-        entry::{Body, Entry, Hot},
+        entry::{Body, Entry, Hot, Reading, Stamped},
         key,
         policy::{self, CacheControl, Reuse, Rules},
     },
@@ -36,7 +40,7 @@ use crate::{
     },
     serve::{
         Connection,
-        quick::{Answer, Class, Plain, Quick, Session, class},
+        quick::{self, Answer, Chunks, Class, Plain, Quick, Session, class},
     },
     sites::Sites,
 };
@@ -72,7 +76,6 @@ pub(super) struct Known {
 struct Hit<'a> {
     entry: Arc<Entry>,
     rules: &'a Arc<Rules>,
-    body: Bytes,
     now_ms: u64,
 }
 
@@ -148,20 +151,37 @@ impl Proxy {
         let client = connection.from.ip();
         let hit = self.hit(&known, client, request.method(), target, headers, varied)?;
         let hot = self.hot(&hit)?;
-        let body = match *request.method() {
-            Method::HEAD => Bytes::new(),
-            _ => hit.body.clone(),
+        let body = match (request.method(), &hit.entry.body) {
+            (&Method::HEAD, _) => Bytes::new(),
+            (_, Body::Whole(body)) => body.clone(),
+            (_, Body::Pieces { .. } | Body::Growing(_)) => return None,
         };
         self.metrics_of(&known, started, body.len() as u64);
         let mut response = Response::new(Payload::counted(body));
         *response.status_mut() = hit.entry.head.status;
-        *response.headers_mut() = hot.fields.clone();
-        self.hit_fields(&hit, |name, parts| {
+        *response.headers_mut() = self.stamped(&hit, hot);
+        Some(response)
+    }
+
+    /// All fields of a hit; those of a hit in the same second are the same.
+    fn stamped(&self, hit: &Hit<'_>, hot: &Hot) -> HeaderMap {
+        let age_s = hit.entry.head.freshness.age_s(hit.now_ms);
+        let last = hot.stamped.load();
+        if let Some(last) = last.as_ref().filter(|last| last.age_s == age_s) {
+            return last.fields.clone();
+        }
+        let mut fields = hot.fields.clone();
+        self.hit_fields(hit, |name, parts| {
             if let Ok(value) = HeaderValue::from_bytes(&parts.concat()) {
-                response.headers_mut().append(name, value);
+                fields.append(name, value);
             }
         });
-        Some(response)
+        let stamped = Stamped {
+            age_s,
+            fields: fields.clone(),
+        };
+        hot.stamped.store(Some(Arc::new(stamped)));
+        fields
     }
 
     fn metrics_of(&self, known: &Known, started: Instant, body_bytes: u64) {
@@ -229,14 +249,10 @@ impl Proxy {
         }
         let anything = CacheControl::default();
         let reuse = policy::reuse(&entry.head.freshness, &anything, rules, now_ms);
-        let body = match &entry.body {
-            Body::Whole(body) if reuse == Reuse::Fresh && entry.head.part.is_none() => body.clone(),
-            _ => return None,
-        };
-        Some(Hit {
+        let is_whole = entry.head.part.is_none() && !matches!(entry.body, Body::Growing(_));
+        (reuse == Reuse::Fresh && is_whole).then_some(Hit {
             entry,
             rules,
-            body,
             now_ms,
         })
     }
@@ -249,29 +265,25 @@ impl Proxy {
         method: &Method,
         headers: &HeaderMap,
         out: &mut Vec<u8>,
-    ) -> Option<(Bytes, Bytes)> {
+    ) -> Option<(Bytes, quick::Body)> {
         let entry = &hit.entry;
         let hot = self.hot(hit)?;
         if !forward::is_selective(headers) {
             let body = match *method {
-                Method::HEAD => Bytes::new(),
-                _ => hit.body.clone(),
+                Method::HEAD => quick::Body::EMPTY,
+                _ => self.body(entry, 0..entry.length()?)?,
             };
             return Some((hot.head.clone(), body));
         }
         let stored = &entry.head;
         if conditional::evaluate(headers, stored.status, &stored.headers) == Verdict304::NotModified
         {
-            return Some((hot.not_modified.clone(), Bytes::new()));
+            return Some((hot.not_modified.clone(), quick::Body::EMPTY));
         }
         let plan = deliver::plan(method, headers, entry, hit.now_ms);
         let body = match plan.content {
-            Content::None => Bytes::new(),
-            Content::Range(range) => {
-                let at = |position| usize::try_from(position).unwrap_or(usize::MAX);
-                hit.body
-                    .slice(at(range.start)..at(range.end).min(hit.body.len()))
-            }
+            Content::None => quick::Body::EMPTY,
+            Content::Range(range) => self.body(entry, range)?,
             Content::Multipart(_) => return None,
         };
         write_head(
@@ -280,6 +292,18 @@ impl Proxy {
             out,
         );
         Some((Bytes::new(), body))
+    }
+
+    /// So much of an entry's body; `None` if some of it has been evicted.
+    fn body(&self, entry: &Entry, range: Range<u64>) -> Option<quick::Body> {
+        let length = range.end - range.start;
+        Some(match entry.open(range, &self.shared.cache).ok()? {
+            Reading::Whole(bytes) => quick::Body::Bytes(bytes),
+            Reading::Stream(stream) => {
+                let chunks = stream.map_err(io::Error::other);
+                quick::Body::Chunks(Chunks::new(length, chunks))
+            }
+        })
     }
 
     /// The heads of hits on an entry; `None` if they were made under other rules than now hold.
@@ -294,6 +318,7 @@ impl Proxy {
             Hot {
                 rules: hit.rules.clone(),
                 fields,
+                stamped: ArcSwapOption::empty(),
                 head: head.into(),
                 not_modified: not_modified.into(),
             }

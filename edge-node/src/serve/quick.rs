@@ -6,9 +6,16 @@
 //! and hyper never hears of it. Everything else goes to hyper, byte by byte as it came. Whatever is
 //! not plain, or not surely a hit, takes the long way: no rule of HTTP is decided here.
 
-use std::{mem::MaybeUninit, net::SocketAddr};
+use std::{
+    io,
+    mem::MaybeUninit,
+    net::SocketAddr,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
 
 use bytes::Bytes;
+use futures_util::Stream;
 
 /// Most header fields of a plain request; browsers send some twenty.
 const FIELDS_MAX: usize = 48;
@@ -34,7 +41,60 @@ pub struct Answer {
     /// The head, or its beginning.
     pub head: Bytes,
     /// The body.
-    pub body: Bytes,
+    pub body: Body,
+}
+
+/// The body of an answer.
+pub enum Body {
+    /// All of it.
+    Bytes(Bytes),
+    /// As it comes.
+    Chunks(Chunks),
+}
+
+impl Body {
+    /// None.
+    pub const EMPTY: Self = Self::Bytes(Bytes::new());
+}
+
+/// A body that comes in chunks, and how long it is.
+pub struct Chunks {
+    stream: Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>,
+    left: u64,
+}
+
+impl Chunks {
+    /// A body of `length` bytes.
+    pub fn new(
+        length: u64,
+        stream: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+    ) -> Self {
+        Self {
+            stream: Box::pin(stream),
+            left: length,
+        }
+    }
+
+    /// The next chunk. A body that is not as long as was said is an error: the client would take the next
+    /// answer for its rest.
+    pub(super) fn poll_next(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Bytes>>> {
+        let chunk = match ready!(self.stream.as_mut().poll_next(context)) {
+            Some(Ok(chunk)) => chunk,
+            None if self.left == 0 => return Poll::Ready(None),
+            None => return Poll::Ready(Some(Err(io::ErrorKind::UnexpectedEof.into()))),
+            Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+        };
+        Poll::Ready(Some(match self.left.checked_sub(chunk.len() as u64) {
+            Some(left) => {
+                self.left = left;
+                Ok(chunk)
+            }
+            None => Err(io::ErrorKind::InvalidData.into()),
+        }))
+    }
 }
 
 /// A GET or HEAD over HTTP/1.1 for a path, without a body, an upgrade or an expectation, on a
@@ -159,7 +219,7 @@ mod tests {
             fields.extend_from_slice(request.host.as_bytes());
             Some(Answer {
                 head: Bytes::copy_from_slice(request.target.as_bytes()),
-                body: Bytes::new(),
+                body: Body::EMPTY,
             })
         }
 

@@ -21,7 +21,7 @@ use tokio::{
 use super::{
     Connection, ConnectionLimits,
     framing::Scanner,
-    quick::{self, Session, Tried},
+    quick::{self, Chunks, Session, Tried},
 };
 
 /// What is read at once while quick answers are possible: more than most heads, and a few of them
@@ -46,13 +46,15 @@ pub(super) struct Guarded {
     scanner: Scanner,
     gated: bool,
     write_timeout: Duration,
-    stalled: Option<Pin<Box<Sleep>>>,
+    /// Since when the client has taken nothing of what is ready for it.
+    stalled_since: Option<Instant>,
+    stalled: Alarm,
     /// Whether the time for a head is kept here; hyper keeps it where it sees every head.
     keeps_time: bool,
     head_timeout: Duration,
     /// Since when the client has owed a request.
     waiting_since: Instant,
-    waited: Option<Pin<Box<Sleep>>>,
+    waited: Alarm,
     /// Answers that hyper has written to the last byte.
     written: u64,
     /// What is left of interim responses that the client has a part of.
@@ -63,19 +65,90 @@ pub(super) struct Guarded {
     ahead: BytesMut,
     /// Written by hyper over HTTP/2, and to go out with what follows; `None` on HTTP/1.
     gathered: Option<BytesMut>,
-    /// Whether what is gathered has waited for others that were ready in the same moment.
-    has_waited: bool,
+    /// In which turn of the connection's task HTTP/2 flushed what is gathered: it goes out in the next.
+    due: Option<u64>,
     /// The quick answer that is being written.
     answer: Option<Written>,
     fields: Vec<u8>,
     lingering: Option<Pin<Box<Sleep>>>,
 }
 
-/// A quick answer on its way.
+/// A quick answer on its way: what the client does not have yet of it.
 struct Written {
-    answer: quick::Answer,
-    /// How many of its bytes the client has.
-    at: usize,
+    head: Bytes,
+    /// Where what is left of the fields begins.
+    fields_at: usize,
+    /// The body, or what is there of it.
+    chunk: Bytes,
+    /// Where more of it comes from, and how much.
+    more: Option<Chunks>,
+    /// How many bytes of the body the client has.
+    sent: u64,
+}
+
+impl Written {
+    fn new(quick::Answer { head, body }: quick::Answer) -> Self {
+        let (chunk, more) = match body {
+            quick::Body::Bytes(bytes) => (bytes, None),
+            quick::Body::Chunks(chunks) => (Bytes::new(), Some(chunks)),
+        };
+        Self {
+            head,
+            fields_at: 0,
+            chunk,
+            more,
+            sent: 0,
+        }
+    }
+
+    /// Sees to it that there is a chunk, unless the body has ended.
+    fn poll_chunk(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.chunk.is_empty()
+            && let Some(more) = &mut self.more
+        {
+            match ready!(more.poll_next(context)) {
+                Some(chunk) => self.chunk = chunk?,
+                None => self.more = None,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// What can be written at once.
+    fn slices<'a>(&'a self, fields: &'a [u8]) -> [io::IoSlice<'a>; 3] {
+        [&self.head[..], &fields[self.fields_at..], &self.chunk].map(io::IoSlice::new)
+    }
+
+    /// The client has `count` bytes more.
+    fn advance(&mut self, fields: &[u8], mut count: usize) {
+        let of_head = count.min(self.head.len());
+        self.head.advance(of_head);
+        count -= of_head;
+        let of_fields = count.min(fields.len() - self.fields_at);
+        self.fields_at += of_fields;
+        count -= of_fields;
+        self.chunk.advance(count);
+        self.sent += count as u64;
+    }
+}
+
+/// A timer that is set anew only when it goes off: what is put off with every write or request costs
+/// none of them a timer.
+#[derive(Default)]
+struct Alarm(Option<Pin<Box<Sleep>>>);
+
+impl Alarm {
+    /// Ready at `until`, which later calls may put off.
+    fn poll_at(&mut self, until: Instant, context: &mut Context<'_>) -> Poll<()> {
+        let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(until)));
+        loop {
+            ready!(sleep.as_mut().poll(context));
+            if sleep.deadline() >= until {
+                return Poll::Ready(());
+            }
+            sleep.as_mut().reset(until);
+        }
+    }
 }
 
 impl Guarded {
@@ -91,18 +164,19 @@ impl Guarded {
             scanner: Scanner::new(limits.head_bytes_max),
             gated: limits.gated,
             write_timeout: limits.write_timeout,
-            stalled: None,
+            stalled_since: None,
+            stalled: Alarm::default(),
             keeps_time: session.is_some(),
             head_timeout: limits.head_timeout,
             waiting_since: Instant::now(),
-            waited: None,
+            waited: Alarm::default(),
             written: 0,
             interim: Bytes::new(),
             session,
             head_bytes_max: limits.head_bytes_max,
             ahead: BytesMut::new(),
             gathered: None,
-            has_waited: false,
+            due: None,
             answer: None,
             fields: Vec::new(),
             lingering: None,
@@ -118,60 +192,51 @@ impl Guarded {
 
     /// Fails when the client has owed a request for too long.
     fn poll_patience(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // While an answer is owed it is not the client's turn; on HTTP/2 hyper asks for signs of life.
+        // While an answer is owed it is not the client's turn; an HTTP/2 connection may be
+        // silent for as long as its client's system gives a sign of life.
         let owes =
             self.scanner.owes(self.written) && !self.connection.tunnel.load(Ordering::Acquire);
         if !self.keeps_time || !owes {
             return Poll::Pending;
         }
         let until = self.waiting_since + self.head_timeout;
-        let waited = self
-            .waited
-            .get_or_insert_with(|| Box::pin(sleep_until(until)));
-        while waited.as_mut().poll(context).is_ready() {
-            if waited.deadline() >= until {
-                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-            }
-            waited.as_mut().reset(until);
-        }
-        Poll::Pending
+        ready!(self.waited.poll_at(until, context));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
     /// Writes what is left of the quick answer.
     fn poll_answer(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while let Some(Written { answer, at }) = &mut self.answer {
-            let parts = [&answer.head[..], &self.fields, &answer.body];
-            let length: usize = parts.iter().map(|part| part.len()).sum();
-            let mut skipped = *at;
-            let slices = parts.map(|part| {
-                let from = skipped.min(part.len());
-                skipped -= from;
-                io::IoSlice::new(&part[from..])
-            });
-            let written = Pin::new(&mut self.stream).poll_write_vectored(context, &slices);
-            match ready!(self.watch(written, context)) {
-                Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Ok(count) => {
-                    if let Some(Written { at, .. }) = &mut self.answer {
-                        *at += count;
-                        if *at >= length {
-                            self.end_answer();
-                            self.waiting_since = Instant::now();
-                        }
-                    }
+        while let Some(written) = &mut self.answer {
+            let waits = match written.poll_chunk(context) {
+                Poll::Ready(Ok(())) => false,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => true,
+            };
+            let slices = written.slices(&self.fields);
+            if slices.iter().all(|slice| slice.is_empty()) {
+                if waits {
+                    return Poll::Pending;
                 }
-                Err(error) => return Poll::Ready(Err(error)),
+                self.end_answer();
+                self.waiting_since = Instant::now();
+                break;
+            }
+            let count = Pin::new(&mut self.stream).poll_write_vectored(context, &slices);
+            let count = ready!(self.watch(count, context))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            if let Some(written) = &mut self.answer {
+                written.advance(&self.fields, count);
             }
         }
         Poll::Ready(Ok(()))
     }
 
     fn end_answer(&mut self) {
-        if let (Some(Written { answer, at }), Some(session)) =
-            (self.answer.take(), &mut self.session)
-        {
-            let head = answer.head.len() + self.fields.len();
-            session.sent(at.saturating_sub(head) as u64);
+        self.connection.is_streaming(false);
+        if let (Some(written), Some(session)) = (self.answer.take(), &mut self.session) {
+            session.sent(written.sent);
         }
     }
 
@@ -189,7 +254,9 @@ impl Guarded {
             match quick::try_answer(&mut **session, bytes, &mut self.fields) {
                 Tried::Answered(answer, length) => {
                     bytes = &bytes[length..];
-                    self.answer = Some(Written { answer, at: 0 });
+                    let written = Written::new(answer);
+                    self.connection.is_streaming(written.more.is_some());
+                    self.answer = Some(written);
                     match self.poll_answer(context) {
                         Poll::Ready(written) => written?,
                         Poll::Pending => return Ok((bytes, false)),
@@ -214,7 +281,7 @@ impl Guarded {
                 gathered.advance(count);
             }
         }
-        self.has_waited = false;
+        self.due = None;
         Poll::Ready(Ok(()))
     }
 
@@ -261,15 +328,12 @@ impl Guarded {
         context: &mut Context<'_>,
     ) -> Poll<io::Result<T>> {
         if written.is_ready() {
-            self.stalled = None;
+            self.stalled_since = None;
             return written;
         }
-        let timeout = self.write_timeout;
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(timeout)));
-        match stalled.as_mut().poll(context) {
-            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-            Poll::Pending => Poll::Pending,
-        }
+        let since = *self.stalled_since.get_or_insert_with(Instant::now);
+        ready!(self.stalled.poll_at(since + self.write_timeout, context));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
     /// Takes what the client still sends, until it ends or [`LINGER`] is over.
@@ -312,6 +376,11 @@ impl AsyncRead for Guarded {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if this.due.is_some_and(|due| due != this.connection.turn())
+            && let Poll::Ready(written) = this.poll_gathered(context)
+        {
+            written?;
+        }
         loop {
             ready!(this.poll_answer(context))?;
             let mut for_hyper = !this.ahead.is_empty();
@@ -425,13 +494,13 @@ impl AsyncWrite for Guarded {
             .as_ref()
             .is_some_and(|gathered| !gathered.is_empty())
         {
-            // Answers that are ready in this moment have not all come yet: their tasks run first.
-            if !self.has_waited {
-                self.has_waited = true;
+            // HTTP/2 flushes after every frame, and others may be ready in this moment: in its next turn,
+            // which begins with a look for what the client sends, all of them go out as one.
+            if self.due.is_none() {
+                self.due = Some(self.connection.turn());
                 context.waker().wake_by_ref();
-                return Poll::Pending;
             }
-            ready!(self.poll_gathered(context))?;
+            return Poll::Ready(Ok(()));
         }
         let flushed = Pin::new(&mut self.stream).poll_flush(context);
         let flushed = self.watch(flushed, context);
@@ -464,6 +533,7 @@ mod tests {
     use std::{convert::Infallible, sync::Mutex};
 
     use bytes::Bytes;
+    use futures_util::{StreamExt, stream};
     use http::{HeaderMap, Method, Request, Response, StatusCode};
     use http_body_util::{BodyExt, Empty, Full};
     use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -474,7 +544,10 @@ mod tests {
         sync::Notify,
     };
 
-    use super::{super::framing::Flaw, *};
+    use super::{
+        super::{framing::Flaw, quick::Plain},
+        *,
+    };
 
     /// Ways to write one request, and what may stand between two.
     const MESSAGES: [(&str, usize); 8] = [
@@ -577,6 +650,65 @@ mod tests {
             .strip_prefix("HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\n")
             .unwrap_or_else(|| panic!("{rest}"));
         assert!(rest.ends_with("\r\n\r\n2"), "{rest}");
+    }
+
+    /// Answers with a body that is said to be four bytes long.
+    struct Four(&'static [&'static str]);
+
+    impl Session for Four {
+        fn answer(&mut self, _: &Plain<'_>, fields: &mut Vec<u8>) -> Option<quick::Answer> {
+            fields.extend_from_slice(b"fields;");
+            let chunks = self.0.iter().map(|chunk| match *chunk {
+                "!" => Err(io::Error::other("bad")),
+                chunk => Ok(Bytes::from_static(chunk.as_bytes())),
+            });
+            // The first chunk is late.
+            let late = stream::once(sleep(Duration::from_millis(1)));
+            let chunks = late.map(|()| Ok(Bytes::new())).chain(stream::iter(chunks));
+            Some(quick::Answer {
+                head: Bytes::from_static(b"head;"),
+                body: quick::Body::Chunks(Chunks::new(4, chunks)),
+            })
+        }
+
+        fn sent(&mut self, _: u64) {}
+    }
+
+    /// A client must not take the next answer for the rest of a body.
+    #[tokio::test]
+    async fn a_body_that_does_not_come_to_its_length_ends_its_connection() {
+        let cases: [(&[&str], &str); 5] = [
+            (&["1", "", "234"], "head;fields;1234head;fields;1234"),
+            (&[], "head;fields;"),
+            (&["12"], "head;fields;12"),
+            (&["12", "!"], "head;fields;12"),
+            (&["12", "345"], "head;fields;12"),
+        ];
+        for (chunks, expected) in cases {
+            let connection = Arc::new(Connection::new(([127, 0, 0, 1], 1).into()));
+            let (mut client, server) = duplex(64 << 10);
+            let limits = ConnectionLimits::admin();
+            let session = Box::new(Four(chunks));
+            let stream = Guarded::new(Box::new(server), &limits, connection.clone(), Some(session));
+            let service = service_fn(|_: Request<Incoming>| async {
+                Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
+            });
+            let serve = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+            let ask = async {
+                let get = "GET / HTTP/1.1\r\nHost: a\r\n\r\n".repeat(2);
+                client.write_all(get.as_bytes()).await.unwrap();
+                client.shutdown().await.unwrap();
+                let mut answers = String::new();
+                client.read_to_string(&mut answers).await.unwrap();
+                answers
+            };
+            let serve = async {
+                let _ = serve.await;
+                assert!(connection.is_answered(), "{chunks:?}");
+            };
+            let (_, answers) = tokio::join!(serve, ask);
+            assert_eq!(answers, expected, "{chunks:?}");
+        }
     }
 
     proptest! {
