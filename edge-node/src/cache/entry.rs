@@ -200,6 +200,8 @@ pub struct Hot {
     pub head: Bytes,
     /// The head of a 304 for it, over HTTP/1.1.
     pub not_modified: Bytes,
+    /// The head of a 206 for one range, over HTTP/1.1, but for the fields that say which.
+    pub partial: OnceLock<Bytes>,
 }
 
 /// The fields of a hit in one second of its life.
@@ -274,8 +276,8 @@ impl Entry {
 
     /// What it takes in memory, roughly.
     pub fn memory_bytes(&self) -> u64 {
-        // The head counts four times: as stored, and in three forms as written for hits.
-        4 * self.head.bytes()
+        // The head counts five times: as stored, and in four forms as written for hits.
+        5 * self.head.bytes()
             + match &self.body {
                 Body::Whole(bytes) => bytes.len() as u64,
                 Body::Pieces { hashes, .. } => 32 * hashes.len() as u64,

@@ -1,7 +1,7 @@
 //! Range requests: which bytes of a stored body a client gets, and how several ranges are laid
 //! out in one answer (RFC 9110 §13.1.5, §14, §15.3.7).
 
-use std::ops::Range;
+use std::{io::Write, ops::Range};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, header};
@@ -166,6 +166,18 @@ pub fn field(range: &Range<u64>, length: u64) -> HeaderValue {
 /// The `Content-Range` of a part, which is never empty (RFC 9110 §14.4).
 pub fn content_range(range: &Range<u64>, length: u64) -> HeaderValue {
     HeaderValue::try_from(content_range_text(range, length)).expect("it is visible ASCII")
+}
+
+/// Appends the fields of a 206 that say which part it is, as they stand in an HTTP/1.1 head.
+pub fn write_fields(range: &Range<u64>, length: u64, out: &mut Vec<u8>) {
+    let part = range.end - range.start;
+    let last = range.end - 1;
+    let start = range.start;
+    // A vector takes everything.
+    let _ = write!(
+        out,
+        "content-range: bytes {start}-{last}/{length}\r\ncontent-length: {part}\r\n"
+    );
 }
 
 /// The `Content-Range` of a 416 (RFC 9110 §15.5.17).

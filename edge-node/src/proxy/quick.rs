@@ -5,7 +5,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     ops::Range,
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use arc_swap::ArcSwapOption;
@@ -29,6 +29,7 @@ use crate::{
         self, Content,
         cache_status::{self, CACHE_STATUS},
         conditional::{self, Verdict as Verdict304},
+        range::{self, Ranges},
     },
     forward,
     metrics::{Outcome, SiteMetrics, Source},
@@ -276,9 +277,18 @@ impl Proxy {
             return Some((hot.head.clone(), body));
         }
         let stored = &entry.head;
-        if conditional::evaluate(headers, stored.status, &stored.headers) == Verdict304::NotModified
-        {
-            return Some((hot.not_modified.clone(), quick::Body::EMPTY));
+        match conditional::evaluate(headers, stored.status, &stored.headers) {
+            Verdict304::NotModified => {
+                return Some((hot.not_modified.clone(), quick::Body::EMPTY));
+            }
+            Verdict304::Proceed if *method == Method::GET && stored.status == StatusCode::OK => {
+                let length = entry.length()?;
+                if let Ranges::One(range) = range::requested(headers, &stored.headers, length) {
+                    range::write_fields(&range, length, out);
+                    return Some((partial(hot), self.body(entry, range)?));
+                }
+            }
+            Verdict304::Proceed | Verdict304::PreconditionFailed => {}
         }
         let plan = deliver::plan(method, headers, entry, hit.now_ms);
         let body = match plan.content {
@@ -321,6 +331,7 @@ impl Proxy {
                 stamped: ArcSwapOption::empty(),
                 head: head.into(),
                 not_modified: not_modified.into(),
+                partial: OnceLock::new(),
             }
         });
         Arc::ptr_eq(&hot.rules, hit.rules).then_some(hot)
@@ -354,6 +365,18 @@ impl Proxy {
         let parts = [quote, node, quote, "; hit; ttl=", ttl_s];
         add(CACHE_STATUS, &parts.map(str::as_bytes));
     }
+}
+
+/// The head of a 206 for one range of a hit, but for the fields that say which.
+fn partial(hot: &Hot) -> Bytes {
+    let head = hot.partial.get_or_init(|| {
+        let mut fields = hot.fields.clone();
+        fields.remove(header::CONTENT_LENGTH);
+        let mut head = Vec::new();
+        write_head(StatusCode::PARTIAL_CONTENT, &fields, &mut head);
+        head.into()
+    });
+    head.clone()
 }
 
 /// The fields of a request that `wanted` wants.
