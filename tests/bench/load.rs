@@ -114,7 +114,9 @@ fn main() -> Result<()> {
         }
         Command::Bare { listen } => {
             let objects = Objects::new();
-            let found = stored(false).chain(stored(true)).map(|target| (objects.find(&target), target));
+            let found = stored(false)
+                .chain(stored(true))
+                .map(|target| (objects.find(&target), target));
             let map: HashMap<String, Object> = found
                 .filter_map(|(object, target)| Some((target, object?)))
                 .collect();

@@ -25,6 +25,7 @@ use super::{
     Cache,
     fill::{BodyError, Follower, Growing},
     policy::{Freshness, Rules, part::Part},
+    shelved::Shelved,
     store::PieceRef,
 };
 use crate::metrics::Source;
@@ -144,6 +145,8 @@ pub fn fields_of(manifest: &Manifest) -> HeaderMap {
 pub enum Body {
     /// In memory.
     Whole(Bytes),
+    /// On disk, beside the head. The cache reads it before it hands such an entry out.
+    Shelved(Arc<Shelved>),
     /// On disk, in pieces.
     Pieces {
         /// Hash of each piece.
@@ -238,6 +241,13 @@ impl Entry {
         }
     }
 
+    /// The same response with its body elsewhere.
+    #[must_use]
+    pub fn with_body(&self, body: Body) -> Self {
+        let (head, from) = (self.head.clone(), self.from.clone());
+        Self::new(self.key, self.object, head, body, from)
+    }
+
     /// Whether the store should hear again that it is used; true once in `TOUCH_EVERY_S`.
     pub fn is_touch_due(&self, now_ms: u64) -> bool {
         let now_s = u32::try_from(now_ms / 1000).unwrap_or(u32::MAX);
@@ -256,6 +266,7 @@ impl Entry {
         }
         match &self.body {
             Body::Whole(bytes) => Some(bytes.len() as u64),
+            Body::Shelved(shelved) => Some(shelved.length()),
             Body::Pieces { length, .. } => Some(*length),
             Body::Growing(_) => self.head.length,
         }
@@ -268,7 +279,7 @@ impl Entry {
             + match &self.body {
                 Body::Whole(bytes) => bytes.len() as u64,
                 Body::Pieces { hashes, .. } => 32 * hashes.len() as u64,
-                Body::Growing(_) => 0,
+                Body::Shelved(_) | Body::Growing(_) => 0,
             }
     }
 
@@ -286,7 +297,7 @@ impl Entry {
                 Some(self.head.manifest(bytes.len() as u64, hashes))
             }
             Body::Pieces { hashes, length } => Some(self.head.manifest(*length, hashes.to_vec())),
-            Body::Growing(_) => None,
+            Body::Shelved(_) | Body::Growing(_) => None,
         }
     }
 
@@ -332,6 +343,7 @@ impl Entry {
                 let read = read_pieces(self.key, pieces, hashes.clone(), range, cache.clone());
                 Ok(Reading::Stream(Box::pin(read)))
             }
+            Body::Shelved(_) => Err(BodyError::Gone),
             Body::Growing(growing) => {
                 let follower = growing.follow(range.start)?;
                 Ok(Reading::Stream(Box::pin(follow(follower, range))))

@@ -37,7 +37,7 @@ impl Proxy {
         let source = match &entry.body {
             Body::Growing(_) => entry.from.source(),
             Body::Whole(_) => Source::Memory,
-            Body::Pieces { .. } => Source::Disk,
+            Body::Shelved(_) | Body::Pieces { .. } => Source::Disk,
         };
         let delivery = deliver::plan(&asked.method, fields, entry, self.shared.clock.unix_ms());
         let Delivery {

@@ -1,4 +1,4 @@
-//! Hits in memory for plain requests ([`crate::serve::quick`]): the same journey with everything left
+//! Hits for plain requests ([`crate::serve::quick`]), in memory or in the system's cache: the same journey with everything left
 //! out that a hit does not need. What this cannot decide takes the long way.
 
 use std::{
@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::{LastSite, Proxy, target};
 use crate::{
     cache::{
-        entry::{Body, Entry, Hot},
+        entry::{Entry, Hot},
         key,
         policy::{self, CacheControl, Reuse, Rules},
     },
@@ -47,6 +47,7 @@ impl Quick for Proxy {
             proxy: self.clone(),
             client: from.ip(),
             site: None,
+            source: Source::Memory,
         })
     }
 }
@@ -57,6 +58,8 @@ struct Hits {
     client: IpAddr,
     /// That of the last request: clients mostly stay with one host.
     site: Option<Arc<Known>>,
+    /// Where the last answer's body came from.
+    source: Source,
 }
 
 /// A host as it was sent, and what it came to.
@@ -73,6 +76,7 @@ struct Hit<'a> {
     entry: Arc<Entry>,
     rules: &'a Arc<Rules>,
     body: Bytes,
+    source: Source,
     now_ms: u64,
 }
 
@@ -99,6 +103,7 @@ impl Session for Hits {
         let hit = self
             .proxy
             .hit(known, client, &method, request.target, &headers, varied)?;
+        self.source = hit.source;
         let (head, body) = self.proxy.wire(&hit, &method, &headers, out)?;
         self.proxy.hit_fields(&hit, |name, parts| {
             out.extend_from_slice(name.as_str().as_bytes());
@@ -115,7 +120,7 @@ impl Session for Hits {
     fn sent(&mut self, body_bytes: u64) {
         self.proxy.shared.metrics.sent(body_bytes);
         if let Some(known) = &self.site {
-            known.metrics.bytes(Source::Memory, body_bytes);
+            known.metrics.bytes(self.source, body_bytes);
         }
     }
 }
@@ -152,7 +157,7 @@ impl Proxy {
             Method::HEAD => Bytes::new(),
             _ => hit.body.clone(),
         };
-        self.metrics_of(&known, started, body.len() as u64);
+        self.metrics_of(&known, started, hit.source, body.len() as u64);
         let mut response = Response::new(Payload::counted(body));
         *response.status_mut() = hit.entry.head.status;
         *response.headers_mut() = hot.fields.clone();
@@ -164,12 +169,12 @@ impl Proxy {
         Some(response)
     }
 
-    fn metrics_of(&self, known: &Known, started: Instant, body_bytes: u64) {
+    fn metrics_of(&self, known: &Known, started: Instant, source: Source, body_bytes: u64) {
         let metrics = &self.shared.metrics;
         metrics.answered(Outcome::Hit, started.elapsed());
         metrics.sent(body_bytes);
         known.metrics.request(Outcome::Hit);
-        known.metrics.bytes(Source::Memory, body_bytes);
+        known.metrics.bytes(source, body_bytes);
     }
 
     /// What is known of `host`: `last`, if it is that; `None` if it belongs to no site.
@@ -229,14 +234,15 @@ impl Proxy {
         }
         let anything = CacheControl::default();
         let reuse = policy::reuse(&entry.head.freshness, &anything, rules, now_ms);
-        let body = match &entry.body {
-            Body::Whole(body) if reuse == Reuse::Fresh && entry.head.part.is_none() => body.clone(),
-            _ => return None,
-        };
+        if reuse != Reuse::Fresh || entry.head.part.is_some() {
+            return None;
+        }
+        let (body, source) = shared.cache.body(&entry)?;
         Some(Hit {
             entry,
             rules,
             body,
+            source,
             now_ms,
         })
     }
