@@ -63,7 +63,7 @@ use self::{
     pieces::Pieces,
     policy::{CacheControl, Reuse, Rules, Why, validator::EntityTag},
     shelved::Shelved,
-    store::{CLAIMED, Store, StoreStats, StoredObject},
+    store::{AT_HAND_BYTES_MAX, CLAIMED, Store, StoreStats, StoredObject},
     vary::Vary,
 };
 use crate::{
@@ -313,7 +313,7 @@ impl Cache {
     /// without waiting.
     pub fn body(&self, entry: &Entry) -> Option<(Bytes, Source)> {
         let shelved = match &entry.body {
-            Body::Whole(bytes) => return Some((bytes.clone(), Source::Memory)),
+            Body::Whole(bytes) => return Some((bytes.clone(), entry.source)),
             Body::Shelved(shelved) => shelved,
             Body::Pieces { .. } | Body::Growing(_) => return None,
         };
@@ -512,9 +512,12 @@ impl Cache {
                     let shelved = Shelved::new(bytes.len() as u64).filter(|_| !(fits && wanted));
                     let body = match shelved {
                         Some(shelved) => Body::Shelved(Arc::new(shelved)),
+                        None if !fits => return,
                         // The buffer that it is in may be larger, and is wanted back.
-                        None if fits => Body::Whole(Bytes::copy_from_slice(bytes)),
-                        None => return,
+                        None if bytes.len() < AT_HAND_BYTES_MAX as usize => {
+                            Body::Whole(Bytes::copy_from_slice(bytes))
+                        }
+                        None => Body::Whole(bytes.clone()),
                     };
                     Item::Entry(Arc::new(entry.with_body(body)))
                 }
@@ -723,8 +726,8 @@ fn item_of(key: Key, stored: StoredObject) -> Option<Item> {
             length: manifest.length,
         },
     };
-    let from = Provenance::Store;
-    let entry = Entry::new(key, stored.object, *head, body, from);
+    let mut entry = Entry::new(key, stored.object, *head, body, Provenance::Store);
+    entry.source = Source::Disk;
     Some(Item::Entry(Arc::new(entry)))
 }
 

@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, OnceLock,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -214,6 +214,9 @@ pub struct Entry {
     pub body: Body,
     /// Where it came from.
     pub from: Provenance,
+    /// Where a body that is whole was when it was asked for: what was read for one request is that
+    /// request's alone, what memory holds is not.
+    pub source: Source,
     /// Heads of hits on it, made at the first one.
     pub hot: OnceLock<Hot>,
     /// Fields that are not stored, for the one client whose request fetched it (RFC 9111 §3.1,
@@ -234,6 +237,7 @@ impl Entry {
             head,
             body,
             from,
+            source: Source::Memory,
             hot: OnceLock::new(),
             withheld: Mutex::default(),
             touched_s: AtomicU32::new(0),
@@ -312,6 +316,20 @@ impl Entry {
     ///
     /// [`BodyError::Gone`]: some of it is not here, or has been evicted; to the reader this is a miss.
     pub fn open(&self, range: Range<u64>, cache: &Cache) -> Result<Reading, BodyError> {
+        self.open_counted(range, cache, &Arc::default())
+    }
+
+    /// The same; `from_disk` counts the bytes of it that do not come from memory, as they come.
+    ///
+    /// # Errors
+    ///
+    /// As [`Entry::open`].
+    pub fn open_counted(
+        &self,
+        range: Range<u64>,
+        cache: &Cache,
+        from_disk: &Arc<AtomicU64>,
+    ) -> Result<Reading, BodyError> {
         let offset = self.offset();
         if range.start < offset {
             return Err(BodyError::Gone);
@@ -340,7 +358,14 @@ impl Entry {
                     .pieces()
                     .of(self.object, numbers)
                     .ok_or(BodyError::Gone)?;
-                let read = read_pieces(self.key, pieces, hashes.clone(), range, cache.clone());
+                let read = read_pieces(
+                    self.key,
+                    pieces,
+                    hashes.clone(),
+                    range,
+                    cache.clone(),
+                    from_disk.clone(),
+                );
                 Ok(Reading::Stream(Box::pin(read)))
             }
             Body::Shelved(_) => Err(BodyError::Gone),
@@ -381,16 +406,23 @@ fn read_pieces(
     hashes: Arc<[PieceHash]>,
     range: Range<u64>,
     cache: Cache,
+    from_disk: Arc<AtomicU64>,
 ) -> impl Stream<Item = Result<Bytes, BodyError>> + Send {
     stream::iter(pieces)
         .map(move |piece| {
-            let (cache, range) = (cache.clone(), range.clone());
+            let (cache, range, from_disk) = (cache.clone(), range.clone(), from_disk.clone());
             let (_, index) = piece.name();
             let hash = hashes.get(index as usize).copied();
             async move {
                 let hash = hash.ok_or(BodyError::Gone)?;
                 match cache.pieces().read(&piece, &hash).await {
-                    Ok(bytes) => part_of(&bytes, index, &range).ok_or(BodyError::Gone),
+                    Ok((bytes, source)) => {
+                        let part = part_of(&bytes, index, &range).ok_or(BodyError::Gone)?;
+                        if source == Source::Disk {
+                            from_disk.fetch_add(part.len() as u64, Ordering::Relaxed);
+                        }
+                        Ok(part)
+                    }
                     Err(error) => {
                         warn!(%key, %error, "a piece on disk is of no use, its object is dropped");
                         cache.forget(key).await;
