@@ -5,8 +5,8 @@
 //! and its variants ([`vary`]); what may be
 //! stored and reused ([`policy`], pure); an [`entry`] and the [`fill`] that makes it grow; the tiers
 //! ([`memory`], then [`store`] over [`segment`] files and their [`index`], read on a [`pool`] of
-//! threads of their own), and the [`pieces`] of large bodies in both; what of it goes to disk at once
-//! ([`admission`], pure).
+//! threads of their own), the [`pieces`] of large bodies in both, and small bodies that are [`shelved`];
+//! what of it goes to disk at once ([`admission`], pure).
 //!
 //! **Invariant:** the cache knows no upstream. It says that something is missing; who asks whom for
 //! it is decided elsewhere.
@@ -14,6 +14,7 @@
 //! **Locks:** all are held for a few instructions and never across an await.
 
 pub mod admission;
+pub mod buffers;
 pub mod cookie;
 pub mod entry;
 pub mod fill;
@@ -26,6 +27,7 @@ pub mod policy;
 pub mod pool;
 pub mod refusals;
 pub mod segment;
+pub mod shelved;
 pub mod store;
 #[cfg(test)]
 mod tests;
@@ -60,10 +62,14 @@ use self::{
     memory::{Item, Memory},
     pieces::Pieces,
     policy::{CacheControl, Reuse, Rules, Why, validator::EntityTag},
-    store::{CLAIMED, Store, StoreStats, StoredObject},
+    shelved::Shelved,
+    store::{AT_HAND_BYTES_MAX, CLAIMED, Store, StoreStats, StoredObject},
     vary::Vary,
 };
-use crate::{error::ServeError, metrics::TierUsage};
+use crate::{
+    error::ServeError,
+    metrics::{Source, TierUsage},
+};
 
 /// Pieces up to this size are hashed where they are; larger ones on the pool, since a runtime
 /// thread must not be kept longer than some 100 µs.
@@ -273,22 +279,23 @@ impl Cache {
         (found.object == entry.object).then(|| self.claim(ask.key, &found))?
     }
 
-    /// The stored response for a key, if it is in memory. `varied` gives the request's fields of these
-    /// names. Does not wait, and holds a lock for a few instructions only.
+    /// The stored response for a key, if it is in memory or can be read without waiting; its body may be
+    /// shelved ([`Cache::body`]). `varied` gives the request's fields of these names. Holds a lock for a
+    /// few instructions only.
     pub fn hot(
         &self,
         key: Key,
         varied: impl Fn(&[HeaderName]) -> HeaderMap,
         now_ms: u64,
     ) -> Option<Arc<Entry>> {
-        let Shared { memory, store, .. } = &*self.shared;
-        let entry = match memory.find(key)? {
+        let store = &self.shared.store;
+        let entry = match self.at_hand(key)? {
             Item::Entry(entry) => entry,
             Item::Variants(variants) => variants.specs.iter().find_map(|spec| {
                 let names = names(spec);
                 let values = vary::normal_values(&names, &varied(&names));
                 let variant = key::variant_key(key, variants.salt, &values);
-                match memory.find(variants.place(variant))? {
+                match self.at_hand(variants.place(variant))? {
                     Item::Entry(entry) => Some(entry),
                     Item::Variants(_) => None,
                 }
@@ -300,6 +307,26 @@ impl Cache {
         }
         self.admit(&entry);
         Some(entry)
+    }
+
+    /// The body of an entry that [`Cache::hot`] gave, and where it was, if it is small and can be had
+    /// without waiting.
+    pub fn body(&self, entry: &Entry) -> Option<(Bytes, Source)> {
+        let shelved = match &entry.body {
+            Body::Whole(bytes) => return Some((bytes.clone(), entry.source)),
+            Body::Shelved(shelved) => shelved,
+            Body::Pieces { .. } | Body::Growing(_) => return None,
+        };
+        let stored = self.shared.store.object_at_hand(entry.key, is_intact)?;
+        let bytes = match stored.body {
+            store::Body::Inline(bytes) if stored.object == entry.object => bytes,
+            _ => return None,
+        };
+        if shelved.is_worth_keeping() {
+            let whole = entry.with_body(Body::Whole(bytes.clone()));
+            self.keep_read(entry.key, Item::Entry(Arc::new(whole)), true);
+        }
+        Some((bytes, Source::Disk))
     }
 
     /// The stored response for a key and these header fields, from storage only, fresh or not.
@@ -316,9 +343,11 @@ impl Cache {
             }
             stays
         });
+        // First from disk: what is being read from there does not come into memory after this.
+        let removal = self.shared.store.remove(key);
         self.shared.memory.remove(key);
         self.holdings().remove(key);
-        if let Err(error) = self.shared.store.remove(key).await {
+        if let Err(error) = removal.await {
             debug!(%key, %error, "removal could not be written");
         }
     }
@@ -456,10 +485,68 @@ impl Cache {
         }
     }
 
-    /// What stands under one key, from memory or else from disk.
+    /// What stands under one key, if it is in memory or can be read without waiting.
+    fn at_hand(&self, key: Key) -> Option<Item> {
+        if let Some(item) = self.shared.memory.find(key) {
+            return Some(item);
+        }
+        self.read_at_hand(key)
+    }
+
+    fn read_at_hand(&self, key: Key) -> Option<Item> {
+        let stored = self.shared.store.object_at_hand(key, is_intact)?;
+        let item = item_of(key, stored)?;
+        self.keep_read(key, item.clone(), false);
+        Some(item)
+    }
+
+    /// Keeps what was read from disk: a body that the system has in its cache anyway only if there is
+    /// room, or if it `is_wanted` more than that.
+    fn keep_read(&self, key: Key, item: Item, is_wanted: bool) {
+        let Shared { memory, store, .. } = &*self.shared;
+        let kept = match &item {
+            Item::Entry(entry) => match &entry.body {
+                Body::Whole(bytes) => {
+                    let fits = bytes.len() as u64 <= memory.object_bytes_max();
+                    let wanted = is_wanted || memory.has_room(entry.memory_bytes());
+                    let shelved = Shelved::new(bytes.len() as u64).filter(|_| !(fits && wanted));
+                    let body = match shelved {
+                        Some(shelved) => Body::Shelved(Arc::new(shelved)),
+                        None if !fits => return,
+                        // The buffer that it is in may be larger, and is wanted back.
+                        None if bytes.len() < AT_HAND_BYTES_MAX as usize => {
+                            Body::Whole(Bytes::copy_from_slice(bytes))
+                        }
+                        None => Body::Whole(bytes.clone()),
+                    };
+                    Item::Entry(Arc::new(entry.with_body(body)))
+                }
+                _ => item,
+            },
+            Item::Variants(_) => item,
+        };
+        // What came to be there or was taken away meanwhile is newer.
+        let _fills = self.fills();
+        let is_newest = match (memory.peek(key), &kept) {
+            (None, _) => store.contains(key),
+            (Some(Item::Entry(now)), Item::Entry(kept)) => {
+                now.object == kept.object
+                    && matches!(now.body, Body::Shelved(_))
+                    && !matches!(kept.body, Body::Shelved(_))
+            }
+            _ => false,
+        };
+        if is_newest {
+            memory.insert(key, kept);
+        }
+    }
+
+    /// What stands under one key, from memory or else from disk, with its body if that is small.
     async fn item(&self, key: Key) -> Option<Item> {
         let Shared { memory, store, .. } = &*self.shared;
-        if let Some(item) = memory.find(key) {
+        let is_shelved =
+            |item: &Item| matches!(item, Item::Entry(e) if matches!(e.body, Body::Shelved(_)));
+        if let Some(item) = memory.find(key).filter(|item| !is_shelved(item)) {
             store.touch(key);
             if let Item::Entry(entry) = &item {
                 self.admit(entry);
@@ -469,10 +556,12 @@ impl Cache {
         if !store.contains(key) {
             return None;
         }
-        let item = match store
-            .read_object(key, move |stored| item_of(key, stored))
-            .await
-        {
+        if let Some(item) = self.read_at_hand(key) {
+            store.touch(key);
+            return Some(item);
+        }
+        let prove = move |stored| is_intact(&stored).then(|| item_of(key, stored))?;
+        let item = match store.read_object(key, prove).await {
             Ok(item) => item?,
             Err(error) => {
                 warn!(%key, %error, "an object on disk is of no use and is dropped");
@@ -481,16 +570,7 @@ impl Cache {
             }
         };
         store.touch(key);
-        let fits = match &item {
-            Item::Entry(entry) => match &entry.body {
-                Body::Whole(bytes) => bytes.len() as u64 <= memory.object_bytes_max(),
-                _ => true,
-            },
-            Item::Variants(_) => true,
-        };
-        if fits {
-            memory.insert(key, item.clone());
-        }
+        self.keep_read(key, item.clone(), true);
         Some(item)
     }
 
@@ -618,27 +698,36 @@ impl Cache {
     }
 }
 
-/// What a record on disk says; `None` when its body is not what its head describes.
+/// Whether the body of a record on disk is what its head describes.
+fn is_intact(stored: &StoredObject) -> bool {
+    let store::Body::Inline(bytes) = &stored.body else {
+        return true;
+    };
+    match Meta::decode(&stored.meta) {
+        Some(Meta::Object(_, manifest)) => match manifest.pieces.first() {
+            Some(hash) => blake3::hash(bytes) == *hash,
+            None => bytes.is_empty(),
+        },
+        Some(Meta::Variants(_)) => true,
+        None => false,
+    }
+}
+
+/// What a record on disk says.
 fn item_of(key: Key, stored: StoredObject) -> Option<Item> {
     let (head, manifest) = match Meta::decode(&stored.meta)? {
         Meta::Variants(variants) => return Some(Item::Variants(Arc::new(variants))),
         Meta::Object(head, manifest) => (head, manifest),
     };
     let body = match stored.body {
-        store::Body::Inline(bytes) => {
-            let intact = match manifest.pieces.first() {
-                Some(hash) => blake3::hash(&bytes) == *hash,
-                None => bytes.is_empty(),
-            };
-            Body::Whole(intact.then_some(bytes)?)
-        }
+        store::Body::Inline(bytes) => Body::Whole(bytes),
         store::Body::Pieces(_) => Body::Pieces {
             hashes: manifest.pieces.into(),
             length: manifest.length,
         },
     };
-    let from = Provenance::Store;
-    let entry = Entry::new(key, stored.object, *head, body, from);
+    let mut entry = Entry::new(key, stored.object, *head, body, Provenance::Store);
+    entry.source = Source::Disk;
     Some(Item::Entry(Arc::new(entry)))
 }
 

@@ -5,7 +5,11 @@ pub mod cache_status;
 pub mod conditional;
 pub mod range;
 
-use std::{future::ready, ops::Range};
+use std::{
+    future::ready,
+    ops::Range,
+    sync::{Arc, atomic::AtomicU64},
+};
 
 use futures_util::{StreamExt, stream};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
@@ -176,10 +180,13 @@ pub fn open_parts(
     entry: &Entry,
     multipart: Multipart,
     cache: &Cache,
+    from_disk: &Arc<AtomicU64>,
 ) -> Result<Reading, BodyError> {
     let mut parts = Vec::with_capacity(multipart.parts.len() + 1);
     for part in multipart.parts {
-        let body = entry.open(part.range, cache)?.into_stream();
+        let body = entry
+            .open_counted(part.range, cache, from_disk)?
+            .into_stream();
         parts.push(stream::once(ready(Ok(part.head))).chain(body).boxed());
     }
     parts.push(stream::once(ready(Ok(multipart.end))).boxed());

@@ -3,7 +3,10 @@
 
 use std::{
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll, ready},
 };
 
@@ -59,8 +62,10 @@ pub struct Trace {
     pub started: Instant,
     /// How it was answered.
     pub outcome: Outcome,
-    /// Where the bytes come from.
+    /// Where the bytes come from that are not counted in `from_disk`.
     pub source: Source,
+    /// Bytes of body that were read from disk for it; some of them may not have been sent.
+    pub from_disk: Arc<AtomicU64>,
     /// Status of the answer.
     pub status: StatusCode,
     /// Bytes of body sent.
@@ -212,12 +217,17 @@ fn without_hop_by_hop(frame: Frame<Bytes>) -> Frame<Bytes> {
 
 impl Drop for Trace {
     fn drop(&mut self) {
+        let from_disk = self.from_disk.load(Ordering::Relaxed).min(self.sent);
+        if from_disk > 0 && from_disk == self.sent {
+            self.source = Source::Disk;
+        }
         self.metrics.in_flight().dec();
         self.metrics.sent(self.sent);
         match &self.site {
             Some(site) => {
                 site.request(self.outcome);
-                site.bytes(self.source, self.sent);
+                site.bytes(Source::Disk, from_disk);
+                site.bytes(self.source, self.sent - from_disk);
             }
             None => self.metrics.siteless_request(),
         }

@@ -4,6 +4,7 @@
 //! Every object follows from its target, so whoever asks can check every byte:
 //!
 //! - `/o/1k`, `/o/64k`, `/o/1m`, `/o/32m`, and `/s/0` to `/s/19999` of 1 to 8 KiB;
+//! - `/d/0` to `/d/8191` of 16 to 48 KiB: 256 MiB together, for tiers that are smaller than that;
 //! - `/miss/…`: 1 KiB, as many as one likes;
 //! - `/slow/…`: 64 KiB, after half a second;
 //! - `/stats`: how many requests there were, itself not counted.
@@ -46,6 +47,7 @@ const LARGE: [(&str, usize); 4] = [
 ];
 const LARGEST: usize = 32 << 20;
 const SMALL: usize = 20_000;
+const DISK: usize = 8192;
 const MISS_BYTES: usize = 1 << 10;
 const SLOW_BYTES: usize = 64 << 10;
 const SLOW: Duration = Duration::from_millis(500);
@@ -71,8 +73,12 @@ enum Command {
 /// Each prints one line of JSON.
 #[derive(Subcommand)]
 enum Load {
-    /// Asks once for everything that is not `/miss` or `/slow`, and compares every byte.
-    Warm { server: SocketAddr },
+    /// Asks once for all that is stored, and compares every byte: for `/o` and `/s`, or for `/d`.
+    Warm {
+        server: SocketAddr,
+        #[arg(long)]
+        disk: bool,
+    },
     /// Asks at a fixed rate, whatever the server does.
     Paced {
         server: SocketAddr,
@@ -108,13 +114,15 @@ fn main() -> Result<()> {
         }
         Command::Bare { listen } => {
             let objects = Objects::new();
-            let found = stored().map(|target| (objects.find(&target), target));
+            let found = stored(false)
+                .chain(stored(true))
+                .map(|target| (objects.find(&target), target));
             let map: HashMap<String, Object> = found
                 .filter_map(|(object, target)| Some((target, object?)))
                 .collect();
             return serve(listen, async move |target| map.get(target).cloned());
         }
-        Command::Load(Load::Warm { server }) => warm(server)?,
+        Command::Load(Load::Warm { server, disk }) => warm(server, disk)?,
         Command::Load(Load::Paced {
             server,
             target,
@@ -134,10 +142,13 @@ fn main() -> Result<()> {
 
 // --- objects
 
-/// Targets of everything that a warm cache holds.
-fn stored() -> impl Iterator<Item = String> {
+/// Targets of everything that a warm cache holds; of what it is to hold on `disk`, or of all else.
+fn stored(disk: bool) -> Box<dyn Iterator<Item = String>> {
     let large = LARGE.iter().map(|(target, _)| (*target).to_owned());
-    large.chain((0..SMALL).map(|n| format!("/s/{n}")))
+    match disk {
+        true => Box::new((0..DISK).map(|n| format!("/d/{n}"))),
+        false => Box::new(large.chain((0..SMALL).map(|n| format!("/s/{n}")))),
+    }
 }
 
 /// All objects: slices of one body.
@@ -155,6 +166,7 @@ impl Objects {
         let length = match target.split('/').nth(1)? {
             "o" => LARGE.iter().find(|(large, _)| *large == target)?.1,
             "s" => 1024 + number % 7169,
+            "d" => (16 << 10) + number % (32 << 10),
             "miss" => MISS_BYTES,
             "slow" => SLOW_BYTES,
             _ => return None,
@@ -352,8 +364,8 @@ impl Client {
     }
 }
 
-fn warm(server: SocketAddr) -> Result<serde_json::Value> {
-    let (objects, targets) = (Objects::new(), stored().collect::<Vec<_>>());
+fn warm(server: SocketAddr, disk: bool) -> Result<serde_json::Value> {
+    let (objects, targets) = (Objects::new(), stored(disk).collect::<Vec<_>>());
     let next = AtomicUsize::new(0);
     let wrong = in_threads(WARMERS, |_| {
         let (mut client, mut wrong) = (Client::open(server)?, 0);

@@ -195,7 +195,7 @@ impl Stored {
         Self {
             tier: match entry.body {
                 entry::Body::Whole(_) => "memory",
-                entry::Body::Pieces { .. } => "disk",
+                entry::Body::Shelved(_) | entry::Body::Pieces { .. } => "disk",
                 entry::Body::Growing(_) => "growing",
             },
             status: head.status.as_u16(),

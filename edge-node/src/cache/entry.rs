@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, OnceLock,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -26,6 +26,7 @@ use super::{
     Cache,
     fill::{BodyError, Follower, Growing},
     policy::{Freshness, Rules, part::Part},
+    shelved::Shelved,
     store::PieceRef,
 };
 use crate::metrics::Source;
@@ -145,6 +146,8 @@ pub fn fields_of(manifest: &Manifest) -> HeaderMap {
 pub enum Body {
     /// In memory.
     Whole(Bytes),
+    /// On disk, beside the head. The cache reads it before it hands such an entry out.
+    Shelved(Arc<Shelved>),
     /// On disk, in pieces.
     Pieces {
         /// Hash of each piece.
@@ -224,6 +227,9 @@ pub struct Entry {
     pub body: Body,
     /// Where it came from.
     pub from: Provenance,
+    /// Where a body that is whole was when it was asked for: what was read for one request is that
+    /// request's alone, what memory holds is not.
+    pub source: Source,
     /// Heads of hits on it, made at the first one.
     pub hot: OnceLock<Hot>,
     /// Fields that are not stored, for the one client whose request fetched it (RFC 9111 §3.1,
@@ -244,11 +250,19 @@ impl Entry {
             head,
             body,
             from,
+            source: Source::Memory,
             hot: OnceLock::new(),
             withheld: Mutex::default(),
             touched_s: AtomicU32::new(0),
             held_back: AtomicBool::new(false),
         }
+    }
+
+    /// The same response with its body elsewhere.
+    #[must_use]
+    pub fn with_body(&self, body: Body) -> Self {
+        let (head, from) = (self.head.clone(), self.from.clone());
+        Self::new(self.key, self.object, head, body, from)
     }
 
     /// Whether the store should hear again that it is used; true once in `TOUCH_EVERY_S`.
@@ -269,6 +283,7 @@ impl Entry {
         }
         match &self.body {
             Body::Whole(bytes) => Some(bytes.len() as u64),
+            Body::Shelved(shelved) => Some(shelved.length()),
             Body::Pieces { length, .. } => Some(*length),
             Body::Growing(_) => self.head.length,
         }
@@ -281,7 +296,7 @@ impl Entry {
             + match &self.body {
                 Body::Whole(bytes) => bytes.len() as u64,
                 Body::Pieces { hashes, .. } => 32 * hashes.len() as u64,
-                Body::Growing(_) => 0,
+                Body::Shelved(_) | Body::Growing(_) => 0,
             }
     }
 
@@ -299,7 +314,7 @@ impl Entry {
                 Some(self.head.manifest(bytes.len() as u64, hashes))
             }
             Body::Pieces { hashes, length } => Some(self.head.manifest(*length, hashes.to_vec())),
-            Body::Growing(_) => None,
+            Body::Shelved(_) | Body::Growing(_) => None,
         }
     }
 
@@ -314,6 +329,20 @@ impl Entry {
     ///
     /// [`BodyError::Gone`]: some of it is not here, or has been evicted; to the reader this is a miss.
     pub fn open(&self, range: Range<u64>, cache: &Cache) -> Result<Reading, BodyError> {
+        self.open_counted(range, cache, &Arc::default())
+    }
+
+    /// The same; `from_disk` counts the bytes of it that do not come from memory, as they come.
+    ///
+    /// # Errors
+    ///
+    /// As [`Entry::open`].
+    pub fn open_counted(
+        &self,
+        range: Range<u64>,
+        cache: &Cache,
+        from_disk: &Arc<AtomicU64>,
+    ) -> Result<Reading, BodyError> {
         let offset = self.offset();
         if range.start < offset {
             return Err(BodyError::Gone);
@@ -342,9 +371,17 @@ impl Entry {
                     .pieces()
                     .of(self.object, numbers)
                     .ok_or(BodyError::Gone)?;
-                let read = read_pieces(self.key, pieces, hashes.clone(), range, cache.clone());
+                let read = read_pieces(
+                    self.key,
+                    pieces,
+                    hashes.clone(),
+                    range,
+                    cache.clone(),
+                    from_disk.clone(),
+                );
                 Ok(Reading::Stream(Box::pin(read)))
             }
+            Body::Shelved(_) => Err(BodyError::Gone),
             Body::Growing(growing) => {
                 let follower = growing.follow(range.start)?;
                 Ok(Reading::Stream(Box::pin(follow(follower, range))))
@@ -382,16 +419,23 @@ fn read_pieces(
     hashes: Arc<[PieceHash]>,
     range: Range<u64>,
     cache: Cache,
+    from_disk: Arc<AtomicU64>,
 ) -> impl Stream<Item = Result<Bytes, BodyError>> + Send {
     stream::iter(pieces)
         .map(move |piece| {
-            let (cache, range) = (cache.clone(), range.clone());
+            let (cache, range, from_disk) = (cache.clone(), range.clone(), from_disk.clone());
             let (_, index) = piece.name();
             let hash = hashes.get(index as usize).copied();
             async move {
                 let hash = hash.ok_or(BodyError::Gone)?;
                 match cache.pieces().read(&piece, &hash).await {
-                    Ok(bytes) => part_of(&bytes, index, &range).ok_or(BodyError::Gone),
+                    Ok((bytes, source)) => {
+                        let part = part_of(&bytes, index, &range).ok_or(BodyError::Gone)?;
+                        if source == Source::Disk {
+                            from_disk.fetch_add(part.len() as u64, Ordering::Relaxed);
+                        }
+                        Ok(part)
+                    }
                     Err(error) => {
                         warn!(%key, %error, "a piece on disk is of no use, its object is dropped");
                         cache.forget(key).await;

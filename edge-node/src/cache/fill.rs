@@ -264,7 +264,7 @@ impl Follower {
                 Next::Bytes(bytes) => bytes,
                 Next::Read(piece, hash, offset) => {
                     match self.body.pieces.read(&piece, &hash).await {
-                        Ok(bytes) => bytes.slice(offset..),
+                        Ok((bytes, _)) => bytes.slice(offset..),
                         Err(error) => return Some(Err(BodyError::Source(error.to_string()))),
                     }
                 }

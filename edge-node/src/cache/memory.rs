@@ -106,6 +106,19 @@ impl Memory {
         }
     }
 
+    /// Whether `bytes` more fit without anything going for them.
+    pub fn has_room(&self, bytes: u64) -> bool {
+        self.held.weight() + ITEM_OVERHEAD + bytes <= self.held.capacity()
+    }
+
+    /// What stands under `key`, without that counting as a use of it.
+    pub fn peek(&self, key: Key) -> Option<Item> {
+        match self.held.peek(&Name::Item(key))? {
+            Held::Item(item) => Some(item),
+            Held::Piece(_) => None,
+        }
+    }
+
     /// Puts `item` under `key`, in place of what was there.
     pub fn insert(&self, key: Key, item: Item) {
         let (name, new) = (Name::Item(key), object_of(&item));

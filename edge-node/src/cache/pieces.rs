@@ -16,6 +16,7 @@ use super::{
     memory::Memory,
     store::{PieceRef, ReadError, Store},
 };
+use crate::metrics::Source;
 
 /// Reads and keeps pieces. A clone-able handle.
 #[derive(Clone)]
@@ -40,19 +41,24 @@ impl Pieces {
         self.store.pieces(object, numbers)
     }
 
-    /// A piece, without touching the disk if memory has it; else read, verified, and kept in memory.
+    /// A piece, and where it was: without touching the disk if memory has it; else read, verified, and
+    /// kept in memory.
     ///
     /// # Errors
     ///
     /// As [`Store::read_piece`].
-    pub async fn read(&self, piece: &PieceRef, hash: &PieceHash) -> Result<Bytes, ReadError> {
+    pub async fn read(
+        &self,
+        piece: &PieceRef,
+        hash: &PieceHash,
+    ) -> Result<(Bytes, Source), ReadError> {
         let (object, index) = piece.name();
         if let Some(bytes) = self.memory.piece(object, index) {
-            return Ok(bytes);
+            return Ok((bytes, Source::Memory));
         }
         let bytes = self.store.read_piece(piece, hash).await?;
         self.memory.insert_piece(object, index, bytes.clone());
-        Ok(bytes)
+        Ok((bytes, Source::Disk))
     }
 
     /// Keeps in memory a piece that has just been hashed, and is about to be stored.

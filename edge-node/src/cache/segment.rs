@@ -15,13 +15,16 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io,
+    io::{self, IoSliceMut},
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
 use bytes::Bytes;
 use cluster::key::Key;
+use rustix::io::{ReadWriteFlags, preadv2};
+
+use super::buffers::Buffers;
 
 /// Size of a record's header.
 pub const HEADER_BYTES: usize = 64;
@@ -273,6 +276,17 @@ impl Segment {
         let mut bytes = vec![0; len as usize];
         self.file.read_exact_at(&mut bytes, u64::from(offset))?;
         Ok(Bytes::from(bytes))
+    }
+
+    /// The same, if the system has all of it in its cache. Does not block.
+    pub fn read_at_hand(&self, offset: u32, len: u32, buffers: &Buffers) -> Option<Bytes> {
+        buffers.filled(len as usize, |bytes| {
+            let (mut into, flags) = ([IoSliceMut::new(bytes)], ReadWriteFlags::NOWAIT);
+            let read = preadv2(&self.file, &mut into, u64::from(offset), flags);
+            // Whatever else keeps it from being read, be it a file system that cannot tell, a read that
+            // may block will say.
+            read.is_ok_and(|read| read == len as usize)
+        })
     }
 
     /// Reads up to `len` bytes at `offset` for nobody but the system, which keeps them in its cache.

@@ -17,12 +17,14 @@
 //!   in one segment lives for one turn of the ring. How fast it turns decides whether the cache writes
 //!   everything or only what was asked for twice ([`admission`](super::admission)).
 //! - **Honest:** headers and metadata carry a check, bodies are checked by whoever knows their hash,
-//!   on the reading thread. What fails is an error, never bytes.
+//!   on the reading thread. A body that has been proved once is known again by its CRC for a while.
+//!   What fails is an error, never bytes.
 //!
 //! Deliberately absent: waiting for the disk on every append (a power cut may cost the newest
 //! objects; it never yields wrong ones), and any order of eviction finer than the segment.
 
 mod open;
+mod proofs;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -51,10 +53,12 @@ use tokio::{
 
 pub use self::open::OpenError;
 use self::{
-    table::{PIECES_MAX, Span, Table},
+    proofs::Proofs,
+    table::{PIECES_MAX, Slot, Span, Table},
     writer::{Job, Work},
 };
 use super::{
+    buffers::Buffers,
     pool::{Pool, PoolClosed},
     segment::{Kind, RECORD_BYTES_MAX, Record, Segment, record_len},
 };
@@ -79,6 +83,9 @@ const READ_AROUND_BYTES: usize = 256 << 10;
 const READ_AROUNDS_MAX: usize = 2;
 /// Most bytes that wait to be written: a tenth of a second of a slow disk. Who finds it full waits.
 const QUEUE_BYTES: usize = 16 << 20;
+/// Largest record that is read without the pool when the system has it in its cache: to copy and hash it
+/// takes some 30 µs, and a runtime thread must not be kept longer than some 100.
+pub const AT_HAND_BYTES_MAX: u32 = 128 << 10;
 /// What the smallest record counts in the queue, so that it bounds records as well.
 const QUEUE_RECORD_BYTES_MIN: usize = 4 << 10;
 /// Most flag changes kept for the index; one that is lost is told again by the record.
@@ -102,6 +109,7 @@ pub struct Store {
     queue: mpsc::SyncSender<Job>,
     room: Arc<Semaphore>,
     pool: Pool,
+    buffers: Buffers,
     /// [`COLD_READ`], but for tests.
     cold_read: Duration,
     reads_around: Arc<Semaphore>,
@@ -110,6 +118,7 @@ pub struct Store {
 /// What readers and the writer share.
 struct Shared {
     table: Table,
+    proofs: Proofs,
     segments: RwLock<BTreeMap<u32, Arc<Segment>>>,
     /// Keys whose flags changed since the index last heard of them.
     flagged: Mutex<Vec<Key>>,
@@ -264,10 +273,12 @@ impl Store {
         self.shared.table.touch(key);
     }
 
-    /// Whether the ring turns so fast that a new small object should be asked for once more before it
-    /// is appended; see [`admission`](super::admission).
+    /// Whether a new small object should be asked for once more before it is appended, because the ring
+    /// turns too fast ([`admission`](super::admission)), or because the disk is behind: who waits for it
+    /// holds what it has to write.
     pub fn holds_back(&self) -> bool {
-        self.shared.holds_back.load(Relaxed)
+        let is_behind = self.room.available_permits() < QUEUE_BYTES / 2;
+        is_behind || self.shared.holds_back.load(Relaxed)
     }
 
     /// The caller's bits of an object.
@@ -309,13 +320,7 @@ impl Store {
         F: FnOnce(StoredObject) -> Option<T> + Send + 'static,
         T: Send + 'static,
     {
-        // A miss between the two looks means that the segment went, perhaps after the object was
-        // copied out of it; a second time in a row it may be called absent.
-        let found = (0..2).find_map(|_| {
-            let slot = self.shared.table.slot(key)?;
-            Some((slot, self.shared.segment(slot.span.at.segment)?))
-        });
-        let Some((slot, segment)) = found else {
+        let Some((slot, segment)) = self.place(key) else {
             return Ok(None);
         };
         let (cold_read, read_from) = (self.cold_read, Arc::clone(&segment));
@@ -323,20 +328,7 @@ impl Store {
             let begun = Instant::now();
             let bytes = read_from.read(slot.span.at.offset, slot.span.len.get())?;
             let cold = begun.elapsed() >= cold_read;
-            let record = Record::decode(bytes).ok_or(ReadError::Corrupt)?;
-            if record.entry.kind != Kind::Object || record.entry.key != key {
-                return Err(ReadError::Corrupt);
-            }
-            let body = match record.entry.index {
-                0 => Body::Inline(record.body),
-                count => Body::Pieces(count),
-            };
-            let object = StoredObject {
-                object: record.entry.object,
-                flags: slot.flags,
-                meta: record.meta,
-                body,
-            };
+            let object = object_of(key, slot, bytes).ok_or(ReadError::Corrupt)?;
             Ok((decode(object).ok_or(ReadError::Corrupt)?, cold))
         };
         let (object, cold) = self.counted(self.pool.run(read).await?, slot.span)?;
@@ -344,6 +336,43 @@ impl Store {
             self.read_around(segment, slot.span);
         }
         Ok(Some(object))
+    }
+
+    /// An object, if the system has its record in its cache and it is not too large to be read right
+    /// here; `prove` says whether its body is what was stored, unless that is known. Does not block;
+    /// whatever is wrong with it, [`Store::read_object`] will say.
+    pub fn object_at_hand(
+        &self,
+        key: Key,
+        prove: impl FnOnce(&StoredObject) -> bool,
+    ) -> Option<StoredObject> {
+        let (slot, segment) = self.place(key)?;
+        let (offset, len) = (slot.span.at.offset, slot.span.len.get());
+        if len > AT_HAND_BYTES_MAX {
+            return None;
+        }
+        let record = segment.read_at_hand(offset, len, &self.buffers)?;
+        let object = object_of(key, slot, record)?;
+        let counters = &self.shared.counters;
+        counters.read_bytes.fetch_add(u64::from(len), Relaxed);
+        let holds = match &object.body {
+            Body::Inline(body) => {
+                let prove = || prove(&object);
+                self.shared.proofs.holds(slot.span.at, body, prove)
+            }
+            Body::Pieces(_) => prove(&object),
+        };
+        holds.then_some(object)
+    }
+
+    /// Where the object of `key` stands.
+    fn place(&self, key: Key) -> Option<(Slot, Arc<Segment>)> {
+        // A miss between the two looks means that the segment went, perhaps after the object was
+        // copied out of it; a second time in a row it may be called absent.
+        (0..2).find_map(|_| {
+            let slot = self.shared.table.slot(key)?;
+            Some((slot, self.shared.segment(slot.span.at.segment)?))
+        })
     }
 
     /// Has the system read what was stored after `span`, without anybody waiting for it. It stays in the
@@ -562,6 +591,21 @@ impl Store {
             .map_err(|_| AppendError::Closed)?;
         answer.await.map_err(|_| AppendError::Closed)?
     }
+}
+
+/// The object that `record` is, which stands where that of `key` should.
+fn object_of(key: Key, slot: Slot, record: Bytes) -> Option<StoredObject> {
+    let Record { entry, meta, body } = Record::decode(record)?;
+    let body = match entry.index {
+        0 => Body::Inline(body),
+        count => Body::Pieces(count),
+    };
+    (entry.kind == Kind::Object && entry.key == key).then_some(StoredObject {
+        object: entry.object,
+        flags: slot.flags,
+        meta,
+        body,
+    })
 }
 
 impl Shared {

@@ -614,3 +614,119 @@ async fn what_replaces_an_object_on_disk_is_written_at_once() {
     assert_eq!(read(&*fresh(&cache).await, &cache).await.unwrap(), b"newer");
     assert_eq!(cache.held_back(), 1);
 }
+
+/// An object of 32 KiB that stands on disk and not in memory, which is full; nothing where the file system
+/// cannot tell what the system has in its cache.
+async fn on_disk_only(dir: &Path) -> Option<(Cache, Vec<u8>)> {
+    let body = pattern(32 << 10);
+    let cache = holding(dir, 1 << 20, &body).await;
+    cache.shared.memory.remove(KEY);
+    crowd(&cache);
+    let can_tell = cache.store().object_at_hand(KEY, |_| true).is_some();
+    can_tell.then_some((cache, body))
+}
+
+/// Fills the memory tier with what nobody asks for.
+fn crowd(cache: &Cache) {
+    for n in 0..400 {
+        let body = Body::Whole(Bytes::from(vec![0; 4 << 10]));
+        let key = Key(1000 + n);
+        let entry = Entry::new(key, 1, plain(), body, Provenance::Origin);
+        cache
+            .shared
+            .memory
+            .insert(key, Item::Entry(Arc::new(entry)));
+    }
+}
+
+fn hot(cache: &Cache) -> Option<(Bytes, Source)> {
+    let entry = cache.hot(KEY, |_| HeaderMap::new(), NOW)?;
+    cache.body(&entry)
+}
+
+#[tokio::test]
+async fn what_the_system_has_in_its_cache_is_kept_once_it_has_been_read_often() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some((cache, body)) = on_disk_only(dir.path()).await else {
+        return;
+    };
+    let mut reads = 0;
+    while reads < 100 {
+        let (bytes, source) = hot(&cache).expect("it can be read without waiting");
+        assert!(bytes == body);
+        let entry = fresh(&cache).await;
+        assert!(read(&entry, &cache).await.unwrap() == body, "nor otherwise");
+        if source == Source::Memory {
+            break;
+        }
+        reads += 1;
+    }
+    assert!((4..20).contains(&reads), "{reads}");
+    cache.forget(KEY).await;
+    assert!(hot(&cache).is_none());
+}
+
+#[tokio::test]
+async fn damage_under_a_body_that_was_proved_before_is_seen() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some((cache, body)) = on_disk_only(dir.path()).await else {
+        return;
+    };
+    for _ in 0..3 {
+        assert!(hot(&cache).is_some_and(|(bytes, _)| bytes == body));
+    }
+    for segment in std::fs::read_dir(dir.path().join("segments")).unwrap() {
+        let path = segment.unwrap().path();
+        let mut bytes = std::fs::read(&path).unwrap();
+        let at = bytes.len() - 100;
+        bytes[at] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+    }
+    assert!(hot(&cache).is_none());
+    assert!(matches!(
+        look(&cache, &HeaderMap::new()).await,
+        Lookup::Absent(_)
+    ));
+    assert_eq!(cache.disk_stats().checksum_failures_total, 1);
+    assert!(hot(&cache).is_none());
+}
+
+/// A head in memory outlives what it was the head of by no moment: the body that is read is its own.
+#[tokio::test]
+async fn a_shelved_body_is_not_taken_for_that_of_another_object() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some((cache, _)) = on_disk_only(dir.path()).await else {
+        return;
+    };
+    assert!(hot(&cache).is_some());
+    let entry = cache.hot(KEY, |_| HeaderMap::new(), NOW).unwrap();
+    assert!(matches!(entry.body, Body::Shelved(_)));
+    let store = cache.store();
+    let other = store.next_object_id();
+    let (meta, body) = (Bytes::new(), store::Body::Inline(Bytes::from_static(b"x")));
+    let append = store.append_object(KEY, other, 0, meta, body);
+    append.await.unwrap();
+    assert!(cache.body(&entry).is_none());
+}
+
+/// Pieces that memory had were counted as read from disk.
+#[tokio::test]
+async fn pieces_from_memory_are_not_counted_as_read_from_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let body = pattern(4 * PIECE_BYTES);
+    let cache = holding(dir.path(), 64 << 20, &body).await;
+    cache.store().close().await;
+    drop(cache);
+    let cache = open_with(dir.path(), 64 << 20, 1 << 30);
+    let entry = fresh(&cache).await;
+    let piece = PIECE_BYTES as u64;
+    for (range, expected) in [(10..2 * piece, 2 * piece - 10), (0..3 * piece, piece)] {
+        let from_disk = Arc::new(AtomicU64::new(0));
+        let reading = entry.open_counted(range, &cache, &from_disk).unwrap();
+        let mut stream = reading.into_stream();
+        while let Some(bytes) = stream.next().await {
+            bytes.unwrap();
+        }
+        assert_eq!(from_disk.load(Ordering::Relaxed), expected);
+    }
+}

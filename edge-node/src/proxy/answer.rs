@@ -36,9 +36,11 @@ impl Proxy {
     ) -> Option<Response<Payload>> {
         let source = match &entry.body {
             Body::Growing(_) => entry.from.source(),
-            Body::Whole(_) => Source::Memory,
-            Body::Pieces { .. } => Source::Disk,
+            Body::Whole(_) => entry.source,
+            // As they come.
+            Body::Shelved(_) | Body::Pieces { .. } => Source::Memory,
         };
+        let from_disk = Arc::default();
         let delivery = deliver::plan(&asked.method, fields, entry, self.shared.clock.unix_ms());
         let Delivery {
             mut head,
@@ -48,8 +50,10 @@ impl Proxy {
         let cache = &self.shared.cache;
         let opened = match content {
             Content::None => Ok(None),
-            Content::Range(range) => entry.open(range, cache).map(Some),
-            Content::Multipart(multipart) => deliver::open_parts(entry, multipart, cache).map(Some),
+            Content::Range(range) => entry.open_counted(range, cache, &from_disk).map(Some),
+            Content::Multipart(multipart) => {
+                deliver::open_parts(entry, multipart, cache, &from_disk).map(Some)
+            }
         };
         let Ok(reading) = opened else {
             self.shared.cache.forget(entry.key).await;
@@ -94,7 +98,8 @@ impl Proxy {
             detail: detail.as_deref(),
         }
         .append_to(&mut head.headers);
-        let trace = self.trace(Some(asked), how.outcome, source, head.status);
+        let mut trace = self.trace(Some(asked), how.outcome, source, head.status);
+        trace.from_disk = from_disk;
         // Trailers come behind a body whose length nobody knew, while it grows; see `Growing::trail`.
         if length.is_some() {
             head.headers.remove(header::TRAILER);
@@ -248,6 +253,7 @@ impl Proxy {
             outcome,
             source,
             status,
+            from_disk: Arc::default(),
             sent: 0,
         }
     }

@@ -1,11 +1,14 @@
-//! Hits in memory for plain requests ([`crate::serve::quick`]): the same journey with everything left
+//! Hits for plain requests ([`crate::serve::quick`]), in memory or in the system's cache: the same journey with everything left
 //! out that a hit does not need. What this cannot decide takes the long way.
 
 use std::{
     io,
     net::{IpAddr, SocketAddr},
     ops::Range,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use arc_swap::ArcSwapOption;
@@ -52,6 +55,8 @@ impl Quick for Proxy {
             proxy: self.clone(),
             client: from.ip(),
             site: None,
+            source: Source::Memory,
+            from_disk: Arc::default(),
         })
     }
 }
@@ -62,6 +67,9 @@ struct Hits {
     client: IpAddr,
     /// That of the last request: clients mostly stay with one host.
     site: Option<Arc<Known>>,
+    /// Where the last answer's body came from, but for what is counted in `from_disk`.
+    source: Source,
+    from_disk: Arc<AtomicU64>,
 }
 
 /// A host as it was sent, and what it came to.
@@ -77,6 +85,8 @@ pub(super) struct Known {
 struct Hit<'a> {
     entry: Arc<Entry>,
     rules: &'a Arc<Rules>,
+    /// The body and where it was; `None`: it is in pieces.
+    body: Option<(Bytes, Source)>,
     now_ms: u64,
 }
 
@@ -103,7 +113,13 @@ impl Session for Hits {
         let hit = self
             .proxy
             .hit(known, client, &method, request.target, &headers, varied)?;
-        let (head, body) = self.proxy.wire(&hit, &method, &headers, out)?;
+        self.source = hit
+            .body
+            .as_ref()
+            .map_or(Source::Memory, |(_, source)| *source);
+        self.from_disk.store(0, Ordering::Relaxed);
+        let (head, range) = self.proxy.wire(&hit, &method, &headers, out)?;
+        let body = self.proxy.body(&hit, range, &self.from_disk)?;
         self.proxy.hit_fields(&hit, |name, parts| {
             out.extend_from_slice(name.as_str().as_bytes());
             out.extend_from_slice(b": ");
@@ -119,7 +135,9 @@ impl Session for Hits {
     fn sent(&mut self, body_bytes: u64) {
         self.proxy.shared.metrics.sent(body_bytes);
         if let Some(known) = &self.site {
-            known.metrics.bytes(Source::Memory, body_bytes);
+            let from_disk = self.from_disk.load(Ordering::Relaxed).min(body_bytes);
+            known.metrics.bytes(Source::Disk, from_disk);
+            known.metrics.bytes(self.source, body_bytes - from_disk);
         }
     }
 }
@@ -152,12 +170,11 @@ impl Proxy {
         let client = connection.from.ip();
         let hit = self.hit(&known, client, request.method(), target, headers, varied)?;
         let hot = self.hot(&hit)?;
-        let body = match (request.method(), &hit.entry.body) {
-            (&Method::HEAD, _) => Bytes::new(),
-            (_, Body::Whole(body)) => body.clone(),
-            (_, Body::Pieces { .. } | Body::Growing(_)) => return None,
-        };
-        self.metrics_of(&known, started, body.len() as u64);
+        let (mut body, source) = hit.body.clone()?;
+        if request.method() == Method::HEAD {
+            body.clear();
+        }
+        self.metrics_of(&known, started, source, body.len() as u64);
         let mut response = Response::new(Payload::counted(body));
         *response.status_mut() = hit.entry.head.status;
         *response.headers_mut() = self.stamped(&hit, hot);
@@ -185,12 +202,12 @@ impl Proxy {
         fields
     }
 
-    fn metrics_of(&self, known: &Known, started: Instant, body_bytes: u64) {
+    fn metrics_of(&self, known: &Known, started: Instant, source: Source, body_bytes: u64) {
         let metrics = &self.shared.metrics;
         metrics.answered(Outcome::Hit, started.elapsed());
         metrics.sent(body_bytes);
         known.metrics.request(Outcome::Hit);
-        known.metrics.bytes(Source::Memory, body_bytes);
+        known.metrics.bytes(source, body_bytes);
     }
 
     /// What is known of `host`: `last`, if it is that; `None` if it belongs to no site.
@@ -250,50 +267,58 @@ impl Proxy {
         }
         let anything = CacheControl::default();
         let reuse = policy::reuse(&entry.head.freshness, &anything, rules, now_ms);
-        let is_whole = entry.head.part.is_none() && !matches!(entry.body, Body::Growing(_));
-        (reuse == Reuse::Fresh && is_whole).then_some(Hit {
+        if reuse != Reuse::Fresh || entry.head.part.is_some() {
+            return None;
+        }
+        let body = match &entry.body {
+            Body::Growing(_) => return None,
+            Body::Pieces { .. } => None,
+            Body::Whole(_) | Body::Shelved(_) => Some(shared.cache.body(&entry)?),
+        };
+        Some(Hit {
             entry,
             rules,
+            body,
             now_ms,
         })
     }
 
-    /// The head of a hit over HTTP/1.1 (its end, where it is not prepared, in `out`), and what of the
-    /// body goes with it.
+    /// The head of a hit over HTTP/1.1 (its end, where it is not prepared, in `out`), and which range of
+    /// the body goes with it.
     fn wire(
         &self,
         hit: &Hit<'_>,
         method: &Method,
         headers: &HeaderMap,
         out: &mut Vec<u8>,
-    ) -> Option<(Bytes, quick::Body)> {
+    ) -> Option<(Bytes, Range<u64>)> {
         let entry = &hit.entry;
         let hot = self.hot(hit)?;
         if !forward::is_selective(headers) {
-            let body = match *method {
-                Method::HEAD => quick::Body::EMPTY,
-                _ => self.body(entry, 0..entry.length()?)?,
+            let end = match *method {
+                Method::HEAD => 0,
+                _ => entry.length()?,
             };
-            return Some((hot.head.clone(), body));
+            return Some((hot.head.clone(), 0..end));
         }
         let stored = &entry.head;
         match conditional::evaluate(headers, stored.status, &stored.headers) {
             Verdict304::NotModified => {
-                return Some((hot.not_modified.clone(), quick::Body::EMPTY));
+                return Some((hot.not_modified.clone(), 0..0));
             }
             Verdict304::Proceed if *method == Method::GET && stored.status == StatusCode::OK => {
                 let length = entry.length()?;
                 if let Ranges::One(range) = range::requested(headers, &stored.headers, length) {
                     range::write_fields(&range, length, out);
-                    return Some((partial(hot), self.body(entry, range)?));
+                    return Some((partial(hot), range));
                 }
             }
             Verdict304::Proceed | Verdict304::PreconditionFailed => {}
         }
         let plan = deliver::plan(method, headers, entry, hit.now_ms);
-        let body = match plan.content {
-            Content::None => quick::Body::EMPTY,
-            Content::Range(range) => self.body(entry, range)?,
+        let range = match plan.content {
+            Content::None => 0..0,
+            Content::Range(range) => range,
             Content::Multipart(_) => return None,
         };
         write_head(
@@ -301,13 +326,27 @@ impl Proxy {
             &self.finished(plan.head.headers, hit.rules),
             out,
         );
-        Some((Bytes::new(), body))
+        Some((Bytes::new(), range))
     }
 
-    /// So much of an entry's body; `None` if some of it has been evicted.
-    fn body(&self, entry: &Entry, range: Range<u64>) -> Option<quick::Body> {
+    /// So much of a hit's body; `None` if some of it has been evicted.
+    fn body(
+        &self,
+        hit: &Hit<'_>,
+        range: Range<u64>,
+        from_disk: &Arc<AtomicU64>,
+    ) -> Option<quick::Body> {
+        if range.is_empty() {
+            return Some(quick::Body::EMPTY);
+        }
+        if let Some((bytes, _)) = &hit.body {
+            let at = |position| usize::try_from(position).unwrap_or(usize::MAX);
+            let bytes = bytes.slice(at(range.start)..at(range.end).min(bytes.len()));
+            return Some(quick::Body::Bytes(bytes));
+        }
         let length = range.end - range.start;
-        Some(match entry.open(range, &self.shared.cache).ok()? {
+        let opened = hit.entry.open_counted(range, &self.shared.cache, from_disk);
+        Some(match opened.ok()? {
             Reading::Whole(bytes) => quick::Body::Bytes(bytes),
             Reading::Stream(stream) => {
                 let chunks = stream.map_err(io::Error::other);

@@ -53,6 +53,13 @@ function modes.small()
   end
 end
 
+-- 8,192 objects of 16 to 48 KiB, each as often as any other.
+function modes.disk()
+  local requests = {}
+  for n = 0, 8191 do requests[n] = wrk.format("GET", "/d/" .. n) end
+  return function() return requests[math.random(0, 8191)] end
+end
+
 local ask
 
 function init(args)

@@ -20,10 +20,12 @@ use tracing::{info, warn};
 use super::{
     COLD_READ, Counters, DISK_BYTES_MIN, OnEvicted, QUEUE_BYTES, QUEUE_RECORD_BYTES_MIN,
     READ_AROUNDS_MAX, Shared, Store, StoreConfig,
+    proofs::Proofs,
     table::{At, Table},
     writer::{Sealed, Writer},
 };
 use crate::cache::{
+    buffers::Buffers,
     index::{self, Images, Index, IndexError},
     pool::Pool,
     segment::{End, Entry, Segment},
@@ -214,6 +216,7 @@ pub(super) fn open(config: &StoreConfig, on_evicted: OnEvicted) -> Result<Store,
 
     let shared = Arc::new(Shared {
         table,
+        proofs: Proofs::new(),
         segments: RwLock::new(segments),
         flagged: Mutex::default(),
         holds_back: AtomicBool::new(false),
@@ -256,6 +259,7 @@ pub(super) fn open(config: &StoreConfig, on_evicted: OnEvicted) -> Result<Store,
         queue,
         room: Arc::new(Semaphore::new(QUEUE_BYTES)),
         pool,
+        buffers: Buffers::default(),
         cold_read: COLD_READ,
         reads_around: Arc::new(Semaphore::new(READ_AROUNDS_MAX)),
     })
