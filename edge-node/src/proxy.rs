@@ -2,8 +2,8 @@
 //! and the upstream to each other.
 //!
 //! A client is always a follower of an entry, complete or growing: hit, miss and collapsed request
-//! are delivered by the same code. The fetch has a task of its own (`proxy/fetch.rs`), so a client that
-//! hangs up does not take the answer away from others.
+//! are delivered by the same code. The fetch outlives the request that leads it (`proxy/fetch.rs`), so a
+//! client that hangs up does not take the answer away from others.
 
 mod answer;
 mod fetch;
@@ -369,7 +369,8 @@ impl Proxy {
                     turn,
                 } if !self.is_outdated(&asked.ruling, &asked.host, target, &entry) => {
                     if let Turn::Fill(filler) = turn {
-                        self.begin_fill(filler, asked, Some(entry.clone()), Method::GET);
+                        // Behind this answer.
+                        drop(self.begin_fill(filler, asked, Some(entry.clone()), Method::GET));
                     }
                     Found::Entry(entry, How::hit(Outcome::Stale))
                 }
@@ -434,7 +435,7 @@ impl Proxy {
         stored: Option<Arc<Entry>>,
         fwd: Fwd,
     ) -> Result<Found, ServeError> {
-        let (own, fill) = match turn {
+        let (mut filling, fill) = match turn {
             Turn::Follow(fill) => (None, fill),
             Turn::Fill(filler) => {
                 let fill = filler.follow();
@@ -446,13 +447,16 @@ impl Proxy {
                 )
             }
         };
-        let leads = own.is_some();
+        let leads = filling.is_some();
         let said = match fill.is_known() {
             true => asked.said.clone(),
             // What the client would rather not have from a cache is on its way from the origin.
             false => CacheControl::default(),
         };
-        let filled = fill.outcome().await;
+        let filled = match &mut filling {
+            Some(filling) => filling.outcome(fill).await,
+            None => fill.outcome().await,
+        };
         match filled {
             // Under the same URL, but another variant than this request selects.
             Filled::Shared(entry) if !vary::matches(&entry.head.selected_by, &asked.headers) => {
@@ -472,8 +476,8 @@ impl Proxy {
             }
             Filled::Refreshed(entry) => Ok(Found::Entry(entry, How::refreshed(leads, fwd))),
             Filled::NotShared | Filled::Again => {
-                let handed_over = match own {
-                    Some(own) => own.await.ok(),
+                let handed_over = match filling {
+                    Some(filling) => filling.own_answer().await,
                     None if matches!(filled, Filled::Again) => return Ok(Found::Nothing),
                     None => None,
                 };

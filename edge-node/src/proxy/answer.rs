@@ -36,6 +36,10 @@ impl Proxy {
     ) -> Option<Response<Payload>> {
         let source = match &entry.body {
             Body::Growing(_) => entry.from.source(),
+            // It came in one.
+            Body::Whole(_) if matches!(how.outcome, Outcome::Miss | Outcome::Collapsed) => {
+                entry.from.source()
+            }
             Body::Whole(_) => Source::Memory,
             Body::Pieces { .. } => Source::Disk,
         };
