@@ -7,11 +7,12 @@ pub mod quick;
 mod stream;
 
 use std::{
+    any::Any,
     convert::Infallible,
     net::SocketAddr,
     pin::pin,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -25,7 +26,7 @@ use hyper_util::{
     server::conn::auto,
 };
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
+    sync::{Notify, Semaphore, mpsc, watch},
     time::Instant,
 };
 use tracing::{debug, warn};
@@ -132,7 +133,14 @@ pub struct Connection {
     ended: Arc<AtomicU64>,
     /// Whether it speaks another protocol from now on.
     tunnel: AtomicBool,
+    /// Whether a request that hyper does not know of is owed an answer.
+    owes_quickly: AtomicBool,
+    owed: Notify,
+    prepared: Mutex<Option<Prepared>>,
 }
+
+/// An answer for the service to find.
+type Prepared = Box<dyn Any + Send>;
 
 /// An answer on its way; dropped with its body, when hyper has all of it.
 #[derive(Debug)]
@@ -154,6 +162,34 @@ impl Connection {
             outbox: Arc::default(),
             ended: Arc::default(),
             tunnel: AtomicBool::new(false),
+            owes_quickly: AtomicBool::new(false),
+            owed: Notify::new(),
+            prepared: Mutex::default(),
+        }
+    }
+
+    /// Leaves an answer for the request that hyper gets next.
+    pub fn prepare(&self, answer: impl Any + Send) {
+        *self.prepared.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(answer));
+    }
+
+    /// The answer that was left for the newest request.
+    pub fn prepared<T: Any>(&self) -> Option<T> {
+        let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(*prepared.take()?.downcast().ok()?)
+    }
+
+    fn owes_quickly(&self, owes: bool) {
+        self.owes_quickly.store(owes, Ordering::Release);
+        if !owes {
+            self.owed.notify_one();
+        }
+    }
+
+    /// Returns when no quick answer is owed.
+    async fn has_paid(&self) {
+        while self.owes_quickly.load(Ordering::Acquire) {
+            self.owed.notified().await;
         }
     }
 
@@ -167,6 +203,7 @@ impl Connection {
     fn is_answered(&self) -> bool {
         self.requests.load(Ordering::Acquire) == self.ended.load(Ordering::Acquire)
             && !self.tunnel.load(Ordering::Acquire)
+            && !self.owes_quickly.load(Ordering::Acquire)
     }
 
     /// Lets answers out on a gated listener.
@@ -184,6 +221,12 @@ impl Connection {
     /// What comes from now on is no HTTP: nobody looks into it. To be called before the 101 is returned.
     pub fn becomes_tunnel(&self) {
         self.tunnel.store(true, Ordering::Release);
+    }
+
+    /// The way for interim responses to a request that is answered beneath hyper.
+    pub fn interim_beneath(&self) -> Interim {
+        // No number that hyper's requests get.
+        Interim::new(self.outbox.clone(), u64::MAX)
     }
 
     /// The way for interim responses to the newest request, if a request of this version has one.
@@ -245,7 +288,7 @@ pub async fn listen<S, B>(
         let connection = Arc::new(Connection::new(from));
         let (presence, line) = roster.enter(connection.clone(), Instant::now());
         let stream = Box::new(Watched::new(stream, presence.clone()));
-        let session = quick.as_ref().map(|quick| quick.session(from));
+        let session = quick.as_ref().map(|quick| quick.session(&connection));
         let stream = stream::Guarded::new(stream, &limits, connection.clone(), session);
         let served = builder
             .serve_connection_with_upgrades(TokioIo::new(stream), service(connection))

@@ -460,8 +460,8 @@ impl Proxy {
             return;
         }
         let (parts, body) = response.into_parts();
-        let withheld = policy::withheld_fields(&parts.headers, &asked.rules.targets);
-        let mut headers = policy::storable_fields(&parts.headers, &asked.rules.targets, self.now());
+        let (mut headers, withheld) =
+            policy::divided_fields(&parts.headers, &asked.rules.targets, self.now());
         if parts.status == StatusCode::PARTIAL_CONTENT {
             headers.remove(header::CONTENT_RANGE);
         }

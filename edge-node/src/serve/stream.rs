@@ -21,7 +21,7 @@ use tokio::{
 use super::{
     Connection, ConnectionLimits,
     framing::Scanner,
-    quick::{self, Session, Tried},
+    quick::{self, Later, Session, Tried},
 };
 
 /// What is read at once while quick answers are possible: more than most heads, and a few of them
@@ -65,6 +65,8 @@ pub(super) struct Guarded {
     gathered: Option<BytesMut>,
     /// Whether what is gathered has waited for others that were ready in the same moment.
     has_waited: bool,
+    /// The quick answer that is waited for, to a request whose head of this length `ahead` begins with.
+    later: Option<(Later, usize)>,
     /// The quick answer that is being written.
     answer: Option<Written>,
     fields: Vec<u8>,
@@ -103,6 +105,7 @@ impl Guarded {
             ahead: BytesMut::new(),
             gathered: None,
             has_waited: false,
+            later: None,
             answer: None,
             fields: Vec::new(),
             lingering: None,
@@ -167,12 +170,64 @@ impl Guarded {
     }
 
     fn end_answer(&mut self) {
-        if let (Some(Written { answer, at }), Some(session)) =
-            (self.answer.take(), &mut self.session)
-        {
-            let head = answer.head.len() + self.fields.len();
-            session.sent(at.saturating_sub(head) as u64);
+        let Some(Written { mut answer, at }) = self.answer.take() else {
+            return;
+        };
+        let head = answer.head.len() + self.fields.len();
+        let sent = at.saturating_sub(head) as u64;
+        match (&mut answer.counts, &mut self.session) {
+            (Some(counts), _) => {
+                counts.sent(sent);
+                self.connection.owes_quickly(false);
+            }
+            (None, Some(session)) => session.sent(sent),
+            (None, None) => {}
         }
+    }
+
+    /// Waits for the quick answer that was begun. `false`: its request is for hyper, or its client has
+    /// left, and nothing is ahead any more.
+    fn poll_later(&mut self, context: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let Some((later, head_bytes)) = &mut self.later else {
+            return Poll::Ready(Ok(false));
+        };
+        if let Poll::Ready(answer) = later.as_mut().poll(context) {
+            let head_bytes = *head_bytes;
+            self.later = None;
+            let Some(answer) = answer else {
+                self.connection.owes_quickly(false);
+                return Poll::Ready(Ok(false));
+            };
+            self.ahead.advance(head_bytes);
+            self.fields.clear();
+            self.answer = Some(Written { answer, at: 0 });
+            return Poll::Ready(Ok(true));
+        }
+        loop {
+            match self.poll_interim(context) {
+                Poll::Ready(written) => written?,
+                Poll::Pending => break,
+            }
+            match self.connection.outbox.take(context) {
+                Some(interim) => self.interim = interim,
+                None => break,
+            }
+        }
+        // Whoever leaves is not waited for; what else the client sends has its turn afterwards.
+        while self.ahead.len() < self.head_bytes_max {
+            let mut space = [const { MaybeUninit::uninit() }; READ_BYTES];
+            let mut read = ReadBuf::uninit(&mut space);
+            ready!(Pin::new(&mut self.stream).poll_read(context, &mut read))?;
+            if read.filled().is_empty() {
+                self.later = None;
+                self.connection.owes_quickly(false);
+                self.ahead.clear();
+                self.session = None;
+                return Poll::Ready(Ok(false));
+            }
+            self.ahead.extend_from_slice(read.filled());
+        }
+        Poll::Pending
     }
 
     /// Answers what stands in `bytes` as far as that can be done at once; gives what is left, and
@@ -194,6 +249,11 @@ impl Guarded {
                         Poll::Ready(written) => written?,
                         Poll::Pending => return Ok((bytes, false)),
                     }
+                }
+                Tried::Begun(later, length) => {
+                    self.later = Some((later, length));
+                    self.connection.owes_quickly(true);
+                    return Ok((bytes, false));
                 }
                 Tried::Partial => return Ok((bytes, bytes.len() >= self.head_bytes_max)),
                 Tried::Other => return Ok((bytes, true)),
@@ -314,12 +374,16 @@ impl AsyncRead for Guarded {
         let this = &mut *self;
         loop {
             ready!(this.poll_answer(context))?;
+            let was_late = this.later.is_some();
+            if was_late && ready!(this.poll_later(context))? {
+                continue;
+            }
             let mut for_hyper = !this.ahead.is_empty();
-            if for_hyper && this.session.is_some() && this.is_between() {
+            if for_hyper && !was_late && this.session.is_some() && this.is_between() {
                 let ahead = this.ahead.split().freeze();
                 let (rest, is_for_hyper) = this.poll_quick(context, &ahead)?;
                 this.ahead.extend_from_slice(rest);
-                if this.answer.is_some() {
+                if this.answer.is_some() || this.later.is_some() {
                     continue;
                 }
                 for_hyper = is_for_hyper;
@@ -363,6 +427,7 @@ impl AsyncRead for Guarded {
                     buffer.put_slice(rest);
                     return Poll::Ready(Ok(()));
                 }
+                // What was begun is polled before anything is read.
                 this.ahead.extend_from_slice(rest);
             } else {
                 this.ahead.extend_from_slice(read);

@@ -129,8 +129,6 @@ impl Origins {
                 origin: origin.to_owned(),
                 detail,
             };
-            let uri = uri_at(origin, parts.uri.path_and_query())
-                .map_err(|e| fail(Fault::Connect, format!("not a base URL: {e}")))?;
             let host = HeaderValue::try_from(host)
                 .map_err(|e| fail(Fault::Connect, format!("host {host:?}: {e}")))?;
             if repeatable {
@@ -154,6 +152,8 @@ impl Origins {
                     }
                 }
             }
+            let uri = uri_at(origin, parts.uri.path_and_query())
+                .map_err(|e| fail(Fault::Connect, format!("not a base URL: {e}")))?;
             let build = |body| {
                 let mut request = Request::new(body);
                 *request.method_mut() = parts.method.clone();
@@ -385,7 +385,10 @@ mod tests {
         sync::mpsc,
     };
 
-    use super::super::pool::{FIELDS_MAX, HEAD_BYTES_MAX};
+    use super::super::{
+        plain::Spelling,
+        pool::{FIELDS_MAX, HEAD_BYTES_MAX},
+    };
     use super::*;
     use crate::upstream::scripted::{Counted, Scripted, pending, read_head};
 
@@ -436,8 +439,11 @@ mod tests {
         }
     }
 
+    /// For a plain exchange, if its answer is one.
     fn get(path: &str) -> Request<Body> {
-        Request::get(path).body(empty()).unwrap()
+        let mut request = Request::get(path).body(empty()).unwrap();
+        request.extensions_mut().insert(Spelling::default());
+        request
     }
 
     fn post(body: &'static str) -> Request<Body> {
@@ -800,7 +806,9 @@ mod tests {
         ] {
             let origin = closing_at_the_second_request().await;
             let bench = Bench::new(&[&origin.url()]);
-            assert_eq!(bench.whole(get("/")).await.unwrap(), "0");
+            // Over the connection that the next request is to get.
+            let first = Request::get("/").body(empty()).unwrap();
+            assert_eq!(bench.whole(first).await.unwrap(), "0");
             let error = bench.whole(request).await.unwrap_err();
             assert_eq!(
                 (error.kind, origin.connections()),
