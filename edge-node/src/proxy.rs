@@ -135,6 +135,29 @@ struct Asked {
     started: Instant,
 }
 
+/// A request in flight, up to its answer, with which its trace goes on; or until its client leaves.
+struct InFlight<'a>(Option<&'a Metrics>);
+
+impl<'a> InFlight<'a> {
+    fn new(metrics: &'a Metrics) -> Self {
+        metrics.in_flight().inc();
+        Self(Some(metrics))
+    }
+
+    /// It has an answer, whose trace counts it from now on.
+    fn goes_on(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        if let Some(metrics) = self.0 {
+            metrics.in_flight().dec();
+        }
+    }
+}
+
 /// The head of a request.
 struct Parts {
     method: Method,
@@ -218,20 +241,24 @@ impl Proxy {
         connection: &Connection,
     ) -> Response<Payload> {
         let started = Instant::now();
-        self.shared.metrics.in_flight().inc();
+        let in_flight = InFlight::new(&self.shared.metrics);
         let flaw = connection.next_flaw();
         let what = format!("{} {}", request.method(), request.uri());
         // Of a refused request nobody reads the body, and the next one would begin behind it.
         let closes = request.version() != Version::HTTP_2 && !request.body().is_end_stream();
         let (asked, upgrade, body) = match self.receive(request, connection, flaw, started) {
             Ok(received) => received,
-            Err(error) => return self.error_answer(None, what, started, &error, closes),
+            Err(error) => {
+                in_flight.goes_on();
+                return self.error_answer(None, what, started, &error, closes);
+            }
         };
         let asked = Arc::new(asked);
         let response = match self.answer(&asked, upgrade, Some(body)).await {
             Ok(response) => response,
             Err(error) => self.error_answer(Some(&asked), what, started, &error, closes),
         };
+        in_flight.goes_on();
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             connection.becomes_tunnel();
         }
@@ -353,7 +380,7 @@ impl Proxy {
 
     /// Answers a request that has no body and asks for no tunnel; errors are answers, too.
     async fn conclude(&self, asked: &Arc<Asked>) -> Response<Payload> {
-        self.shared.metrics.in_flight().inc();
+        let in_flight = InFlight::new(&self.shared.metrics);
         let response = match self.answer(asked, None, None).await {
             Ok(response) => response,
             Err(error) => {
@@ -361,6 +388,7 @@ impl Proxy {
                 self.error_answer(Some(asked), what, asked.started, &error, false)
             }
         };
+        in_flight.goes_on();
         self.finish(asked, response).await
     }
 

@@ -126,6 +126,8 @@ pub struct Connection {
     pub from: SocketAddr,
     admitted: AtomicBool,
     requests: AtomicU64,
+    /// Requests that hyper did not see when their answers were begun.
+    beneath: AtomicU64,
     /// The first request with a flaw. Its connection is closed, so no other counts.
     flawed: OnceLock<(u64, Flaw)>,
     outbox: Arc<Outbox>,
@@ -138,6 +140,9 @@ pub struct Connection {
     owed: Notify,
     prepared: Mutex<Option<Prepared>>,
 }
+
+/// What tells requests beneath hyper from those of hyper, of which there are never so many.
+const BENEATH: u64 = 1 << 63;
 
 /// An answer for the service to find.
 type Prepared = Box<dyn Any + Send>;
@@ -158,6 +163,7 @@ impl Connection {
             from,
             admitted: AtomicBool::new(false),
             requests: AtomicU64::new(0),
+            beneath: AtomicU64::new(0),
             flawed: OnceLock::new(),
             outbox: Arc::default(),
             ended: Arc::default(),
@@ -225,8 +231,9 @@ impl Connection {
 
     /// The way for interim responses to a request that is answered beneath hyper.
     pub fn interim_beneath(&self) -> Interim {
-        // No number that hyper's requests get.
-        Interim::new(self.outbox.clone(), u64::MAX)
+        // No number that another request gets, of hyper's or of these.
+        let number = BENEATH | self.beneath.fetch_add(1, Ordering::Relaxed);
+        Interim::new(self.outbox.clone(), number)
     }
 
     /// The way for interim responses to the newest request, if a request of this version has one.

@@ -191,8 +191,8 @@ impl Guarded {
         let Some((later, head_bytes)) = &mut self.later else {
             return Poll::Ready(Ok(false));
         };
+        let head_bytes = *head_bytes;
         if let Poll::Ready(answer) = later.as_mut().poll(context) {
-            let head_bytes = *head_bytes;
             self.later = None;
             let Some(answer) = answer else {
                 self.connection.owes_quickly(false);
@@ -213,8 +213,9 @@ impl Guarded {
                 None => break,
             }
         }
-        // Whoever leaves is not waited for; what else the client sends has its turn afterwards.
-        while self.ahead.len() < self.head_bytes_max {
+        // Whoever leaves is not waited for. One that has sent more requests has not left before they are
+        // answered, even if it has ended: they have their turn first.
+        while self.ahead.len() == head_bytes {
             let mut space = [const { MaybeUninit::uninit() }; READ_BYTES];
             let mut read = ReadBuf::uninit(&mut space);
             ready!(Pin::new(&mut self.stream).poll_read(context, &mut read))?;

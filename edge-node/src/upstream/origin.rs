@@ -78,9 +78,8 @@ impl Origins {
     }
 
     /// How many requests the origins of each site have, and how many wait. What is known of sites that
-    /// are not `served` any more is forgotten, and connections that were idle for too long are closed.
+    /// are not `served` any more is forgotten.
     pub fn traffic(&self, served: impl Fn(&str) -> bool) -> Vec<(String, Traffic)> {
-        self.pool.sweep();
         let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
         gates.retain(|site, _| served(site));
         let traffic = |(site, gate): (&String, &Gate)| (site.clone(), gate.traffic());

@@ -13,7 +13,10 @@ use std::{
     io,
     mem::MaybeUninit,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, Waker, ready},
     time::Duration,
 };
@@ -24,7 +27,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use hyper::ext::ReasonPhrase;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Instant, timeout_at},
+    time::{Instant, sleep, timeout_at},
 };
 
 /// Longest body taken here: what comes in one with its head, mostly.
@@ -40,6 +43,8 @@ const REST_WITHIN: Duration = Duration::from_millis(2);
 /// Idle connections kept per origin, and for how long; see `pool.rs`.
 const IDLE_MAX: usize = 256;
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often those that have been idle for too long are looked for, while there are any.
+const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// Requests for which an origin is left to the HTTP client after an answer that was not plain: its
 /// connection was lost by that, and the next answers are likely to be of its kind.
 const ODD_SKIPS: u32 = 32;
@@ -85,7 +90,7 @@ impl Spelling {
             nth = if last == Some(name) { nth + 1 } else { 0 };
             last = Some(name);
             out.extend_from_slice(self.name(name.as_str(), nth).as_bytes());
-            out.extend_from_slice(b": ");
+            out.extend_from_slice(if value.is_empty() { b":" } else { b": " });
             out.extend_from_slice(value.as_bytes());
             out.extend_from_slice(b"\r\n");
         }
@@ -96,6 +101,8 @@ impl Spelling {
 pub(super) struct Kept {
     net: Arc<dyn Net>,
     origins: Mutex<HashMap<String, Origin>>,
+    /// Whether a task looks for those that have been idle for too long.
+    is_swept: AtomicBool,
 }
 
 #[derive(Default)]
@@ -133,7 +140,7 @@ pub(super) enum Failure {
 
 /// A connection that an exchange is on.
 pub(super) struct Exchange<'a> {
-    kept: &'a Kept,
+    kept: &'a Arc<Kept>,
     authority: &'a str,
     stream: BoxStream,
     out: Vec<u8>,
@@ -145,6 +152,7 @@ impl Kept {
         Self {
             net,
             origins: Mutex::default(),
+            is_swept: AtomicBool::new(false),
         }
     }
 
@@ -167,7 +175,7 @@ impl Kept {
 
     /// A connection to `authority`, one that waits if there is one and it may be `used`.
     pub(super) async fn open<'a>(
-        &'a self,
+        self: &'a Arc<Self>,
         authority: &'a str,
         by: Instant,
         used: bool,
@@ -222,20 +230,31 @@ impl Kept {
         }
     }
 
-    fn keep(&self, authority: &str, idle: Idle) {
+    fn keep(self: &Arc<Self>, authority: &str, idle: Idle) {
         self.with(authority, |origin| {
             if origin.idle.len() < IDLE_MAX {
                 origin.idle.push(idle);
             }
         });
+        if !self.is_swept.load(Ordering::Relaxed) && !self.is_swept.swap(true, Ordering::AcqRel) {
+            let kept = Arc::downgrade(self);
+            tokio::spawn(async move {
+                loop {
+                    sleep(SWEEP_EVERY).await;
+                    if !kept.upgrade().is_some_and(|kept| kept.sweep()) {
+                        return;
+                    }
+                }
+            });
+        }
     }
 
     fn skip(&self, authority: &str) {
         self.with(authority, |origin| origin.skips = ODD_SKIPS);
     }
 
-    /// Closes what has been idle for too long; to be called now and then.
-    pub(super) fn sweep(&self) {
+    /// Closes what has been idle for too long. `false`: nothing is left, and the sweeper goes.
+    fn sweep(&self) -> bool {
         let mut origins = self.origins();
         origins.retain(|_, origin| {
             origin
@@ -245,6 +264,10 @@ impl Kept {
             origin.skips /= 2;
             !origin.idle.is_empty() || origin.skips > 0
         });
+        let is_swept = !origins.is_empty();
+        // Under the lock: what is kept after this finds that nobody sweeps.
+        self.is_swept.store(is_swept, Ordering::Release);
+        is_swept
     }
 }
 
@@ -542,5 +565,241 @@ impl AsyncWrite for Replayed {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cluster::{net::SystemNet, site::Site};
+    use http::Request;
+    use http_body_util::BodyExt as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::{
+        super::{
+            origin::Origins,
+            pool::{Pool, empty},
+            scripted::{Counted, Scripted, pending, read_head},
+        },
+        *,
+    };
+
+    fn whole(bytes: &str) -> Option<(Response<Bytes>, bool)> {
+        match parse(bytes.as_bytes()) {
+            Read::Received(Received::Whole { response, keeps }) => Some((response, keeps)),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn an_answer_that_came_whole_is_taken_as_it_is() {
+        let said = "HTTP/1.1 200 Fine\r\nX-A: 1\r\nx-b:\r\nContent-Length: 2\r\nx-a: 2\r\n\r\nhi";
+        let (response, keeps) = whole(said).unwrap();
+        assert!(keeps);
+        assert_eq!(
+            (response.status(), &response.body()[..]),
+            (StatusCode::OK, &b"hi"[..])
+        );
+        let values: Vec<_> = response.headers().get_all("x-a").iter().collect();
+        assert_eq!(values, ["1", "2"]);
+        assert_eq!(response.headers()["x-b"], "");
+        let phrase = response.extensions().get::<ReasonPhrase>().unwrap();
+        assert_eq!(phrase.as_bytes(), b"Fine");
+        let mut written = Vec::new();
+        let spelling = response.extensions().get::<Spelling>().unwrap();
+        spelling.write(response.headers(), &mut written);
+        let written = String::from_utf8(written).unwrap();
+        assert_eq!(written, "X-A: 1\r\nx-a: 2\r\nx-b:\r\nContent-Length: 2\r\n");
+        for (said, stays) in [
+            (
+                "HTTP/1.1 200 OK\r\nconnection: Keep-Alive\r\ncontent-length: 0\r\n\r\n",
+                true,
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n",
+                false,
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nconnection: x-a\r\ncontent-length: 0\r\n\r\n",
+                false,
+            ),
+            // What comes behind it is nobody's answer.
+            (
+                "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\nHTTP/1.1 200 OK\r\n",
+                false,
+            ),
+            ("HTTP/1.1 204 No Content\r\n\r\n", true),
+            (
+                "HTTP/1.1 304 Not Modified\r\ncontent-length: 9\r\n\r\n",
+                true,
+            ),
+        ] {
+            let (response, keeps) = whole(said).unwrap();
+            assert_eq!((keeps, response.body().len()), (stays, 0), "{said}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_plain_is_left_to_the_http_client() {
+        for said in [
+            "HTTP/1.0 200 OK\r\ncontent-length: 0\r\n\r\n",
+            "HTTP/1.1 103 Early Hints\r\n\r\n",
+            "HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\ncontent-length: 0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\n\r\nuntil it closes",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: 0\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 2\r\n\r\nhi",
+            "HTTP/1.1 200 OK\r\ncontent-length: 2, 2\r\n\r\nhi",
+            "HTTP/1.1 200 OK\r\ncontent-length: +2\r\n\r\nhi",
+            "HTTP/1.1 200 OK\r\ncontent-length: \r\n\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: 99999999999999999999999\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: 70000\r\n\r\n",
+            "HTTP/1.1 204 No Content\r\ncontent-length: 2\r\n\r\nhi",
+            "HTTP/1.1 200 OK\r\nx : y\r\ncontent-length: 0\r\n\r\n",
+            "220 mail.test ESMTP\r\n",
+        ] {
+            let odd = matches!(parse(said.as_bytes()), Read::Received(Received::Odd));
+            assert!(odd, "{said}");
+        }
+        let long = format!("HTTP/1.1 200 OK\r\nx: {}", "y".repeat(HEAD_BYTES_MAX));
+        assert!(matches!(
+            parse(long.as_bytes()),
+            Read::Received(Received::Odd)
+        ));
+        let head = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n";
+        assert!(matches!(parse(head[..30].as_bytes()), Read::PartOfHead));
+        assert!(matches!(
+            parse(format!("{head}four").as_bytes()),
+            Read::PartOfBody
+        ));
+    }
+
+    struct Bench {
+        origins: Origins,
+        site: Site,
+    }
+
+    impl Bench {
+        fn new(origin: &Scripted) -> Self {
+            Self {
+                origins: Origins::new(Pool::new(Arc::new(SystemNet)), Arc::new(Counted::default())),
+                site: Site::new("www", &["*"], &[&origin.url()]),
+            }
+        }
+
+        async fn get(&self) -> Bytes {
+            let mut request = Request::get("/").body(empty()).unwrap();
+            request.extensions_mut().insert(Spelling::default());
+            let place = self.origins.enter(&self.site).await.unwrap();
+            let answer = self
+                .origins
+                .fetch(&self.site, "www.test", request, place)
+                .await;
+            answer
+                .unwrap()
+                .into_body()
+                .collect()
+                .await
+                .unwrap()
+                .to_bytes()
+        }
+    }
+
+    #[tokio::test]
+    async fn one_connection_serves_plain_answers_however_they_are_cut() {
+        let origin = Scripted::start(|_, mut stream| async move {
+            stream.set_nodelay(true).unwrap();
+            for cuts in [&[90][..], &[45, 90], &[10, 44, 90]] {
+                read_head(&mut stream).await;
+                let said = format!(
+                    "HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\n{}",
+                    "x".repeat(50)
+                );
+                let mut from = 0;
+                for to in cuts {
+                    let to = (*to).min(said.len());
+                    stream.write_all(&said.as_bytes()[from..to]).await.unwrap();
+                    tokio::task::yield_now().await;
+                    from = to;
+                }
+                stream.write_all(&said.as_bytes()[from..]).await.unwrap();
+            }
+            pending::<()>().await;
+        })
+        .await;
+        let bench = Bench::new(&origin);
+        for _ in 0..3 {
+            assert_eq!(bench.get().await, "x".repeat(50));
+        }
+        // A body that is late by more than is waited for costs its connection, and nothing else.
+        assert!(origin.connections() <= 3);
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_not_plain_is_whole_nevertheless_and_the_next_is_not_tried() {
+        let origin = Scripted::start(|_, mut stream| async move {
+            loop {
+                read_head(&mut stream).await;
+                let said = "HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\n\
+                            transfer-encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n";
+                if stream.write_all(said.as_bytes()).await.is_err() {
+                    return;
+                }
+            }
+        })
+        .await;
+        let bench = Bench::new(&origin);
+        for _ in 0..5 {
+            assert_eq!(bench.get().await, "hi");
+        }
+        // The first one's, which ends with it, and the HTTP client's, which stays.
+        assert_eq!(origin.connections(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_nobody_uses_is_closed() {
+        let (closed, mut is_closed) = tokio::sync::mpsc::channel(1);
+        let origin = Scripted::start(move |_, mut stream| {
+            let closed = closed.clone();
+            async move {
+                read_head(&mut stream).await;
+                let said = b"HTTP/1.1 204 No Content\r\n\r\n";
+                stream.write_all(said).await.unwrap();
+                let mut rest = Vec::new();
+                stream.read_to_end(&mut rest).await.unwrap();
+                closed.send(()).await.unwrap();
+            }
+        })
+        .await;
+        let bench = Bench::new(&origin);
+        bench.get().await;
+        tokio::time::pause();
+        tokio::time::advance(IDLE_TIMEOUT / 2).await;
+        assert!(is_closed.try_recv().is_err());
+        // The clock goes on by itself while all wait.
+        is_closed.recv().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_kept_connection_that_has_spoken_or_closed_is_not_used() {
+        for unasked in ["HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil", ""] {
+            let origin = Scripted::start(move |connection, mut stream| async move {
+                read_head(&mut stream).await;
+                let said = format!("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n{connection}");
+                stream.write_all(said.as_bytes()).await.unwrap();
+                stream.flush().await.unwrap();
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                stream.write_all(unasked.as_bytes()).await.ok();
+                if unasked.is_empty() {
+                    return;
+                }
+                pending::<()>().await;
+            })
+            .await;
+            let bench = Bench::new(&origin);
+            assert_eq!(bench.get().await, "0");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            assert_eq!(bench.get().await, "1", "{unasked}");
+        }
     }
 }

@@ -477,11 +477,6 @@ impl Pool {
         })
     }
 
-    /// Closes connections that have been idle for too long. The HTTP client's own close by themselves.
-    pub fn sweep(&self) {
-        self.kept.sweep();
-    }
-
     /// Sends what `request` makes, a request that may be repeated, and makes and sends another over a
     /// new connection when a used one closed without a byte of the answer (RFC 9112 §9.3.1).
     ///
