@@ -241,7 +241,7 @@ impl Kept {
             tokio::spawn(async move {
                 loop {
                     sleep(SWEEP_EVERY).await;
-                    if !kept.upgrade().is_some_and(|kept| kept.sweep()) {
+                    if !kept.upgrade().is_some_and(|kept| kept.sweep(IDLE_TIMEOUT)) {
                         return;
                     }
                 }
@@ -253,13 +253,11 @@ impl Kept {
         self.with(authority, |origin| origin.skips = ODD_SKIPS);
     }
 
-    /// Closes what has been idle for too long. `false`: nothing is left, and the sweeper goes.
-    fn sweep(&self) -> bool {
+    /// Closes what has been idle for `idle_max` or more. `false`: nothing is left, and the sweeper goes.
+    fn sweep(&self, idle_max: Duration) -> bool {
         let mut origins = self.origins();
         origins.retain(|_, origin| {
-            origin
-                .idle
-                .retain(|idle| idle.since.elapsed() < IDLE_TIMEOUT);
+            origin.idle.retain(|idle| idle.since.elapsed() < idle_max);
             // An origin may change, or be gone.
             origin.skips /= 2;
             !origin.idle.is_empty() || origin.skips > 0
@@ -771,12 +769,17 @@ mod tests {
             }
         })
         .await;
-        let bench = Bench::new(&origin);
-        bench.get().await;
-        tokio::time::pause();
-        tokio::time::advance(IDLE_TIMEOUT / 2).await;
+        let (kept, authority) = (Arc::new(Kept::new(Arc::new(SystemNet))), origin.address());
+        let by = Instant::now() + Duration::from_secs(20);
+        let Ok(exchange) = kept.open(&authority, by, true).await else {
+            panic!("it listens")
+        };
+        let (fields, spelling) = (HeaderMap::new(), Spelling::default());
+        let answer = exchange.get("/", &fields, &spelling, by).await;
+        assert!(matches!(answer, Plainly::Whole(_)));
+        assert!(kept.sweep(IDLE_TIMEOUT), "not yet");
         assert!(is_closed.try_recv().is_err());
-        // The clock goes on by itself while all wait.
+        assert!(!kept.sweep(Duration::ZERO));
         is_closed.recv().await.unwrap();
     }
 
@@ -788,7 +791,7 @@ mod tests {
                 let said = format!("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n{connection}");
                 stream.write_all(said.as_bytes()).await.unwrap();
                 stream.flush().await.unwrap();
-                tokio::time::sleep(Duration::from_millis(20)).await;
+                sleep(Duration::from_millis(20)).await;
                 stream.write_all(unasked.as_bytes()).await.ok();
                 if unasked.is_empty() {
                     return;
@@ -798,7 +801,7 @@ mod tests {
             .await;
             let bench = Bench::new(&origin);
             assert_eq!(bench.get().await, "0");
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            sleep(Duration::from_millis(100)).await;
             assert_eq!(bench.get().await, "1", "{unasked}");
         }
     }
