@@ -203,11 +203,8 @@ impl Guarded {
             self.answer = Some(Written { answer, at: 0 });
             return Poll::Ready(Ok(true));
         }
-        loop {
-            match self.poll_interim(context) {
-                Poll::Ready(written) => written?,
-                Poll::Pending => break,
-            }
+        while let Poll::Ready(written) = self.poll_interim(context) {
+            written?;
             match self.connection.outbox.take(context) {
                 Some(interim) => self.interim = interim,
                 None => break,

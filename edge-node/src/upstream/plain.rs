@@ -79,7 +79,7 @@ impl Spelling {
             .filter(|spelled| spelled.eq_ignore_ascii_case(name));
         same.clone()
             .nth(nth)
-            .or_else(|| same.last())
+            .or_else(|| same.clone().next_back())
             .unwrap_or(name)
     }
 
@@ -180,16 +180,12 @@ impl Kept {
         by: Instant,
         used: bool,
     ) -> Result<Exchange<'a>, (Failure, String)> {
-        while used {
-            let idle = self.origins().get_mut(authority).and_then(|o| o.idle.pop());
-            let Some(Idle {
-                mut stream,
-                out,
-                since,
-            }) = idle
-            else {
-                break;
-            };
+        while let Some(Idle {
+            mut stream,
+            out,
+            since,
+        }) = used.then(|| self.last_used(authority)).flatten()
+        {
             if since.elapsed() < IDLE_TIMEOUT && is_silent(&mut stream).await {
                 return Ok(Exchange {
                     kept: self,
@@ -219,6 +215,10 @@ impl Kept {
             Ok(Err(error)) => Err((Failure::Connect, error.to_string())),
             Err(_) => Err((Failure::ConnectTimeout, "no connection in time".to_owned())),
         }
+    }
+
+    fn last_used(&self, authority: &str) -> Option<Idle> {
+        self.origins().get_mut(authority)?.idle.pop()
     }
 
     fn with(&self, authority: &str, change: impl FnOnce(&mut Origin)) {
@@ -665,7 +665,7 @@ mod tests {
             Read::Received(Received::Odd)
         ));
         let head = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n";
-        assert!(matches!(parse(head[..30].as_bytes()), Read::PartOfHead));
+        assert!(matches!(parse(&head.as_bytes()[..30]), Read::PartOfHead));
         assert!(matches!(
             parse(format!("{head}four").as_bytes()),
             Read::PartOfBody
