@@ -430,7 +430,8 @@ impl Cache {
 
     /// Objects that could not be written to disk since the start.
     pub fn store_failures(&self) -> u64 {
-        self.shared.store_failures.load(Ordering::Relaxed)
+        let behind = self.shared.store.stats().lost_behind_total;
+        self.shared.store_failures.load(Ordering::Relaxed) + behind
     }
 
     /// Objects that were held back from the disk until somebody asked for them again, whether or not
@@ -592,7 +593,8 @@ impl Cache {
             let (Body::Whole(bytes), Some(manifest)) = (&entry.body, entry.manifest()) else {
                 return;
             };
-            let Some(meta) = Meta::encode_object(&entry.head, manifest) else {
+            let (length, hashes) = (manifest.length, &manifest.pieces);
+            let Some(meta) = Meta::encode_object(&entry.head, length, hashes) else {
                 return;
             };
             let Shared { memory, store, .. } = &*cache.shared;
@@ -882,6 +884,45 @@ impl Filler {
         }
     }
 
+    /// The answer may be shared, and all of its body is here. Gives both back if it has to go the way of
+    /// larger ones: with a `Vary`, as a part, or because memory does not take it.
+    ///
+    /// # Errors
+    ///
+    /// `self` and `head`.
+    pub async fn share_whole(
+        mut self,
+        mut head: Head,
+        from: Provenance,
+        withheld: HeaderMap,
+        bytes: Bytes,
+    ) -> Result<(), Box<(Self, Head, HeaderMap)>> {
+        let fits = bytes.len() as u64 <= self.cache.shared.memory.object_bytes_max()
+            && bytes.len() <= HASH_INLINE_MAX
+            && bytes.len() as u64 <= self.cache.shared.object_bytes_max;
+        let is_plain = vary::selecting_fields(&head.headers) == Vary::None
+            && self.keys[0] == self.primary
+            && head.part.is_none();
+        if !fits || !is_plain {
+            return Err(Box::new((self, head, withheld)));
+        }
+        self.variants = None;
+        let (key, length) = (self.primary, bytes.len() as u64);
+        let object = self.cache.shared.store.next_object_id();
+        head.length = Some(length);
+        let hash = (!bytes.is_empty()).then(|| *blake3::hash(&bytes).as_bytes());
+        let meta = encode(&head, length, hash.as_slice());
+        let mut entry = Entry::new(key, object, head, Body::Whole(bytes.clone()), from);
+        entry.withheld = Mutex::new((!withheld.is_empty()).then_some(withheld));
+        let entry = Arc::new(entry);
+        let kept = meta.map(|meta| self.keep_whole(entry.clone(), meta, bytes));
+        self.conclude(Outcome::Shared(entry));
+        if let Some(kept) = kept {
+            self.finish(kept).await;
+        }
+        Ok(())
+    }
+
     /// The stored `entry` still holds, with a new head. If it is another variant than the one this fill
     /// was for, the request selects it from now on.
     pub async fn refresh(mut self, entry: &Entry, head: Head) {
@@ -916,7 +957,8 @@ impl Filler {
             let flags = store
                 .flags(fresh.key)
                 .unwrap_or(if claimed { CLAIMED } else { 0 });
-            if let Some(meta) = Meta::encode_object(&fresh.head, manifest)
+            let (length, hashes) = (manifest.length, &manifest.pieces);
+            if let Some(meta) = Meta::encode_object(&fresh.head, length, hashes)
                 && let Err(error) = store
                     .append_object(fresh.key, object, flags, meta, body)
                     .await
@@ -938,6 +980,78 @@ impl Filler {
             self.cache.shared.memory.insert(key, item);
         }
         current
+    }
+
+    /// Keeps a body that is here in one, and not too large for memory: there at once, and on disk behind
+    /// ([`Store::append_behind`]). When the disk is far behind, or the ring turns fast, it is held back from
+    /// there.
+    fn keep_whole(&self, entry: Arc<Entry>, meta: Bytes, bytes: Bytes) -> Kept {
+        let Shared {
+            store, held_back, ..
+        } = &*self.cache.shared;
+        let (key, object) = (entry.key, entry.object);
+        let is_part = entry.head.part.is_some();
+        if !is_part && store.holds_back() && !store.contains(key) {
+            entry.held_back.store(true, Ordering::Relaxed);
+        }
+        let is_kept = self.keep(key, Item::Entry(entry.clone()));
+        let mut late = None;
+        if is_kept && !entry.held_back.load(Ordering::Relaxed) {
+            // Before the store can say that it could not be written.
+            let flags = match is_part {
+                true => 0,
+                false => {
+                    self.cache.holdings().add(key);
+                    CLAIMED
+                }
+            };
+            if store.contains(key) {
+                // An older one, which must not be found again.
+                late = Some((object, flags, meta, bytes));
+            } else if !store.append_behind(key, object, flags, meta, bytes) && !is_part {
+                self.cache.holdings().remove(key);
+                entry.held_back.store(true, Ordering::Relaxed);
+            }
+        }
+        if entry.held_back.load(Ordering::Relaxed) {
+            held_back.fetch_add(1, Ordering::Relaxed);
+        }
+        // What was invalidated meanwhile must not be there again.
+        match (self.is_current(), late) {
+            (false, _) => Kept::Invalid(key),
+            (true, Some((object, flags, meta, bytes))) => Kept::Late {
+                key,
+                object,
+                flags,
+                meta,
+                bytes,
+            },
+            (true, None) => Kept::Done,
+        }
+    }
+
+    /// Does what is left to do for a small object that was kept.
+    async fn finish(&self, kept: Kept) {
+        match kept {
+            Kept::Done => {}
+            Kept::Invalid(key) => self.cache.forget(key).await,
+            Kept::Late {
+                key,
+                object,
+                flags,
+                meta,
+                bytes,
+            } => {
+                let store = &self.cache.shared.store;
+                let body = store::Body::Inline(bytes);
+                if let Err(error) = store.append_object(key, object, flags, meta, body).await {
+                    self.cache.store_failed(&error);
+                }
+                if !self.is_current() {
+                    self.cache.forget(key).await;
+                }
+            }
+        }
     }
 
     /// The key under which what is fetched is found first.
@@ -1167,7 +1281,7 @@ impl Writing {
         } = &*cache.shared;
         let (object, key) = (self.entry.object, self.entry.key);
         // A body of one piece goes into one record together with its head.
-        let whole = if length <= PIECE_BYTES as u64 && self.hashes.is_empty() {
+        let whole: Option<Bytes> = if length <= PIECE_BYTES as u64 && self.hashes.is_empty() {
             let bytes = self
                 .growing
                 .finish_piece()
@@ -1198,54 +1312,50 @@ impl Writing {
         }
         let mut head = self.entry.head.clone();
         head.length = Some(head.part.as_ref().map_or(length, |part| part.of));
-        let manifest = head.manifest(length, std::mem::take(&mut self.hashes));
-        let Some(meta) = Meta::encode_object(&head, manifest.clone())
-            .filter(|meta| meta.len() <= MANIFEST_BYTES_MAX)
-        else {
-            warn!(%key, "object's head is too large to be stored");
+        let hashes = std::mem::take(&mut self.hashes);
+        let Some(meta) = encode(&head, length, &hashes) else {
             self.growing.end(Ok(()));
             self.forget_pieces();
             return;
         };
-        let fits = whole
+        let from = self.entry.from.clone();
+        let primary = self.filler.primary;
+        let bytes = match whole {
+            Some(bytes) if bytes.len() as u64 <= memory.object_bytes_max() && key == primary => {
+                let entry = Entry::new(key, object, head, Body::Whole(bytes.clone()), from);
+                let kept = self.filler.keep_whole(Arc::new(entry), meta, bytes);
+                // Who has all of it and asks again, finds it.
+                self.growing.end(Ok(()));
+                return self.filler.finish(kept).await;
+            }
+            whole => whole,
+        };
+        let fits = bytes
             .as_ref()
             .is_none_or(|b| b.len() as u64 <= memory.object_bytes_max());
-        let primary = self.filler.primary;
-        let is_part = self.entry.head.part.is_some();
-        let plain = whole.is_some() && key == primary && !is_part;
-        let held_back = plain && fits && store.holds_back() && !store.contains(key);
-        let pieces = piece_count(&manifest);
-        let body = match &whole {
+        let is_part = head.part.is_some();
+        let pieces = u32::try_from(hashes.len()).unwrap_or(u32::MAX);
+        let body = match &bytes {
             Some(bytes) => Body::Whole(bytes.clone()),
             None => Body::Pieces {
-                hashes: manifest.pieces.into(),
+                hashes: hashes.into(),
                 length,
             },
         };
-        let from = self.entry.from.clone();
         let entry = Entry::new(key, object, head, body, from);
-        entry.held_back.store(held_back, Ordering::Relaxed);
         let item = Item::Entry(Arc::new(entry));
-        if whole.is_some() && fits {
+        if bytes.is_some() && fits {
             self.filler.keep(key, item.clone());
         }
-        // Who has all of it and asks again, finds it.
         self.growing.end(Ok(()));
-        if held_back {
-            cache.shared.held_back.fetch_add(1, Ordering::Relaxed);
-            // As below: what was invalidated meanwhile must not be there again.
-            if !self.filler.is_current() {
-                cache.forget(key).await;
-            }
-            return;
-        }
         let flags = if key == primary && !is_part {
             CLAIMED
         } else {
             0
         };
-        let stored = match &whole {
-            Some(bytes) => store::Body::Inline(bytes.clone()),
+        let is_whole = bytes.is_some();
+        let stored = match bytes {
+            Some(bytes) => store::Body::Inline(bytes),
             None => store::Body::Pieces(pieces),
         };
         let mut written = store.append_object(key, object, flags, meta, stored).await;
@@ -1258,9 +1368,9 @@ impl Writing {
         }
         match written {
             Ok(()) => {
-                if whole.is_none() && fits && self.filler.is_newest() {
+                if !is_whole && fits && self.filler.is_newest() {
                     self.filler.keep(key, item);
-                } else if whole.is_some() && !fits {
+                } else if is_whole && !fits {
                     memory.remove(key);
                 }
                 if !is_part && let Ok(mut holdings) = holdings.lock() {
@@ -1300,6 +1410,32 @@ impl Cache {
         self.shared.store_failures.fetch_add(1, Ordering::Relaxed);
         debug!(%error, "object could not be written to disk");
     }
+}
+
+/// The meta block of what is to be stored; `None` if it cannot be.
+fn encode(head: &Head, length: u64, hashes: &[PieceHash]) -> Option<Bytes> {
+    let meta =
+        Meta::encode_object(head, length, hashes).filter(|meta| meta.len() <= MANIFEST_BYTES_MAX);
+    if meta.is_none() {
+        warn!("object's head is too large to be stored");
+    }
+    meta
+}
+
+/// What is left to do for a small object that was kept.
+#[must_use]
+enum Kept {
+    Done,
+    /// It was invalidated while it was, and has to go again.
+    Invalid(Key),
+    /// It replaces one on disk: until it is written, it is not the one that is found there.
+    Late {
+        key: Key,
+        object: u64,
+        flags: u8,
+        meta: Bytes,
+        bytes: Bytes,
+    },
 }
 
 /// Keys whose last answer could not be shared, for [`PASS_FOR`].

@@ -42,6 +42,9 @@ const OVERRIDING: [&str; 9] = [
     "x-rewrite-url",
 ];
 
+/// How many fields [`add_hop`] adds.
+const FIELDS_ADDED: usize = 6;
+
 /// How a request reached this node.
 #[derive(Clone, Copy, Debug)]
 pub struct Hop<'a> {
@@ -67,13 +70,14 @@ pub fn is_loop(headers: &HeaderMap, me: &NodeId) -> bool {
 }
 
 fn loop_member(me: &NodeId) -> String {
-    format!("{CDN_ID}; node={me}")
+    [CDN_ID, "; node=", me.as_str()].concat()
 }
 
 /// Adds this hop to `headers`, which hold no hop-by-hop fields any more: `Via` (RFC 9110 §7.6.3),
 /// `Forwarded` (RFC 7239) and its older relatives, and `CDN-Loop`.
 pub fn add_hop(headers: &mut HeaderMap, hop: &Hop<'_>) {
     let client = hop.client.to_canonical();
+    headers.reserve(FIELDS_ADDED);
     let node = match client {
         IpAddr::V4(address) => address.to_string(),
         // RFC 7239 §6: an IPv6 address is bracketed and so must be quoted.
@@ -83,14 +87,14 @@ pub fn add_hop(headers: &mut HeaderMap, hop: &Hop<'_>) {
     append_to_list(
         headers,
         FORWARDED,
-        &format!("for={node};host=\"{host}\";proto=http"),
+        format!("for={node};host=\"{host}\";proto=http"),
     );
-    append_to_list(headers, X_FORWARDED_FOR, &client.to_string());
+    append_to_list(headers, X_FORWARDED_FOR, client.to_string());
     // What a client says of its own protocol and host is no more true than what it sends.
-    set(headers, X_FORWARDED_PROTO, "http");
+    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
     set(headers, X_FORWARDED_HOST, hop.host);
-    append_to_list(headers, header::VIA, &via(hop.version, hop.me));
-    append_to_list(headers, CDN_LOOP, &loop_member(hop.me));
+    append_to_list(headers, header::VIA, via(hop.version, hop.me));
+    append_to_list(headers, CDN_LOOP, loop_member(hop.me));
 }
 
 /// One member of `Via` for a message received with `version`.
@@ -100,7 +104,7 @@ pub fn via(version: Version, me: &NodeId) -> String {
         Version::HTTP_10 => "1.0",
         _ => "1.1",
     };
-    format!("{version} {me}")
+    [version, " ", me.as_str()].concat()
 }
 
 /// What this node can be asked for; by the origin's leave, as every other method.
@@ -172,14 +176,20 @@ pub fn join_cookies(headers: &mut HeaderMap) {
 }
 
 /// Adds `member` to the comma-separated list `name`, as one field.
-pub fn append_to_list(headers: &mut HeaderMap, name: HeaderName, member: &str) {
+pub fn append_to_list(headers: &mut HeaderMap, name: HeaderName, member: String) {
     let mut list: Vec<u8> = Vec::new();
     for value in headers.get_all(&name) {
         list.extend_from_slice(value.as_bytes());
         list.extend_from_slice(b", ");
     }
-    list.extend_from_slice(member.as_bytes());
-    if let Ok(value) = HeaderValue::from_bytes(&list) {
+    // Mostly it is the first.
+    let list = if list.is_empty() {
+        member.into_bytes()
+    } else {
+        list.extend_from_slice(member.as_bytes());
+        list
+    };
+    if let Ok(value) = HeaderValue::try_from(list) {
         headers.insert(name, value);
     }
 }

@@ -23,7 +23,7 @@ use crate::{
         policy,
     },
     metrics::{Metrics, Outcome, SiteMetrics, Source},
-    serve::Answering,
+    serve::{Answering, quick::Counts},
     upstream::origin::OriginBody,
 };
 
@@ -54,8 +54,8 @@ pub struct Trace {
     pub metrics: Arc<Metrics>,
     /// Metrics of the site; `None` when there is no site.
     pub site: Option<Arc<SiteMetrics>>,
-    /// Name of the site.
-    pub site_name: Arc<str>,
+    /// Name of the site, for the log as well.
+    pub site_name: String,
     /// Method and target, for the log.
     pub what: String,
     /// When its head was there.
@@ -72,10 +72,29 @@ pub struct Trace {
     pub sent: u64,
 }
 
+/// Whether anybody reads of single requests; else a [`Trace`] can do without words.
+pub fn is_logged() -> bool {
+    tracing::enabled!(target: "access", tracing::Level::DEBUG)
+        || tracing::enabled!(tracing::Level::DEBUG)
+}
+
 impl Payload {
     /// Sends nothing of it.
     pub fn cut(&mut self) {
         self.bytes = Content::Empty;
+    }
+
+    /// Takes all of the body, if it is here already. What is dropped then counts nothing as sent, but for
+    /// what [`Counts`] is told.
+    pub fn take_whole(&mut self) -> Option<Bytes> {
+        let whole = match &mut self.bytes {
+            Content::Empty => Bytes::new(),
+            Content::Whole(bytes) => std::mem::take(bytes),
+            Content::Origin(body) => body.whole()?,
+            Content::Reading(_) => return None,
+        };
+        self.bytes = Content::Empty;
+        Some(whole)
     }
 
     /// Tells the connection when it has ended.
@@ -130,6 +149,12 @@ impl Payload {
             answering: None,
             sent: 0,
         }
+    }
+}
+
+impl Counts for Payload {
+    fn sent(&mut self, body_bytes: u64) {
+        self.sent = body_bytes;
     }
 }
 

@@ -2,8 +2,8 @@
 //! and the upstream to each other.
 //!
 //! A client is always a follower of an entry, complete or growing: hit, miss and collapsed request
-//! are delivered by the same code. The fetch has a task of its own (`proxy/fetch.rs`), so a client that
-//! hangs up does not take the answer away from others.
+//! are delivered by the same code. The fetch outlives the request that leads it (`proxy/fetch.rs`), so a
+//! client that hangs up does not take the answer away from others.
 
 mod answer;
 mod fetch;
@@ -48,7 +48,7 @@ use crate::{
     },
     serve::{Connection, framing::Flaw, interim::Interim},
     sites::{Selected, Sites},
-    upstream::Upstream,
+    upstream::{Upstream, plain::Spelling},
 };
 
 /// How often a request starts over because what it followed turned out not to be for it.
@@ -125,11 +125,55 @@ struct Asked {
     client: IpAddr,
     /// What hyper remembers of the request, its spelling among it.
     extensions: Extensions,
+    /// The same where it is known here; `None` where only hyper knows.
+    spelling: Option<Spelling>,
     /// Whether the client takes trailers.
     takes_trailers: bool,
     /// The way for interim responses, where the protocol has one.
     interim: Option<Interim>,
     now_ms: u64,
+    started: Instant,
+}
+
+/// A request in flight, up to its answer, with which its trace goes on; or until its client leaves.
+struct InFlight<'a>(Option<&'a Metrics>);
+
+impl<'a> InFlight<'a> {
+    fn new(metrics: &'a Metrics) -> Self {
+        metrics.in_flight().inc();
+        Self(Some(metrics))
+    }
+
+    /// It has an answer, whose trace counts it from now on.
+    fn goes_on(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        if let Some(metrics) = self.0 {
+            metrics.in_flight().dec();
+        }
+    }
+}
+
+/// The head of a request.
+struct Parts {
+    method: Method,
+    uri: Uri,
+    version: Version,
+    headers: HeaderMap,
+    extensions: Extensions,
+}
+
+/// Who asks, and how.
+struct Caller {
+    client: IpAddr,
+    host_sent: String,
+    interim: Option<Interim>,
+    spelling: Option<Spelling>,
+    site_metrics: Arc<SiteMetrics>,
     started: Instant,
 }
 
@@ -180,7 +224,13 @@ impl Proxy {
         request: Request<Incoming>,
         connection: &Connection,
     ) -> Response<Payload> {
-        let mut response = self.respond(request, connection).await;
+        let mut response = match connection.prepared() {
+            Some(response) => {
+                let _ = connection.next_flaw();
+                response
+            }
+            None => self.respond(request, connection).await,
+        };
         response.body_mut().hold(connection.answering());
         response
     }
@@ -191,29 +241,28 @@ impl Proxy {
         connection: &Connection,
     ) -> Response<Payload> {
         let started = Instant::now();
-        self.shared.metrics.in_flight().inc();
+        let in_flight = InFlight::new(&self.shared.metrics);
         let flaw = connection.next_flaw();
         let what = format!("{} {}", request.method(), request.uri());
         // Of a refused request nobody reads the body, and the next one would begin behind it.
         let closes = request.version() != Version::HTTP_2 && !request.body().is_end_stream();
         let (asked, upgrade, body) = match self.receive(request, connection, flaw, started) {
             Ok(received) => received,
-            Err(error) => return self.error_answer(None, what, started, &error, closes),
+            Err(error) => {
+                in_flight.goes_on();
+                return self.error_answer(None, what, started, &error, closes);
+            }
         };
         let asked = Arc::new(asked);
-        let mut response = match self.answer(&asked, upgrade, body).await {
+        let response = match self.answer(&asked, upgrade, Some(body)).await {
             Ok(response) => response,
             Err(error) => self.error_answer(Some(&asked), what, started, &error, closes),
         };
-        if let Some(interim) = &asked.interim {
-            interim.end().await;
-        }
+        in_flight.goes_on();
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             connection.becomes_tunnel();
         }
-        let via = forward::via(Version::HTTP_11, &self.shared.me);
-        forward::append_to_list(response.headers_mut(), header::VIA, &via);
-        response
+        self.finish(&asked, response).await
     }
 
     /// From bytes to a request with a site and a key, or a reason why there is none.
@@ -247,17 +296,46 @@ impl Proxy {
         if upgrade.is_none() {
             policy::strip_hop_by_hop(&mut parts.headers);
         }
-        if parts.version == Version::HTTP_2 {
+        let is_h2 = parts.version == Version::HTTP_2;
+        if is_h2 {
             forward::join_cookies(&mut parts.headers);
         }
+        let site_metrics = self.shared.metrics.site(&selected.ruling.site.name);
+        let caller = Caller {
+            client: connection.from.ip(),
+            host_sent,
+            interim: connection.interim(parts.version),
+            // On HTTP/1.1 hyper knows, and tells nobody; on HTTP/2 there is but one.
+            spelling: is_h2.then(Spelling::default),
+            site_metrics,
+            started,
+        };
+        let parts = Parts {
+            method: parts.method,
+            uri: parts.uri,
+            version: parts.version,
+            headers: parts.headers,
+            extensions: parts.extensions,
+        };
+        let asked = self.asked(&sites, selected, parts, caller, takes_trailers);
+        Ok((asked, upgrade, body))
+    }
+
+    fn asked(
+        &self,
+        sites: &Sites,
+        selected: Selected,
+        parts: Parts,
+        caller: Caller,
+        takes_trailers: bool,
+    ) -> Asked {
         let target = parts.uri.path_and_query().map_or("/", |pq| pq.as_str());
         let Selected { ruling, host } = selected;
-        let client = connection.from.ip();
         let path = ruling.read(parts.uri.path().as_bytes());
         let visit = Visit {
             path: &path,
             method: &parts.method,
-            client: Some(client),
+            client: Some(caller.client),
         };
         let rules = ruling.rules(&path).clone();
         let said = CacheControl::of_request(&parts.headers);
@@ -269,7 +347,7 @@ impl Proxy {
                 ..CacheControl::default()
             },
         };
-        let asked = Asked {
+        Asked {
             verdict: access::judge(ruling.gates(), visit, |address| sites.country(address)),
             bypasses: ruling.bypass(&path, &parts.headers).is_some(),
             rules,
@@ -280,24 +358,48 @@ impl Proxy {
                 &parts.headers,
                 &ruling.key,
             ),
-            site_metrics: self.shared.metrics.site(&ruling.site.name),
+            site_metrics: caller.site_metrics,
             site: ruling.site.clone(),
             ruling,
             host,
-            host_sent,
+            host_sent: caller.host_sent,
             method: parts.method,
             uri: parts.uri,
             version: parts.version,
             said,
             headers: parts.headers,
-            client,
+            client: caller.client,
             extensions: parts.extensions,
+            spelling: caller.spelling,
             takes_trailers,
-            interim: connection.interim(parts.version),
+            interim: caller.interim,
             now_ms: self.shared.clock.unix_ms(),
-            started,
+            started: caller.started,
+        }
+    }
+
+    /// Answers a request that has no body and asks for no tunnel; errors are answers, too.
+    async fn conclude(&self, asked: &Arc<Asked>) -> Response<Payload> {
+        let in_flight = InFlight::new(&self.shared.metrics);
+        let response = match self.answer(asked, None, None).await {
+            Ok(response) => response,
+            Err(error) => {
+                let what = format!("{} {}", asked.method, asked.uri);
+                self.error_answer(Some(asked), what, asked.started, &error, false)
+            }
         };
-        Ok((asked, upgrade, body))
+        in_flight.goes_on();
+        self.finish(asked, response).await
+    }
+
+    /// What every answer goes through last.
+    async fn finish(&self, asked: &Asked, mut response: Response<Payload>) -> Response<Payload> {
+        if let Some(interim) = &asked.interim {
+            interim.end().await;
+        }
+        let via = forward::via(Version::HTTP_11, &self.shared.me);
+        forward::append_to_list(response.headers_mut(), header::VIA, via);
+        response
     }
 
     /// The journey.
@@ -305,7 +407,7 @@ impl Proxy {
         &self,
         asked: &Arc<Asked>,
         upgrade: Option<hyper::upgrade::OnUpgrade>,
-        body: Incoming,
+        body: Option<Incoming>,
     ) -> Result<Response<Payload>, ServeError> {
         if let Verdict::Deny { status, rule } = asked.verdict {
             let kind = if status == 451 {
@@ -323,13 +425,14 @@ impl Proxy {
             return self.tunnel(asked, upgrade).await;
         }
         let cacheable_method = matches!(asked.method, Method::GET | Method::HEAD);
-        if !cacheable_method || !body.is_end_stream() {
+        let has_body = body.as_ref().is_some_and(|body| !body.is_end_stream());
+        if !cacheable_method || has_body {
             let fwd = if cacheable_method {
                 Fwd::Bypass
             } else {
                 Fwd::Method
             };
-            return self.pass(asked, Some(body), fwd).await;
+            return self.pass(asked, body, fwd).await;
         }
         if asked.bypasses {
             if asked.said.only_if_cached {
@@ -369,7 +472,8 @@ impl Proxy {
                     turn,
                 } if !self.is_outdated(&asked.ruling, &asked.host, target, &entry) => {
                     if let Turn::Fill(filler) = turn {
-                        self.begin_fill(filler, asked, Some(entry.clone()), Method::GET);
+                        // Behind this answer.
+                        drop(self.begin_fill(filler, asked, Some(entry.clone()), Method::GET));
                     }
                     Found::Entry(entry, How::hit(Outcome::Stale))
                 }
@@ -434,7 +538,7 @@ impl Proxy {
         stored: Option<Arc<Entry>>,
         fwd: Fwd,
     ) -> Result<Found, ServeError> {
-        let (own, fill) = match turn {
+        let (mut filling, fill) = match turn {
             Turn::Follow(fill) => (None, fill),
             Turn::Fill(filler) => {
                 let fill = filler.follow();
@@ -446,13 +550,16 @@ impl Proxy {
                 )
             }
         };
-        let leads = own.is_some();
+        let leads = filling.is_some();
         let said = match fill.is_known() {
             true => asked.said.clone(),
             // What the client would rather not have from a cache is on its way from the origin.
             false => CacheControl::default(),
         };
-        let filled = fill.outcome().await;
+        let filled = match &mut filling {
+            Some(filling) => filling.outcome(fill).await,
+            None => fill.outcome().await,
+        };
         match filled {
             // Under the same URL, but another variant than this request selects.
             Filled::Shared(entry) if !vary::matches(&entry.head.selected_by, &asked.headers) => {
@@ -472,8 +579,8 @@ impl Proxy {
             }
             Filled::Refreshed(entry) => Ok(Found::Entry(entry, How::refreshed(leads, fwd))),
             Filled::NotShared | Filled::Again => {
-                let handed_over = match own {
-                    Some(own) => own.await.ok(),
+                let handed_over = match filling {
+                    Some(filling) => filling.own_answer().await,
                     None if matches!(filled, Filled::Again) => return Ok(Found::Nothing),
                     None => None,
                 };

@@ -7,12 +7,13 @@ pub mod quick;
 mod stream;
 
 use std::{
+    any::Any,
     convert::Infallible,
     future::poll_fn,
     net::SocketAddr,
     pin::pin,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, Waker},
@@ -27,7 +28,7 @@ use hyper_util::{
     server::conn::auto,
 };
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
+    sync::{Notify, Semaphore, mpsc, watch},
     time::Instant,
 };
 use tracing::{debug, warn};
@@ -124,6 +125,8 @@ pub struct Connection {
     pub from: SocketAddr,
     admitted: AtomicBool,
     requests: AtomicU64,
+    /// Requests that hyper did not see when their answers were begun.
+    beneath: AtomicU64,
     /// The first request with a flaw. Its connection is closed, so no other counts.
     flawed: OnceLock<(u64, Flaw)>,
     outbox: Arc<Outbox>,
@@ -131,11 +134,19 @@ pub struct Connection {
     ended: Arc<AtomicU64>,
     /// Whether it speaks another protocol from now on.
     tunnel: AtomicBool,
-    /// Whether a quick answer waits for more of its body.
-    streaming: AtomicBool,
+    /// Whether a request that hyper does not know of is owed an answer.
+    owes_quickly: AtomicBool,
+    owed: Notify,
+    prepared: Mutex<Option<Prepared>>,
     /// How often its task has had its turn.
     turns: AtomicU64,
 }
+
+/// What tells requests beneath hyper from those of hyper, of which there are never so many.
+const BENEATH: u64 = 1 << 63;
+
+/// An answer for the service to find.
+type Prepared = Box<dyn Any + Send>;
 
 /// An answer on its way; dropped with its body, when hyper has all of it.
 #[derive(Debug)]
@@ -153,12 +164,40 @@ impl Connection {
             from,
             admitted: AtomicBool::new(false),
             requests: AtomicU64::new(0),
+            beneath: AtomicU64::new(0),
             flawed: OnceLock::new(),
             outbox: Arc::default(),
             ended: Arc::default(),
             tunnel: AtomicBool::new(false),
-            streaming: AtomicBool::new(false),
+            owes_quickly: AtomicBool::new(false),
+            owed: Notify::new(),
+            prepared: Mutex::default(),
             turns: AtomicU64::new(0),
+        }
+    }
+
+    /// Leaves an answer for the request that hyper gets next.
+    pub fn prepare(&self, answer: impl Any + Send) {
+        *self.prepared.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(answer));
+    }
+
+    /// The answer that was left for the newest request.
+    pub fn prepared<T: Any>(&self) -> Option<T> {
+        let mut prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(*prepared.take()?.downcast().ok()?)
+    }
+
+    fn owes_quickly(&self, owes: bool) {
+        self.owes_quickly.store(owes, Ordering::Release);
+        if !owes {
+            self.owed.notify_one();
+        }
+    }
+
+    /// Returns when no quick answer is owed.
+    async fn has_paid(&self) {
+        while self.owes_quickly.load(Ordering::Acquire) {
+            self.owed.notified().await;
         }
     }
 
@@ -172,12 +211,7 @@ impl Connection {
     fn is_answered(&self) -> bool {
         self.requests.load(Ordering::Acquire) == self.ended.load(Ordering::Acquire)
             && !self.tunnel.load(Ordering::Acquire)
-            && !self.streaming.load(Ordering::Relaxed)
-    }
-
-    /// Told by the connection's own task.
-    fn is_streaming(&self, streaming: bool) {
-        self.streaming.store(streaming, Ordering::Relaxed);
+            && !self.owes_quickly.load(Ordering::Acquire)
     }
 
     /// Number of the present turn of the connection's task.
@@ -200,6 +234,13 @@ impl Connection {
     /// What comes from now on is no HTTP: nobody looks into it. To be called before the 101 is returned.
     pub fn becomes_tunnel(&self) {
         self.tunnel.store(true, Ordering::Release);
+    }
+
+    /// The way for interim responses to a request that is answered beneath hyper.
+    pub fn interim_beneath(&self) -> Interim {
+        // No number that another request gets, of hyper's or of these.
+        let number = BENEATH | self.beneath.fetch_add(1, Ordering::Relaxed);
+        Interim::new(self.outbox.clone(), number)
     }
 
     /// The way for interim responses to the newest request, if a request of this version has one.
@@ -261,7 +302,7 @@ pub async fn listen<S, B>(
         let connection = Arc::new(Connection::new(from));
         let (presence, line) = roster.enter(connection.clone(), Instant::now());
         let stream = Box::new(Watched::new(stream, presence.clone()));
-        let session = quick.as_ref().map(|quick| quick.session(from));
+        let session = quick.as_ref().map(|quick| quick.session(&connection));
         let stream = stream::Guarded::new(stream, &limits, connection.clone(), session);
         let served = builder
             .serve_connection_with_upgrades(TokioIo::new(stream), service(connection.clone()))

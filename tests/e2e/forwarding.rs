@@ -1,12 +1,15 @@
 //! What goes through an edge, byte by byte: a test speaks for the client and for the origin, so each
 //! step happens only after the one before it has been seen at the other end.
 
+use std::time::Duration;
+
 use harness::{
     client::{get_h2c, post_h2c},
     cluster::{Cluster, HOST, Plan},
     origin::Answer,
     wire::{Wire, WireOrigin},
 };
+use tokio::time::sleep;
 
 use crate::{SECOND, alone, started, stored};
 
@@ -88,7 +91,7 @@ async fn a_cached_answer_has_no_interim_ones() {
     assert_eq!(client.head().await.unwrap(), hints("</a>"));
     client.until("body").await.unwrap();
     stored(edge, "/").await;
-    tokio::time::sleep(2 * SECOND).await;
+    sleep(2 * SECOND).await;
 
     // Served as it is and validated behind: what the origin says meanwhile is for nobody.
     client.say(ask("GET", "/", "")).await.unwrap();
@@ -242,7 +245,7 @@ async fn a_client_that_is_refused_need_not_send_its_body() {
         );
         // Where the next request would begin, nobody could say.
         assert!(head.contains("\r\nconnection: close\r\n"), "{head}");
-        tokio::time::sleep(3 * SECOND / 2).await;
+        sleep(3 * SECOND / 2).await;
         upstream.say("sorry!").await.unwrap();
         assert_eq!(client.rest().await.unwrap(), "sorry!", "{status}");
         // The origin is not left waiting for the body either.
@@ -545,6 +548,71 @@ async fn fields_keep_their_spelling_and_their_order() {
             assert_eq!(seen[..expected.len()], expected, "{target}");
         }
     }
+}
+
+/// The same for requests that hyper never sees.
+#[tokio::test(flavor = "multi_thread")]
+async fn fields_of_plain_requests_keep_their_spelling_and_their_order() {
+    let (origin, cluster) = between().await;
+    let mut client = Wire::open(cluster.edges[0].http).await.unwrap();
+    let sent = "X-One: 1\r\nACCEPT: a\r\nx-TWO: b\r\nX-Two: a\r\nx-empty:\r\nUser-agent: me\r\n";
+    for (target, kind) in [("/private", NEVER), ("/fill", FOREVER), ("/private", NEVER)] {
+        client.say(ask("GET", target, sent)).await.unwrap();
+        let mut upstream = origin.accept().await.unwrap();
+        let head = upstream.head().await.unwrap();
+        let expected = [
+            "Host: site.test",
+            "X-One: 1",
+            "ACCEPT: a",
+            "x-TWO: b",
+            "X-Two: a",
+            "x-empty:",
+            "User-agent: me",
+        ];
+        assert_eq!(fields(&head)[..expected.len()], expected, "{target}");
+        let said = "X-A: 1\r\nKeep-Alive: timeout=5\r\nx-b: 2\r\nSet-Cookie: a\r\nSET-COOKIE: b\r\nWWW-authenticate: Basic\r\n";
+        let said = answer(&format!("{said}{kind}"), "ok").replace("200 OK", "200 Fine");
+        upstream.say(said).await.unwrap();
+        let head = client.head().await.unwrap();
+        client.exactly(2).await.unwrap();
+        if kind == NEVER {
+            assert!(head.starts_with("HTTP/1.1 200 Fine\r\n"), "{head}");
+            let expected = [
+                "X-A: 1",
+                "x-b: 2",
+                "Set-Cookie: a",
+                "SET-COOKIE: b",
+                "WWW-authenticate: Basic",
+                "Cache-Control: no-store",
+                "Content-Length: 2",
+            ];
+            assert_eq!(fields(&head)[..expected.len()], expected, "{target}");
+            assert!(head.contains("\r\ndate: "), "{head}");
+        }
+    }
+}
+
+/// hyper, which is told that the node stops, does not know of a request that is answered beneath it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plain_request_that_waits_while_the_node_stops_is_answered() {
+    let (origin, mut cluster) = between().await;
+    let mut client = Wire::open(cluster.edges[0].http).await.unwrap();
+    client.say(ask("GET", "/", "")).await.unwrap();
+    let mut upstream = origin.accept().await.unwrap();
+    upstream.head().await.unwrap();
+    let address = cluster.edges[0].http;
+    let late = async {
+        // It stops: nobody new is let in.
+        while Wire::open(address).await.is_ok() {
+            sleep(Duration::from_millis(10)).await;
+        }
+        upstream.say(answer(FOREVER, "late")).await.unwrap();
+        let head = client.head().await.unwrap();
+        assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+        assert_eq!(client.exactly(4).await.unwrap(), "late");
+    };
+    let (ended, ()) = tokio::join!(cluster.edges[0].terminate(), late);
+    assert!(ended.unwrap().success());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -270,6 +270,23 @@ async fn a_place_is_kept_until_the_body_has_ended_or_the_client_has_left() {
     assert_eq!(answer.status, 200);
 }
 
+/// Who leaves before the answer was in flight until then, and no longer.
+#[tokio::test]
+async fn a_request_whose_client_has_left_is_not_in_flight() {
+    let stage = Stage::new(10, 10, |_| ()).await;
+    let late = Answer::bytes("late").head_after(10 * SECOND);
+    stage.origin.route("/late", late);
+    // Beneath hyper, and through it.
+    for fields in ["", "te: trailers\r\n"] {
+        let mut client = TcpStream::connect(stage.edge().http).await.unwrap();
+        let request = format!("GET /late HTTP/1.1\r\nhost: site.test\r\n{fields}\r\n");
+        client.write_all(request.as_bytes()).await.unwrap();
+        stage.until("edge_requests_in_flight", "", 1.0).await;
+        drop(client);
+        stage.until("edge_requests_in_flight", "", 0.0).await;
+    }
+}
+
 /// Some answers make a second question necessary; with a single place, that must not wait for itself.
 #[tokio::test]
 async fn a_second_question_does_not_wait_for_the_place_of_the_first() {

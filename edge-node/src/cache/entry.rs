@@ -19,7 +19,7 @@ use cluster::{
 };
 use futures_util::{Stream, StreamExt, stream};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer, ser::SerializeSeq};
 use tracing::warn;
 
 use super::{
@@ -48,6 +48,8 @@ const TOUCH_EVERY_S: u32 = 8;
 /// First byte of every stored meta block; tells what follows and in which encoding.
 const META_OBJECT: u8 = 3;
 const META_VARIANTS: u8 = 4;
+/// Longest meta block of most objects: one allocation instead of several.
+const META_BYTES_USUAL: usize = 512;
 
 /// Everything of a response but its body.
 #[derive(Clone, Debug)]
@@ -569,7 +571,7 @@ pub enum Meta {
     Variants(Variants),
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct StoredHead {
     manifest: Manifest,
     asked_ms: u64,
@@ -577,16 +579,71 @@ struct StoredHead {
     part: Option<Part>,
 }
 
+/// A [`StoredHead`] that needs no manifest to be made first: encodes to the same bytes.
+#[derive(Serialize)]
+struct StoredParts<'a> {
+    manifest: ManifestParts<'a>,
+    asked_ms: u64,
+    freshness: Freshness,
+    part: &'a Option<Part>,
+}
+
+/// A [`Manifest`] in its parts, in their order.
+#[derive(Serialize)]
+struct ManifestParts<'a> {
+    status: u16,
+    fields: Fields<'a>,
+    selected_by: &'a [(String, Option<Vec<u8>>)],
+    length: u64,
+    pieces: &'a [PieceHash],
+    fetched_by: &'a NodeId,
+    fetched_at: u64,
+    as_of: u64,
+}
+
+struct Fields<'a>(&'a HeaderMap);
+
+/// Encodes as a sequence of bytes does, in one go.
+struct Value<'a>(&'a [u8]);
+
+impl Serialize for Fields<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_seq(Some(self.0.len()))?;
+        for (name, value) in self.0 {
+            fields.serialize_element(&(name.as_str(), Value(value.as_bytes())))?;
+        }
+        fields.end()
+    }
+}
+
+impl Serialize for Value<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_bytes(self.0)
+    }
+}
+
 impl Meta {
-    /// The meta block of an object.
-    pub fn encode_object(head: &Head, manifest: Manifest) -> Option<Bytes> {
-        let stored = StoredHead {
-            manifest,
+    /// The meta block of an object with this `head` and a body of `length` bytes, whose pieces have these
+    /// hashes.
+    pub fn encode_object(head: &Head, length: u64, pieces: &[PieceHash]) -> Option<Bytes> {
+        let stored = StoredParts {
+            manifest: ManifestParts {
+                status: head.status.as_u16(),
+                fields: Fields(&head.headers),
+                selected_by: &head.selected_by,
+                length,
+                pieces,
+                fetched_by: &head.fetched_by,
+                fetched_at: head.fetched_at,
+                as_of: head.as_of,
+            },
             asked_ms: head.asked_ms,
             freshness: head.freshness,
-            part: head.part.clone(),
+            part: &head.part,
         };
-        encode(META_OBJECT, &stored)
+        let mut block = Vec::with_capacity(META_BYTES_USUAL);
+        block.push(META_OBJECT);
+        postcard::to_extend(&stored, block).ok().map(Bytes::from)
     }
 
     /// The meta block that says a key has variants.

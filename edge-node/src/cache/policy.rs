@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     directives::CacheControl,
     fields::{
-        combined, freshen, freshen_by_head, storable_fields, strip_hop_by_hop, withheld_fields,
+        combined, divided_fields, freshen, freshen_by_head, storable_fields, strip_hop_by_hop,
     },
     rules::{Rules, Ttl},
     validator::conditional_fields,

@@ -138,13 +138,14 @@ struct Counters {
     lost_segments: AtomicU64,
     checksum_failures: AtomicU64,
     write_errors: AtomicU64,
+    lost_behind: AtomicU64,
     appended_bytes: AtomicU64,
     read_bytes: AtomicU64,
     reads_around: AtomicU64,
 }
 
-/// Hears the keys of objects that went with their segment, on the writer's thread, which it must not
-/// hold up. Objects that were replaced or removed are not among them.
+/// Hears the keys of objects that went with their segment, or that nobody waited for and could not be
+/// written, on the writer's thread, which it must not hold up. Objects that were replaced or removed are not among them.
 pub type OnEvicted = Arc<dyn Fn(&[Key]) + Send + Sync>;
 
 /// The body of an object.
@@ -242,6 +243,8 @@ pub struct StoreStats {
     pub checksum_failures_total: u64,
     /// Failed writes, of segments or index.
     pub write_errors_total: u64,
+    /// Objects of [`Store::append_behind`] that could not be written.
+    pub lost_behind_total: u64,
     /// Bytes of records written, copies included.
     pub appended_bytes_total: u64,
     /// Bytes of records read to be served.
@@ -512,9 +515,41 @@ impl Store {
             flags,
             meta,
             body,
-            reply,
+            reply: Some(reply),
         })
         .await
+    }
+
+    /// Stores an object whose body is `body` without anybody waiting for it: a task and two wake-ups
+    /// would cost more than the record. It becomes visible in the order of appends and removals. One that
+    /// cannot be written is told to [`OnEvicted`], and counted.
+    ///
+    /// `false`: it is too large, the disk is so far behind that there is no place in the queue, or the
+    /// store is closed.
+    pub fn append_behind(
+        &self,
+        key: Key,
+        object: u64,
+        flags: u8,
+        meta: Bytes,
+        body: Bytes,
+    ) -> bool {
+        let len = record_len(meta.len(), body.len());
+        if len > RECORD_BYTES_MAX {
+            return false;
+        }
+        let Ok(permit) = Arc::clone(&self.room).try_acquire_many_owned(queue_weight(len)) else {
+            return false;
+        };
+        let work = Work::Object {
+            key,
+            object,
+            flags,
+            meta,
+            body: Body::Inline(body),
+            reply: None,
+        };
+        self.queue.try_send(Job { work, permit }).is_ok()
     }
 
     /// Removes the object of `key`: invisible when this returns, gone for good when the future is
@@ -566,6 +601,7 @@ impl Store {
             lost_segments_total: counters.lost_segments.load(Relaxed),
             checksum_failures_total: counters.checksum_failures.load(Relaxed),
             write_errors_total: counters.write_errors.load(Relaxed),
+            lost_behind_total: counters.lost_behind.load(Relaxed),
             appended_bytes_total: counters.appended_bytes.load(Relaxed),
             read_bytes_total: counters.read_bytes.load(Relaxed),
             reads_around_total: counters.reads_around.load(Relaxed),
@@ -577,10 +613,8 @@ impl Store {
         len: usize,
         work: impl FnOnce(oneshot::Sender<Result<T, AppendError>>) -> Work,
     ) -> Result<T, AppendError> {
-        let weight = len.clamp(QUEUE_RECORD_BYTES_MIN, QUEUE_BYTES);
-        let weight = u32::try_from(weight).expect("QUEUE_BYTES is far below 4 GiB");
         let permit = Arc::clone(&self.room)
-            .acquire_many_owned(weight)
+            .acquire_many_owned(queue_weight(len))
             .await
             .map_err(|_| AppendError::Closed)?;
         let (reply, answer) = oneshot::channel();
@@ -606,6 +640,12 @@ fn object_of(key: Key, slot: Slot, record: Bytes) -> Option<StoredObject> {
         meta,
         body,
     })
+}
+
+/// What a record of `len` bytes takes of the queue.
+fn queue_weight(len: usize) -> u32 {
+    let weight = len.clamp(QUEUE_RECORD_BYTES_MIN, QUEUE_BYTES);
+    u32::try_from(weight).expect("QUEUE_BYTES is far below 4 GiB")
 }
 
 impl Shared {

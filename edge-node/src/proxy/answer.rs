@@ -21,7 +21,7 @@ use crate::{
     error::{ERROR_TYPE, Kind, RETRY_AFTER, ServeError, Side},
     forward,
     metrics::{Outcome, Source},
-    payload::{Payload, Trace},
+    payload::{self, Payload, Trace},
     upstream::origin::OriginBody,
 };
 
@@ -36,6 +36,10 @@ impl Proxy {
     ) -> Option<Response<Payload>> {
         let source = match &entry.body {
             Body::Growing(_) => entry.from.source(),
+            // It came in one.
+            Body::Whole(_) if matches!(how.outcome, Outcome::Miss | Outcome::Collapsed) => {
+                entry.from.source()
+            }
             Body::Whole(_) => entry.source,
             // As they come.
             Body::Shelved(_) | Body::Pieces { .. } => Source::Memory,
@@ -241,12 +245,14 @@ impl Proxy {
         status: StatusCode,
     ) -> Trace {
         let started = asked.map_or_else(Instant::now, |asked| asked.started);
+        // Words that nobody reads are not written.
+        let told = asked.filter(|_| payload::is_logged());
         self.shared.metrics.answered(outcome, started.elapsed());
         Trace {
             metrics: self.shared.metrics.clone(),
             site: asked.map(|asked| asked.site_metrics.clone()),
-            site_name: asked.map_or_else(|| "".into(), |asked| asked.site.name.as_str().into()),
-            what: asked.map_or_else(String::new, |asked| {
+            site_name: told.map_or_else(String::new, |asked| asked.site.name.clone()),
+            what: told.map_or_else(String::new, |asked| {
                 format!("{} {}", asked.method, asked.uri)
             }),
             started,

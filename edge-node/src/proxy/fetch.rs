@@ -1,19 +1,24 @@
 //! A fill: the one fetch that makes an entry grow. Holders by digest first, best ranked; else the
-//! origin. It runs in a task of its own.
+//! origin. The request that leads it does the work, or else a task of its own ([`Filling`]).
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    future::poll_fn,
+    ops::Range,
+    pin::{Pin, pin},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use cluster::manifest::{Manifest, PIECE_BYTES};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::BodyExt;
-use tokio::sync::oneshot;
+use tokio::{runtime::Handle, sync::oneshot};
 use tracing::{debug, info};
 
-use super::{Asked, Proxy, shedding::FillPlace};
+use super::{Asked, Filled, Proxy, shedding::FillPlace};
 use crate::{
     cache::{
-        Filler, Writing,
+        Filler, Following, Writing,
         entry::{self, Body, Entry, Head, Provenance},
         fill::BodyError,
         policy::{
@@ -35,34 +40,79 @@ use crate::{
     },
 };
 
+/// A fill that has begun, in the hands of the request that leads it. Dropping it, because the client has
+/// left, because the rest of a body is still to come or because nobody needs to wait, has it go on in a
+/// task of its own; one that ends before needs no task, and nobody has to be woken for it.
+pub(super) struct Filling {
+    work: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    answer: oneshot::Receiver<Response<OriginBody>>,
+}
+
+impl Filling {
+    /// Does the work until it is known what comes of it, as `following` tells.
+    pub(super) async fn outcome(&mut self, following: Following) -> Filled {
+        let mut outcome = pin!(following.outcome());
+        poll_fn(|context| {
+            if let Some(work) = &mut self.work
+                && work.as_mut().poll(context).is_ready()
+            {
+                self.work = None;
+            }
+            outcome.as_mut().poll(context)
+        })
+        .await
+    }
+
+    /// The answer, where it is not for everybody; `None` if there is no such.
+    pub(super) async fn own_answer(mut self) -> Option<Response<OriginBody>> {
+        self.go_on();
+        (&mut self.answer).await.ok()
+    }
+
+    fn go_on(&mut self) {
+        // Without a runtime the process is about to end.
+        if let (Some(work), Ok(runtime)) = (self.work.take(), Handle::try_current()) {
+            runtime.spawn(work);
+        }
+    }
+}
+
+impl Drop for Filling {
+    fn drop(&mut self) {
+        self.go_on();
+    }
+}
+
 impl Proxy {
-    /// Starts the fill in a task of its own. `stored` is what is there and does not do: stale, or a part.
-    /// With `HEAD` as the method, something stale is validated by a HEAD. An answer that is not for
-    /// everybody comes through the returned channel instead of through the entry.
+    /// Begins the fill. `stored` is what is there and does not do: stale, or a part. With `HEAD` as the
+    /// method, something stale is validated by a HEAD.
     pub(super) fn begin_fill(
         &self,
         filler: Filler,
         asked: &Arc<Asked>,
         stored: Option<Arc<Entry>>,
         method: Method,
-    ) -> oneshot::Receiver<Response<OriginBody>> {
-        let (own, receiver) = oneshot::channel();
+    ) -> Filling {
+        let (own, answer) = oneshot::channel();
         let place = match self.fill_place() {
             Ok(place) => place,
             Err(error) => {
                 filler.fail(error);
-                return receiver;
+                return Filling { work: None, answer };
             }
         };
         let (proxy, asked) = (self.clone(), asked.clone());
-        tokio::spawn(async move {
+        let work = async move {
             let _place = place;
-            Box::pin(proxy.fill(filler, &asked, stored, method, own)).await;
-        });
-        receiver
+            proxy.fill(filler, &asked, stored, method, own).await;
+        };
+        Filling {
+            work: Some(Box::pin(work)),
+            answer,
+        }
     }
 
-    /// Keeps an answer that is there already, in a task of its own.
+    /// Begins to keep an answer that is there already.
     pub(super) fn begin_keeping(
         &self,
         filler: Filler,
@@ -70,15 +120,19 @@ impl Proxy {
         response: Response<OriginBody>,
         asked_ms: u64,
         place: FillPlace,
-    ) -> oneshot::Receiver<Response<OriginBody>> {
-        let (own, receiver) = oneshot::channel();
+    ) -> Filling {
+        let (own, answer) = oneshot::channel();
         let (proxy, asked) = (self.clone(), asked.clone());
-        tokio::spawn(async move {
+        let work = async move {
             let _place = place;
-            let fill = proxy.fill_from_answer(filler, &asked, response, asked_ms, own);
-            Box::pin(fill).await;
-        });
-        receiver
+            proxy
+                .fill_from_answer(filler, &asked, response, asked_ms, own)
+                .await;
+        };
+        Filling {
+            work: Some(Box::pin(work)),
+            answer,
+        }
     }
 
     async fn fill(
@@ -406,8 +460,8 @@ impl Proxy {
             return;
         }
         let (parts, body) = response.into_parts();
-        let withheld = policy::withheld_fields(&parts.headers, &asked.rules.targets);
-        let mut headers = policy::storable_fields(&parts.headers, &asked.rules.targets, self.now());
+        let (mut headers, withheld) =
+            policy::divided_fields(&parts.headers, &asked.rules.targets, self.now());
         if parts.status == StatusCode::PARTIAL_CONTENT {
             headers.remove(header::CONTENT_RANGE);
         }
@@ -425,7 +479,20 @@ impl Proxy {
         if let Extent::Part(part) = extent {
             (head.length, head.part) = (Some(part.of), Some(part));
         }
-        let mut writing = filler.share_first(head, Provenance::Origin, withheld);
+        let from = Provenance::Origin;
+        let (filler, head, withheld) = match body.whole() {
+            Some(bytes) if expected.is_none_or(|length| length == bytes.len() as u64) => {
+                match filler
+                    .share_whole(head, from.clone(), withheld, bytes)
+                    .await
+                {
+                    Ok(()) => return,
+                    Err(back) => *back,
+                }
+            }
+            _ => (filler, head, withheld),
+        };
+        let mut writing = filler.share_first(head, from, withheld);
         match pump(&mut writing, body, expected).await {
             Ok(()) => writing.commit().await,
             Err(error) => {

@@ -37,6 +37,9 @@ impl Asked {
         *request.headers_mut() = headers;
         // Among them how the client spells its fields; hyper writes them so again.
         *request.extensions_mut() = self.extensions.clone();
+        if let Some(spelling) = &self.spelling {
+            request.extensions_mut().insert(spelling.clone());
+        }
         if let Some(interim) = self.interim.clone() {
             let tell = OnInterim::new(move |status, fields| {
                 let mut fields = fields.clone();

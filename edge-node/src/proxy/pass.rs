@@ -189,15 +189,15 @@ impl Proxy {
             return Ok(self.passed(asked, response, fwd));
         };
         let following = filler.follow();
-        let own = self.begin_keeping(filler, asked, response, asked_ms, place);
-        if let Filled::Shared(entry) = following.outcome().await {
+        let mut keeping = self.begin_keeping(filler, asked, response, asked_ms, place);
+        if let Filled::Shared(entry) = keeping.outcome(following).await {
             let how = How::filled(true, fwd, entry.head.status);
             if let Some(response) = self.deliver(asked, fields, &entry, how).await {
                 return Ok(response);
             }
         }
         let error = || ServeError::new(Kind::Internal, "an answer was lost");
-        let answer = own.await.map_err(|_| error())?;
+        let answer = keeping.own_answer().await.ok_or_else(error)?;
         Ok(self.passed(asked, answer, fwd))
     }
 

@@ -1,9 +1,10 @@
-//! Hits for plain requests ([`crate::serve::quick`]), in memory or in the system's cache: the same journey with everything left
-//! out that a hit does not need. What this cannot decide takes the long way.
+//! Hits for plain requests ([`crate::serve::quick`]), in memory or in the system's cache: the same journey
+//! with everything left out that a hit does not need. What this cannot decide makes the whole journey, but
+//! is written without hyper as well if its answer comes whole.
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     ops::Range,
     sync::{
         Arc, OnceLock,
@@ -15,18 +16,19 @@ use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header,
+    Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version,
+    header,
 };
 use http_body::Body as _;
-use hyper::body::Incoming;
+use hyper::{body::Incoming, ext::ReasonPhrase};
 use tokio::time::Instant;
 
-use super::{LastSite, Proxy, target};
+use super::{Asked, Caller, LastSite, Parts, Proxy, target};
 use crate::{
     cache::{
         entry::{Body, Entry, Hot, Reading, Stamped},
         key,
-        policy::{self, CacheControl, Reuse, Rules},
+        policy::{self, CacheControl, Reuse, Rules, validator},
     },
     deliver::{
         self, Content,
@@ -44,16 +46,20 @@ use crate::{
     },
     serve::{
         Connection,
-        quick::{self, Answer, Chunks, Class, Plain, Quick, Session, class},
+        quick::{self, Answer, Chunks, Class, Later, Plain, Quick, Session, class},
     },
-    sites::Sites,
+    sites::{Selected, Sites},
+    upstream::plain::Spelling,
 };
 
+/// Longest head of most answers: one allocation instead of several.
+const HEAD_BYTES_USUAL: usize = 512;
+
 impl Quick for Proxy {
-    fn session(&self, from: SocketAddr) -> Box<dyn Session> {
+    fn session(&self, connection: &Arc<Connection>) -> Box<dyn Session> {
         Box::new(Hits {
             proxy: self.clone(),
-            client: from.ip(),
+            connection: connection.clone(),
             site: None,
             source: Source::Memory,
             from_disk: Arc::default(),
@@ -64,7 +70,7 @@ impl Quick for Proxy {
 /// Answers the plain requests of one HTTP/1.1 connection.
 struct Hits {
     proxy: Proxy,
-    client: IpAddr,
+    connection: Arc<Connection>,
     /// That of the last request: clients mostly stay with one host.
     site: Option<Arc<Known>>,
     /// Where the last answer's body came from, but for what is counted in `from_disk`.
@@ -109,7 +115,7 @@ impl Session for Hits {
             let is_named = |name: &str| names.iter().any(|n| name.eq_ignore_ascii_case(n.as_str()));
             only(request, is_named)
         };
-        let client = self.client;
+        let client = self.connection.from.ip();
         let hit = self
             .proxy
             .hit(known, client, &method, request.target, &headers, varied)?;
@@ -129,7 +135,33 @@ impl Session for Hits {
         out.extend_from_slice(b"\r\n");
         shared.metrics.answered(Outcome::Hit, started.elapsed());
         known.metrics.request(Outcome::Hit);
-        Some(Answer { head, body })
+        Some(Answer {
+            head,
+            body,
+            counts: None,
+        })
+    }
+
+    fn begin(&mut self, request: &Plain<'_>) -> Option<Later> {
+        self.site = Some(self.proxy.know(self.site.take(), request.host)?);
+        let known = self.site.as_deref()?;
+        let asked = self.proxy.asked_plainly(known, request, &self.connection)?;
+        let (proxy, connection) = (self.proxy.clone(), self.connection.clone());
+        let answer = async move {
+            let mut response = proxy.conclude(&Arc::new(asked)).await;
+            match proxy.written(&mut response) {
+                Some((head, body)) => Some(Answer {
+                    head,
+                    body: quick::Body::Bytes(body),
+                    counts: Some(Box::new(response.into_body())),
+                }),
+                None => {
+                    connection.prepare(response);
+                    None
+                }
+            }
+        };
+        Some(Box::pin(answer))
     }
 
     fn sent(&mut self, body_bytes: u64) {
@@ -200,6 +232,81 @@ impl Proxy {
         };
         hot.stamped.store(Some(Arc::new(stamped)));
         fields
+    }
+
+    /// What a plain request asks for, with nothing left to be found wrong with it.
+    fn asked_plainly(
+        &self,
+        known: &Known,
+        request: &Plain<'_>,
+        connection: &Connection,
+    ) -> Option<Asked> {
+        let uri = request.target.parse().ok()?;
+        let mut headers = only(request, |_| true);
+        policy::strip_hop_by_hop(&mut headers);
+        let method = if request.is_head {
+            Method::HEAD
+        } else {
+            Method::GET
+        };
+        let caller = Caller {
+            client: connection.from.ip(),
+            host_sent: known.sent.clone(),
+            interim: Some(connection.interim_beneath()),
+            spelling: Some(Spelling::of(request.fields().map(|(name, _)| name))),
+            site_metrics: known.metrics.clone(),
+            started: Instant::now(),
+        };
+        let parts = Parts {
+            method,
+            uri,
+            version: Version::HTTP_11,
+            headers,
+            extensions: Extensions::new(),
+        };
+        let selected = Selected {
+            ruling: known.ruling.clone(),
+            host: known.host.clone(),
+        };
+        Some(self.asked(&known.sites, selected, parts, caller, false))
+    }
+
+    /// An answer as it goes out beneath hyper, its head and its body; `None` if hyper has to write it.
+    fn written(&self, response: &mut Response<Payload>) -> Option<(Bytes, Bytes)> {
+        let (status, fields, extensions) =
+            (response.status(), response.headers(), response.extensions());
+        let (phrase, spelling) = (
+            extensions.get::<ReasonPhrase>(),
+            extensions.get::<Spelling>(),
+        );
+        // hyper's own notes on how an answer is spelled are for hyper only.
+        let is_known =
+            extensions.len() == usize::from(phrase.is_some()) + usize::from(spelling.is_some());
+        let has_length = fields.contains_key(header::CONTENT_LENGTH)
+            || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let for_hyper = !is_known
+            || !has_length
+            || fields.contains_key(header::CONNECTION)
+            || fields.contains_key(header::TRANSFER_ENCODING)
+            || status.is_informational();
+        if for_hyper {
+            return None;
+        }
+        let mut head = Vec::with_capacity(HEAD_BYTES_USUAL);
+        write_status(status, phrase.map(ReasonPhrase::as_bytes), &mut head);
+        match spelling {
+            Some(spelling) => spelling.write(fields, &mut head),
+            None => write_fields(fields, &mut head),
+        }
+        if !fields.contains_key(header::DATE) {
+            let date = validator::date_value(self.shared.clock.unix_ms() / 1000);
+            head.extend_from_slice(b"date: ");
+            head.extend_from_slice(date.as_bytes());
+            head.extend_from_slice(b"\r\n");
+        }
+        head.extend_from_slice(b"\r\n");
+        let body = response.body_mut().take_whole()?;
+        Some((head.into(), body))
     }
 
     fn metrics_of(&self, known: &Known, started: Instant, source: Source, body_bytes: u64) {
@@ -383,7 +490,7 @@ impl Proxy {
         headers.remove(header::TRAILER);
         rules.consume_targets(&mut headers);
         let via = forward::via(Version::HTTP_11, &self.shared.me);
-        forward::append_to_list(&mut headers, header::VIA, &via);
+        forward::append_to_list(&mut headers, header::VIA, via);
         headers
     }
 
@@ -432,12 +539,25 @@ fn only(request: &Plain<'_>, wanted: impl Fn(&str) -> bool) -> HeaderMap {
 
 /// Status line and fields, without the empty line behind them.
 fn write_head(status: StatusCode, headers: &HeaderMap, out: &mut Vec<u8>) {
-    let reason = status.canonical_reason().unwrap_or("");
-    out.extend_from_slice(b"HTTP/1.1 ");
-    out.extend_from_slice(status.as_str().as_bytes());
-    out.extend_from_slice(b" ");
-    out.extend_from_slice(reason.as_bytes());
-    out.extend_from_slice(b"\r\n");
+    write_status(status, None, out);
+    write_fields(headers, out);
+}
+
+/// The status line, with a phrase of its own or the usual one.
+fn write_status(status: StatusCode, phrase: Option<&[u8]>, out: &mut Vec<u8>) {
+    let usual = status.canonical_reason().unwrap_or("").as_bytes();
+    for part in [
+        b"HTTP/1.1 ",
+        status.as_str().as_bytes(),
+        b" ",
+        phrase.unwrap_or(usual),
+        b"\r\n",
+    ] {
+        out.extend_from_slice(part);
+    }
+}
+
+fn write_fields(headers: &HeaderMap, out: &mut Vec<u8>) {
     for (name, value) in headers {
         out.extend_from_slice(name.as_str().as_bytes());
         out.extend_from_slice(b": ");

@@ -81,7 +81,8 @@ impl Presence {
         loop {
             self.told.notified().await;
             if self.closing.load(Ordering::Acquire) || self.idle_at().is_some() {
-                return;
+                // hyper does not know of what is owed beneath it.
+                return self.connection.has_paid().await;
             }
         }
     }

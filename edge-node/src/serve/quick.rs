@@ -1,5 +1,7 @@
 //! Plain requests, answered beneath hyper: a hit in memory needs no header map, no task and no body
-//! type, and costs less than what hyper does for one. The only file that names httparse.
+//! type, and costs less than what hyper does for one. So may a plain request that has to be waited for,
+//! if its answer is whole when it comes. httparse is named here for requests, and for answers in
+//! `upstream/plain.rs`.
 //!
 //! While hyper waits for a request and owes no answer, the stream under it looks at what comes
 //! in. A whole head of a plain request goes to the [`Session`]; if that has an answer, it is written,
@@ -9,13 +11,15 @@
 use std::{
     io,
     mem::MaybeUninit,
-    net::SocketAddr,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
 use futures_util::Stream;
+
+use super::Connection;
 
 /// Most header fields of a plain request; browsers send some twenty.
 const FIELDS_MAX: usize = 48;
@@ -23,7 +27,7 @@ const FIELDS_MAX: usize = 48;
 /// Answers plain requests where it can. One per process.
 pub trait Quick: Send + Sync + 'static {
     /// What answers on one connection.
-    fn session(&self, from: SocketAddr) -> Box<dyn Session>;
+    fn session(&self, connection: &Arc<Connection>) -> Box<dyn Session>;
 }
 
 /// Answers the plain requests of one connection, one after the other.
@@ -32,7 +36,21 @@ pub trait Session: Send {
     /// empty. `None`: it takes the long way.
     fn answer(&mut self, request: &Plain<'_>, fields: &mut Vec<u8>) -> Option<Answer>;
 
-    /// So many bytes of the last answer's body have gone out; called once per answer.
+    /// Begins to answer a request that cannot be answered at once. `None`: it takes the long way.
+    fn begin(&mut self, request: &Plain<'_>) -> Option<Later>;
+
+    /// So many bytes of the last answer's body have gone out; called once per answer that does not count
+    /// for itself.
+    fn sent(&mut self, body_bytes: u64);
+}
+
+/// An answer that has to be waited for; dropped when its client has left. `None`: the request goes to
+/// hyper, for which what there is has been [prepared](Connection::prepare).
+pub type Later = Pin<Box<dyn Future<Output = Option<Answer>> + Send>>;
+
+/// Hears what became of an answer.
+pub trait Counts: Send {
+    /// So many bytes of its body have gone out; called once.
     fn sent(&mut self, body_bytes: u64);
 }
 
@@ -42,6 +60,8 @@ pub struct Answer {
     pub head: Bytes,
     /// The body.
     pub body: Body,
+    /// Who hears what became of it; `None`: its session.
+    pub counts: Option<Box<dyn Counts>>,
 }
 
 /// The body of an answer.
@@ -111,7 +131,7 @@ pub struct Plain<'a> {
 
 impl<'a> Plain<'a> {
     /// Names and values of its header fields, in order.
-    pub fn fields(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> {
+    pub fn fields(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> + Clone {
         self.fields.iter().map(|field| (field.name, field.value))
     }
 }
@@ -120,6 +140,8 @@ impl<'a> Plain<'a> {
 pub(super) enum Tried {
     /// It was answered; its head was this long.
     Answered(Answer, usize),
+    /// It has to be waited for; its head is this long.
+    Begun(Later, usize),
     /// Its head is not complete.
     Partial,
     /// It is for hyper.
@@ -141,7 +163,10 @@ pub(super) fn try_answer(session: &mut dyn Session, bytes: &[u8], fields: &mut V
     fields.clear();
     match session.answer(&plain, fields) {
         Some(answer) => Tried::Answered(answer, length),
-        None => Tried::Other,
+        None => match session.begin(&plain) {
+            Some(later) => Tried::Begun(later, length),
+            None => Tried::Other,
+        },
     }
 }
 
@@ -220,7 +245,12 @@ mod tests {
             Some(Answer {
                 head: Bytes::copy_from_slice(request.target.as_bytes()),
                 body: Body::EMPTY,
+                counts: None,
             })
+        }
+
+        fn begin(&mut self, _: &Plain<'_>) -> Option<Later> {
+            None
         }
 
         fn sent(&mut self, _: u64) {}
@@ -230,7 +260,7 @@ mod tests {
         match try_answer(&mut Echo, head.as_bytes(), &mut Vec::new()) {
             Tried::Answered(_, length) => Some(length),
             Tried::Partial => Some(0),
-            Tried::Other => None,
+            Tried::Begun(..) | Tried::Other => None,
         }
     }
 

@@ -21,7 +21,7 @@ use tokio::{
 use super::{
     Connection, ConnectionLimits,
     framing::Scanner,
-    quick::{self, Chunks, Session, Tried},
+    quick::{self, Chunks, Counts, Later, Session, Tried},
 };
 
 /// What is read at once while quick answers are possible: more than most heads, and a few of them
@@ -67,6 +67,8 @@ pub(super) struct Guarded {
     gathered: Option<BytesMut>,
     /// In which turn of the connection's task HTTP/2 flushed what is gathered: it goes out in the next.
     due: Option<u64>,
+    /// The quick answer that is waited for, to a request whose head of this length `ahead` begins with.
+    later: Option<(Later, usize)>,
     /// The quick answer that is being written.
     answer: Option<Written>,
     fields: Vec<u8>,
@@ -82,12 +84,15 @@ struct Written {
     chunk: Bytes,
     /// Where more of it comes from, and how much.
     more: Option<Chunks>,
+    /// Who hears what became of it; `None`: the session.
+    counts: Option<Box<dyn Counts>>,
     /// How many bytes of the body the client has.
     sent: u64,
 }
 
 impl Written {
-    fn new(quick::Answer { head, body }: quick::Answer) -> Self {
+    fn new(answer: quick::Answer) -> Self {
+        let quick::Answer { head, body, counts } = answer;
         let (chunk, more) = match body {
             quick::Body::Bytes(bytes) => (bytes, None),
             quick::Body::Chunks(chunks) => (Bytes::new(), Some(chunks)),
@@ -97,6 +102,7 @@ impl Written {
             fields_at: 0,
             chunk,
             more,
+            counts,
             sent: 0,
         }
     }
@@ -177,6 +183,7 @@ impl Guarded {
             ahead: BytesMut::new(),
             gathered: None,
             due: None,
+            later: None,
             answer: None,
             fields: Vec::new(),
             lingering: None,
@@ -234,10 +241,60 @@ impl Guarded {
     }
 
     fn end_answer(&mut self) {
-        self.connection.is_streaming(false);
-        if let (Some(written), Some(session)) = (self.answer.take(), &mut self.session) {
-            session.sent(written.sent);
+        let Some(mut written) = self.answer.take() else {
+            return;
+        };
+        match (&mut written.counts, &mut self.session) {
+            (Some(counts), _) => counts.sent(written.sent),
+            (None, Some(session)) => session.sent(written.sent),
+            (None, None) => {}
         }
+        if self.connection.owes_quickly.load(Ordering::Relaxed) {
+            self.connection.owes_quickly(false);
+        }
+    }
+
+    /// Waits for the quick answer that was begun. `false`: its request is for hyper, or its client has
+    /// left, and nothing is ahead any more.
+    fn poll_later(&mut self, context: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let Some((later, head_bytes)) = &mut self.later else {
+            return Poll::Ready(Ok(false));
+        };
+        let head_bytes = *head_bytes;
+        if let Poll::Ready(answer) = later.as_mut().poll(context) {
+            self.later = None;
+            let Some(answer) = answer else {
+                self.connection.owes_quickly(false);
+                return Poll::Ready(Ok(false));
+            };
+            self.ahead.advance(head_bytes);
+            self.fields.clear();
+            self.answer = Some(Written::new(answer));
+            return Poll::Ready(Ok(true));
+        }
+        while let Poll::Ready(written) = self.poll_interim(context) {
+            written?;
+            match self.connection.outbox.take(context) {
+                Some(interim) => self.interim = interim,
+                None => break,
+            }
+        }
+        // Whoever leaves is not waited for. One that has sent more requests has not left before they are
+        // answered, even if it has ended: they have their turn first.
+        while self.ahead.len() == head_bytes {
+            let mut space = [const { MaybeUninit::uninit() }; READ_BYTES];
+            let mut read = ReadBuf::uninit(&mut space);
+            ready!(Pin::new(&mut self.stream).poll_read(context, &mut read))?;
+            if read.filled().is_empty() {
+                self.later = None;
+                self.connection.owes_quickly(false);
+                self.ahead.clear();
+                self.session = None;
+                return Poll::Ready(Ok(false));
+            }
+            self.ahead.extend_from_slice(read.filled());
+        }
+        Poll::Pending
     }
 
     /// Answers what stands in `bytes` as far as that can be done at once; gives what is left, and
@@ -255,12 +312,19 @@ impl Guarded {
                 Tried::Answered(answer, length) => {
                     bytes = &bytes[length..];
                     let written = Written::new(answer);
-                    self.connection.is_streaming(written.more.is_some());
+                    if written.more.is_some() {
+                        self.connection.owes_quickly(true);
+                    }
                     self.answer = Some(written);
                     match self.poll_answer(context) {
                         Poll::Ready(written) => written?,
                         Poll::Pending => return Ok((bytes, false)),
                     }
+                }
+                Tried::Begun(later, length) => {
+                    self.later = Some((later, length));
+                    self.connection.owes_quickly(true);
+                    return Ok((bytes, false));
                 }
                 Tried::Partial => return Ok((bytes, bytes.len() >= self.head_bytes_max)),
                 Tried::Other => return Ok((bytes, true)),
@@ -383,12 +447,16 @@ impl AsyncRead for Guarded {
         }
         loop {
             ready!(this.poll_answer(context))?;
+            let was_late = this.later.is_some();
+            if was_late && ready!(this.poll_later(context))? {
+                continue;
+            }
             let mut for_hyper = !this.ahead.is_empty();
-            if for_hyper && this.session.is_some() && this.is_between() {
+            if for_hyper && !was_late && this.session.is_some() && this.is_between() {
                 let ahead = this.ahead.split().freeze();
                 let (rest, is_for_hyper) = this.poll_quick(context, &ahead)?;
                 this.ahead.extend_from_slice(rest);
-                if this.answer.is_some() {
+                if this.answer.is_some() || this.later.is_some() {
                     continue;
                 }
                 for_hyper = is_for_hyper;
@@ -432,6 +500,7 @@ impl AsyncRead for Guarded {
                     buffer.put_slice(rest);
                     return Poll::Ready(Ok(()));
                 }
+                // What was begun is polled before anything is read.
                 this.ahead.extend_from_slice(rest);
             } else {
                 this.ahead.extend_from_slice(read);
@@ -668,7 +737,12 @@ mod tests {
             Some(quick::Answer {
                 head: Bytes::from_static(b"head;"),
                 body: quick::Body::Chunks(Chunks::new(4, chunks)),
+                counts: None,
             })
+        }
+
+        fn begin(&mut self, _: &Plain<'_>) -> Option<Later> {
+            None
         }
 
         fn sent(&mut self, _: u64) {}

@@ -78,7 +78,14 @@ impl Gate {
     ///
     /// There is no place, and it cannot wait for one, or has.
     pub async fn enter(&self, limits: Limits) -> Result<Place, Refused> {
-        self.line().places = limits.places;
+        let enters = {
+            let mut line = self.line();
+            line.places = limits.places;
+            line.enters()
+        };
+        if enters {
+            return Ok(Place(self.clone()));
+        }
         self.call();
         let (caller, called) = oneshot::channel();
         let arrival = self.line().arrive(limits.queue, caller);
@@ -176,9 +183,15 @@ impl<W> Default for Line<W> {
 }
 
 impl<W> Line<W> {
+    /// Whether who comes now need not wait; then it is inside.
+    fn enters(&mut self) -> bool {
+        let enters = self.inside < self.places && self.waiting.is_empty();
+        self.inside += usize::from(enters);
+        enters
+    }
+
     fn arrive(&mut self, queue: usize, waiter: W) -> Arrival {
-        if self.inside < self.places && self.waiting.is_empty() {
-            self.inside += 1;
+        if self.enters() {
             return Arrival::Enters;
         }
         if self.waiting.len() >= queue {

@@ -4,7 +4,7 @@
 //! [`origin`] where objects come from; [`gate`] how many at once; [`peer`] one question to one peer;
 //! [`select`] which peer to ask; [`digest`] what peers hold; [`health`] how they have behaved;
 //! [`ranking`] how far they are; [`control`] what the control plane says; [`pool`] the connections
-//! under all of them.
+//! under all of them, and [`plain`] those that need no HTTP client.
 //!
 //! **Invariant:** nothing here knows of the cache; it takes and gives HTTP messages, keys and
 //! manifests. Nothing here waits for anybody without a deadline.
@@ -15,6 +15,7 @@ pub mod gate;
 pub mod health;
 pub mod origin;
 pub mod peer;
+pub mod plain;
 pub mod pool;
 pub mod ranking;
 #[cfg(test)]

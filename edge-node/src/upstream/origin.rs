@@ -14,6 +14,7 @@ use cluster::site::Site;
 use http::{
     HeaderMap, HeaderValue, Request, Response, StatusCode, Uri,
     header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE},
+    request::Parts,
     uri::PathAndQuery,
 };
 use http_body::{Body as _, Frame, SizeHint};
@@ -23,7 +24,7 @@ use super::{
     Events,
     gate::{Gate, Limits, Place, Refused, Traffic},
     pool::{
-        Answer, Body, Fault, Heard, Incoming, Patience, Pool, Reuse, SendError, Silence, Withheld,
+        Answer, Arriving, Body, Fault, Heard, Patience, Pool, Reuse, SendError, Silence, Withheld,
         body_fault, empty, in_full,
     },
 };
@@ -113,7 +114,7 @@ impl Origins {
         request: Request<Body>,
         place: Place,
     ) -> Result<Response<OriginBody>, OriginError> {
-        let (parts, mut body) = request.into_parts();
+        let (mut parts, mut body) = request.into_parts();
         let repeatable = body.is_end_stream() && parts.method.is_idempotent();
         let patience = Patience {
             connect: site.connect_timeout.0,
@@ -127,10 +128,31 @@ impl Origins {
                 origin: origin.to_owned(),
                 detail,
             };
-            let uri = uri_at(origin, parts.uri.path_and_query())
-                .map_err(|e| fail(Fault::Connect, format!("not a base URL: {e}")))?;
             let host = HeaderValue::try_from(host)
                 .map_err(|e| fail(Fault::Connect, format!("host {host:?}: {e}")))?;
+            if repeatable {
+                parts.headers.insert(HOST, host.clone());
+                let plainly = self.ask_plainly(site, origin, &parts, patience).await;
+                match plainly {
+                    None => {}
+                    Some(Ok(response)) => {
+                        return guarded(response, None, &parts.headers, place, site, origin)
+                            .map_err(|detail| fail(Fault::Garbage, detail.to_owned()));
+                    }
+                    Some(Err(SendError { fault, detail, .. })) => {
+                        last = Some(fail(fault, detail));
+                        if !fault.is_connect() {
+                            break;
+                        }
+                        if site.origins.len() > 1 {
+                            self.shun(origin);
+                        }
+                        continue;
+                    }
+                }
+            }
+            let uri = uri_at(origin, parts.uri.path_and_query())
+                .map_err(|e| fail(Fault::Connect, format!("not a base URL: {e}")))?;
             let build = |body| {
                 let mut request = Request::new(body);
                 *request.method_mut() = parts.method.clone();
@@ -148,24 +170,11 @@ impl Origins {
             }
             match sent {
                 Ok(Answer {
-                    mut response,
-                    withheld,
-                    ..
+                    response, withheld, ..
                 }) => {
-                    let is_asked = parts.headers.contains_key(UPGRADE);
-                    if response.status() == StatusCode::SWITCHING_PROTOCOLS && !is_asked {
-                        return Err(fail(Fault::Garbage, "switches protocols unasked".into()));
-                    }
-                    frame_once(response.headers_mut())
-                        .map_err(|detail| fail(Fault::Garbage, detail.to_owned()))?;
-                    return Ok(response.map(|incoming| OriginBody {
-                        // Whoever has an answer without a body may need to ask once more.
-                        place: (!incoming.is_end_stream()).then_some(place),
-                        incoming,
-                        _withheld: withheld,
-                        silence: Silence::new(site.between_bytes_timeout.0),
-                        origin: origin.to_owned(),
-                    }));
+                    let response = response.map(Arriving::Stream);
+                    return guarded(response, withheld, &parts.headers, place, site, origin)
+                        .map_err(|detail| fail(Fault::Garbage, detail.to_owned()));
                 }
                 Err(SendError {
                     fault,
@@ -194,6 +203,24 @@ impl Origins {
         }))
     }
 
+    /// Asks one origin in a [plain exchange](super::plain); `None` if that is not for this request.
+    async fn ask_plainly(
+        &self,
+        site: &Site,
+        origin: &str,
+        parts: &Parts,
+        patience: Patience,
+    ) -> Option<Result<Response<Arriving>, SendError>> {
+        let ask = |reuse| self.pool.send_plainly(origin, parts, patience, reuse);
+        let mut sent = ask(Reuse::Allowed).await?;
+        self.events.origin_attempt(&site.name);
+        if matches!(&sent, Err(e) if e.reused) {
+            sent = ask(Reuse::Never).await?;
+            self.events.origin_attempt(&site.name);
+        }
+        Some(sent)
+    }
+
     fn in_order<'a>(&self, origins: &'a [String]) -> Vec<&'a str> {
         let mut order: Vec<&str> = origins.iter().map(String::as_str).collect();
         if order.len() > 1 {
@@ -219,6 +246,29 @@ impl fmt::Debug for Origins {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Origins")
     }
+}
+
+/// An answer to a request with these fields, with what guards its body.
+fn guarded(
+    mut response: Response<Arriving>,
+    withheld: Option<Withheld>,
+    asked: &HeaderMap,
+    place: Place,
+    site: &Site,
+    origin: &str,
+) -> Result<Response<OriginBody>, &'static str> {
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS && !asked.contains_key(UPGRADE) {
+        return Err("switches protocols unasked");
+    }
+    frame_once(response.headers_mut())?;
+    Ok(response.map(|incoming| OriginBody {
+        // Whoever has an answer without a body may need to ask once more; one that is here is done with.
+        place: matches!(&incoming, Arriving::Stream(s) if !s.is_end_stream()).then_some(place),
+        incoming,
+        _withheld: withheld,
+        silence: Silence::new(site.between_bytes_timeout.0),
+        origin: origin.to_owned(),
+    }))
 }
 
 fn uri_at(origin: &str, path: Option<&PathAndQuery>) -> Result<Uri, http::Error> {
@@ -255,13 +305,23 @@ fn frame_once(headers: &mut HeaderMap) -> Result<(), &'static str> {
 /// site's `between_bytes_timeout`, or closes before the length it promised (a body that ends with
 /// its connection promised none, RFC 9112 §6.3). Dropping it unread closes the connection.
 pub struct OriginBody {
-    incoming: Incoming,
+    incoming: Arriving,
     /// Until the end.
     place: Option<Place>,
     /// The request's own body, when the origin did not want it: kept as long as this.
     _withheld: Option<Withheld>,
     silence: Silence,
     origin: String,
+}
+
+impl OriginBody {
+    /// All of it, if it is here already and nothing was taken from it.
+    pub fn whole(&self) -> Option<Bytes> {
+        match &self.incoming {
+            Arriving::Whole(bytes) => Some(bytes.clone()),
+            Arriving::Stream(_) => None,
+        }
+    }
 }
 
 impl http_body::Body for OriginBody {
@@ -324,7 +384,10 @@ mod tests {
         sync::mpsc,
     };
 
-    use super::super::pool::{FIELDS_MAX, HEAD_BYTES_MAX};
+    use super::super::{
+        plain::Spelling,
+        pool::{FIELDS_MAX, HEAD_BYTES_MAX},
+    };
     use super::*;
     use crate::upstream::scripted::{Counted, Scripted, pending, read_head};
 
@@ -375,8 +438,11 @@ mod tests {
         }
     }
 
+    /// For a plain exchange, if its answer is one.
     fn get(path: &str) -> Request<Body> {
-        Request::get(path).body(empty()).unwrap()
+        let mut request = Request::get(path).body(empty()).unwrap();
+        request.extensions_mut().insert(Spelling::default());
+        request
     }
 
     fn post(body: &'static str) -> Request<Body> {
@@ -739,7 +805,9 @@ mod tests {
         ] {
             let origin = closing_at_the_second_request().await;
             let bench = Bench::new(&[&origin.url()]);
-            assert_eq!(bench.whole(get("/")).await.unwrap(), "0");
+            // Over the connection that the next request is to get.
+            let first = Request::get("/").body(empty()).unwrap();
+            assert_eq!(bench.whole(first).await.unwrap(), "0");
             let error = bench.whole(request).await.unwrap_err();
             assert_eq!(
                 (error.kind, origin.connections()),

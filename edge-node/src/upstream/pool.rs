@@ -32,6 +32,8 @@ use tokio::{
     time::{Instant, Sleep, sleep, sleep_until, timeout, timeout_at},
 };
 
+use super::plain::{Failure, Kept, Plainly, Replayed, Spelling};
+
 pub use hyper::body::Incoming;
 
 /// Largest head of an answer. What real origins send fits eight times over.
@@ -122,7 +124,10 @@ impl Silence {
         }
     }
 
-    pub(super) fn or_frame(&mut self, body: &mut Incoming, cx: &mut Context<'_>) -> Poll<Heard> {
+    pub(super) fn or_frame<B>(&mut self, body: &mut B, cx: &mut Context<'_>) -> Poll<Heard>
+    where
+        B: http_body::Body<Data = Bytes, Error = hyper::Error> + Unpin,
+    {
         if let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) {
             self.timer = None;
             return Poll::Ready(Heard::Frame(frame));
@@ -248,6 +253,47 @@ pub struct Answer {
     pub withheld: Option<Withheld>,
 }
 
+/// The body of an answer.
+#[derive(Debug)]
+pub enum Arriving {
+    /// As it comes.
+    Stream(Incoming),
+    /// All of it has come; empty once it was taken.
+    Whole(Bytes),
+}
+
+impl http_body::Body for Arriving {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match &mut *self {
+            Self::Stream(incoming) => Pin::new(incoming).poll_frame(cx),
+            Self::Whole(bytes) => {
+                let bytes = std::mem::take(bytes);
+                Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Stream(incoming) => incoming.is_end_stream(),
+            Self::Whole(bytes) => bytes.is_empty(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Stream(incoming) => incoming.size_hint(),
+            Self::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+        }
+    }
+}
+
 /// A small answer, read to its end.
 #[derive(Debug)]
 pub struct Document {
@@ -264,11 +310,13 @@ pub struct Document {
 pub struct Pool {
     pooled: Client<Connector, Upload>,
     fresh: Client<Connector, Upload>,
+    kept: Arc<Kept>,
 }
 
 impl Pool {
     /// A pool over `net` that trusts the certificate authorities Mozilla trusts.
     pub fn new(net: Arc<dyn Net>) -> Self {
+        let plain = net.clone();
         let roots = hyper_rustls::HttpsConnectorBuilder::new()
             .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())
             .expect("ring offers the default protocol versions");
@@ -277,10 +325,11 @@ impl Pool {
                 .https_or_http()
                 .enable_http1()
                 .wrap_connector(Tcp(net)),
+            plain,
         )
     }
 
-    fn over(https: HttpsConnector<Tcp>) -> Self {
+    fn over(https: HttpsConnector<Tcp>, plain: Arc<dyn Net>) -> Self {
         let client = |idle_max| {
             Client::builder(TokioExecutor::new())
                 .timer(TokioTimer::new())
@@ -296,6 +345,7 @@ impl Pool {
         Self {
             pooled: client(IDLE_PER_HOST_MAX),
             fresh: client(0),
+            kept: Arc::new(Kept::new(plain)),
         }
     }
 
@@ -316,31 +366,7 @@ impl Pool {
         patience: Patience,
         reuse: Reuse,
     ) -> Result<Answer, SendError> {
-        let (mut parts, body) = request.into_parts();
-        let told = parts.extensions.remove::<OnInterim>();
-        let hold = if expects_continue(&parts.headers) && !body.is_end_stream() {
-            Hold::ForContinue(None)
-        } else {
-            Hold::Released
-        };
-        let upload = Upload(Arc::new(Mutex::new(Uploading {
-            body,
-            hold,
-            writer: None,
-            touched: false,
-            sender_is_late: false,
-            last: Instant::now(),
-        })));
-        let mut request = Request::from_parts(parts, upload.clone());
-        *request.version_mut() = Version::HTTP_11;
-        let held = upload.clone();
-        hyper::ext::on_informational(&mut request, move |interim| {
-            if interim.status() == StatusCode::CONTINUE {
-                held.release();
-            } else if let Some(OnInterim(tell)) = &told {
-                tell(interim.status(), interim.headers());
-            }
-        });
+        let (mut request, upload) = uploading(request);
         let mut captured = capture_connection(&mut request);
         let client = match reuse {
             Reuse::Allowed => &self.pooled,
@@ -384,6 +410,71 @@ impl Pool {
                 Err(failed((Fault::HeadTimeout, detail, false)))
             }
         }
+    }
+
+    /// Sends a GET without a body, of these parts, if it is one for a [plain exchange](super::plain): over
+    /// plain TCP, with [`Spelling`] among the extensions, and nothing in it that the connection or an
+    /// answer would have to be another for. `None`: it is for [`Self::send`], and was not sent.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::send`].
+    pub async fn send_plainly(
+        &self,
+        origin: &str,
+        parts: &http::request::Parts,
+        patience: Patience,
+        reuse: Reuse,
+    ) -> Option<Result<Response<Arriving>, SendError>> {
+        let authority = plain_authority(origin)?;
+        let spelling = parts.extensions.get::<Spelling>()?;
+        let other = [
+            header::CONNECTION,
+            header::UPGRADE,
+            header::EXPECT,
+            header::TE,
+        ];
+        if parts.method != http::Method::GET
+            || other.iter().any(|name| parts.headers.contains_key(name))
+            || !self.kept.takes(authority)
+        {
+            return None;
+        }
+        let target = parts.uri.path_and_query().map_or("/", |pq| pq.as_str());
+        let failed = |fault, detail, reused| SendError {
+            fault,
+            detail,
+            reused,
+            body: None,
+        };
+        let by = Instant::now() + patience.connect;
+        let opened = self.kept.open(authority, by, reuse == Reuse::Allowed);
+        let exchange = match opened.await {
+            Ok(exchange) => exchange,
+            Err((failure, detail)) => return Some(Err(failed(failure.into(), detail, false))),
+        };
+        let by = Instant::now() + patience.head;
+        let answer = exchange.get(target, &parts.headers, spelling, by).await;
+        Some(match answer {
+            Plainly::Whole(response) => Ok(response.map(Arriving::Whole)),
+            Plainly::Odd(replayed) => {
+                let mut request = Request::new(empty());
+                *request.uri_mut() = parts.uri.clone();
+                *request.headers_mut() = parts.headers.clone();
+                *request.extensions_mut() = parts.extensions.clone();
+                let answer = timeout_at(by, replay(request, replayed));
+                match answer.await {
+                    Ok(Ok(response)) => Ok(response.map(Arriving::Stream)),
+                    Ok(Err(error)) => Err(failed(fault_of(Some(&error)), in_full(&error), false)),
+                    Err(_) => {
+                        let detail = format!("no answer within {:?}", patience.head);
+                        Err(failed(Fault::HeadTimeout, detail, false))
+                    }
+                }
+            }
+            Plainly::Closed => Err(failed(Fault::ClosedEarly, "closed".to_owned(), true)),
+            Plainly::Failed(failure, detail) => Err(failed(failure.into(), detail, false)),
+        })
     }
 
     /// Sends what `request` makes, a request that may be repeated, and makes and sends another over a
@@ -528,15 +619,87 @@ fn blame(error: &hyper_util::client::legacy::Error) -> (Fault, String, bool) {
         }
     };
     let spoke_first = tally.is_some_and(|t| t.spoke_unasked());
-    let fault = match hyper {
-        Some(e) if e.is_parse_too_large() => Fault::TooLarge,
-        Some(e) if e.is_parse() => Fault::Garbage,
-        Some(e) if e.is_user() => Fault::RequestBody,
-        _ if spoke_first => Fault::Garbage,
-        _ => Fault::ClosedEarly,
+    let fault = match fault_of(hyper) {
+        Fault::ClosedEarly if spoke_first => Fault::Garbage,
+        fault => fault,
     };
     let reused = fault == Fault::ClosedEarly && tally.is_some_and(|t| t.used_and_unanswered());
     (fault, detail, reused)
+}
+
+fn fault_of(error: Option<&hyper::Error>) -> Fault {
+    match error {
+        Some(e) if e.is_parse_too_large() => Fault::TooLarge,
+        Some(e) if e.is_parse() => Fault::Garbage,
+        Some(e) if e.is_user() => Fault::RequestBody,
+        _ => Fault::ClosedEarly,
+    }
+}
+
+impl From<Failure> for Fault {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Connect => Self::Connect,
+            Failure::ConnectTimeout => Self::ConnectTimeout,
+            Failure::HeadTimeout => Self::HeadTimeout,
+            Failure::ClosedEarly => Self::ClosedEarly,
+        }
+    }
+}
+
+/// The authority of an origin over plain TCP that is no more than a host and perhaps a port.
+fn plain_authority(origin: &str) -> Option<&str> {
+    let authority = origin.strip_prefix("http://")?;
+    let authority = authority.strip_suffix('/').unwrap_or(authority);
+    let is_other = |b: u8| matches!(b, b'/' | b'?' | b'#' | b'@');
+    (!authority.is_empty() && !authority.bytes().any(is_other)).then_some(authority)
+}
+
+/// Reads the answer to a request that was sent already.
+async fn replay(
+    request: Request<Body>,
+    connection: Replayed,
+) -> Result<Response<Incoming>, hyper::Error> {
+    let (request, _) = uploading(request);
+    let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
+        .max_buf_size(HEAD_BYTES_MAX)
+        .max_headers(FIELDS_MAX)
+        .preserve_header_case(true)
+        .handshake(TokioIo::new(connection))
+        .await?;
+    // Ends with the answer's body: the request was the last.
+    tokio::spawn(connection);
+    sender.send_request(request).await
+}
+
+/// The same request with a body that can be watched, and whose interim responses are told.
+fn uploading(request: Request<Body>) -> (Request<Upload>, Upload) {
+    let (mut parts, body) = request.into_parts();
+    let told = parts.extensions.remove::<OnInterim>();
+    let hold = if expects_continue(&parts.headers) && !body.is_end_stream() {
+        Hold::ForContinue(None)
+    } else {
+        Hold::Released
+    };
+    let upload = Upload(Arc::new(Mutex::new(Uploading {
+        body,
+        hold,
+        writer: None,
+        touched: false,
+        sender_is_late: false,
+        last: Instant::now(),
+    })));
+    let mut request = Request::from_parts(parts, upload.clone());
+    *request.version_mut() = Version::HTTP_11;
+    let held = upload.clone();
+    hyper::ext::on_informational(&mut request, move |interim| {
+        if interim.status() == StatusCode::CONTINUE {
+            held.release();
+        } else if let Some(OnInterim(tell)) = &told {
+            tell(interim.status(), interim.headers());
+        }
+    });
+    (request, upload)
 }
 
 fn expects_continue(headers: &HeaderMap) -> bool {
@@ -924,7 +1087,8 @@ trZPhWf/VfdiEYiPM0iVStd8C6YZOixEH6H0hOwYCssopkD+45fk9vJR
             .with_no_client_auth();
         let https = hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(tls);
         let tcp = Tcp(Arc::new(SystemNet));
-        Pool::over(https.https_or_http().enable_http1().wrap_connector(tcp))
+        let https = https.https_or_http().enable_http1().wrap_connector(tcp);
+        Pool::over(https, Arc::new(SystemNet))
     }
 
     async fn body_of(pool: &Pool, url: &str) -> Result<Bytes, String> {

@@ -40,15 +40,21 @@ const OF_THE_BYTES: [&str; 4] = [
 /// `TE: trailers` and `Upgrade` are to be generated anew by whoever supports them on the next
 /// connection.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
+    let named = named_by_connection(headers);
+    remove(headers, |name| is_of_one_hop(name, &named));
+}
+
+fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
+    headers
         .get_all(header::CONNECTION)
         .iter()
         .flat_map(|line| members(line.as_bytes()))
         .filter_map(|option| HeaderName::from_bytes(option).ok())
-        .collect();
-    remove(headers, |name| {
-        HOP_BY_HOP.contains(&name.as_str()) || named.contains(name)
-    });
+        .collect()
+}
+
+fn is_of_one_hop(name: &HeaderName, named: &[HeaderName]) -> bool {
+    HOP_BY_HOP.contains(&name.as_str()) || named.contains(name)
 }
 
 /// Removes the fields that `unwanted` names. The others keep their order, in which they are forwarded;
@@ -78,7 +84,7 @@ pub fn remove(headers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool) {
 /// Dropped: what [`strip_hop_by_hop`] drops, the fields named by `no-cache="…"` and `private="…"`
 /// (RFC 9111 §3.1), and always `Set-Cookie`: where the origin allows such a response to be shared,
 /// its content is shared and its cookie is not. The client whose request fetched the
-/// response gets them nevertheless ([`withheld_fields`]).
+/// response gets them nevertheless ([`divided_fields`]).
 ///
 /// Kept: everything else. `Age` as received, for freshness is computed from it wherever the
 /// response is stored; who delivers replaces it. `Via` and `Cache-Status` as received: they tell
@@ -89,43 +95,60 @@ pub fn storable_fields(
     targets: &[HeaderName],
     received_ms: u64,
 ) -> HeaderMap {
-    let mut fields = received.clone();
-    strip_hop_by_hop(&mut fields);
-    withhold(&mut fields, targets);
-    if date_of(&fields, &header::DATE).is_none() {
-        fields.insert(header::DATE, date_value(received_ms / 1000));
-    }
-    compact(&fields)
+    divided_fields(received, targets, received_ms).0
 }
 
-/// The fields of `received` that its sender wants withheld from all but the client whose request
-/// fetched it: those named by `no-cache="…"` and `private="…"`, and cookies.
-pub fn withheld_fields(received: &HeaderMap, targets: &[HeaderName]) -> HeaderMap {
-    let mut names = Governing::of(received, targets).said.withheld;
-    names.push(header::SET_COOKIE);
-    let mut fields = HeaderMap::new();
-    for name in names {
-        for value in received.get_all(&name) {
-            fields.append(&name, value.clone());
+/// The fields of a response as they are stored ([`storable_fields`]), and those that its sender wants
+/// withheld from all but the client whose request fetched it: those named by `no-cache="…"` and
+/// `private="…"`, and cookies.
+pub fn divided_fields(
+    received: &HeaderMap,
+    targets: &[HeaderName],
+    received_ms: u64,
+) -> (HeaderMap, HeaderMap) {
+    let named = named_by_connection(received);
+    let mut to_withhold = Governing::of(received, targets).said.withheld;
+    to_withhold.push(header::SET_COOKIE);
+    let stays = |name: &HeaderName| !is_of_one_hop(name, &named) && !to_withhold.contains(name);
+    let has_date = stays(&header::DATE) && date_of(received, &header::DATE).is_some();
+    let kept = |name: &HeaderName| stays(name) && (has_date || name != header::DATE);
+    let stored = compact(received, kept, !has_date, received_ms);
+    let mut withheld = HeaderMap::new();
+    for name in &to_withhold {
+        for value in received.get_all(name) {
+            withheld.append(name, value.clone());
         }
     }
-    fields
+    (stored, withheld)
 }
 
-/// The same fields with their values in one allocation of their own. As received, each is a slice of
-/// the buffer it was read into, which it would keep alive for as long as it is stored.
-fn compact(fields: &HeaderMap) -> HeaderMap {
-    let length = fields.values().map(HeaderValue::len).sum();
+/// Those of `fields` that are `kept`, their values in one allocation of their own. As received, each is a
+/// slice of the buffer it was read into, which it would keep alive for as long as it is stored. With a new
+/// `Date` if it has to be `dated`.
+fn compact(
+    fields: &HeaderMap,
+    kept: impl Fn(&HeaderName) -> bool,
+    dated: bool,
+    received_ms: u64,
+) -> HeaderMap {
+    let (mut length, mut count) = (0, usize::from(dated));
+    for (_, value) in fields.iter().filter(|(name, _)| kept(name)) {
+        length += value.len();
+        count += 1;
+    }
     let mut values = BytesMut::with_capacity(length);
-    fields
-        .values()
-        .for_each(|value| values.extend_from_slice(value.as_bytes()));
+    for (_, value) in fields.iter().filter(|(name, _)| kept(name)) {
+        values.extend_from_slice(value.as_bytes());
+    }
     let mut values = values.freeze();
-    let mut compacted = HeaderMap::with_capacity(fields.keys_len());
-    for (name, value) in fields {
+    let mut compacted = HeaderMap::with_capacity(count);
+    for (name, value) in fields.iter().filter(|(name, _)| kept(name)) {
         let own = values.split_to(value.len());
         let own = HeaderValue::from_maybe_shared(own).unwrap_or_else(|_| value.clone());
         compacted.append(name, own);
+    }
+    if dated {
+        compacted.append(header::DATE, date_value(received_ms / 1000));
     }
     compacted
 }

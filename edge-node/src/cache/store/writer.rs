@@ -73,7 +73,8 @@ pub(super) enum Work {
         flags: u8,
         meta: bytes::Bytes,
         body: Body,
-        reply: Reply<()>,
+        /// `None`: nobody waits, see [`super::Store::append_behind`].
+        reply: Option<Reply<()>>,
     },
     Remove {
         key: Key,
@@ -94,20 +95,11 @@ pub(super) struct Pending {
 enum Then {
     Piece(Reply<PieceRef>),
     Object(Reply<()>),
+    /// An object that nobody waits for.
+    Behind(Key),
     Removed(Reply<()>),
     /// A copy of the record that stands there.
     Moved(At),
-}
-
-impl Then {
-    fn fail(self, error: AppendError) {
-        // Whoever asked may have stopped waiting.
-        match self {
-            Self::Piece(reply) => drop(reply.send(Err(error))),
-            Self::Object(reply) | Self::Removed(reply) => drop(reply.send(Err(error))),
-            Self::Moved(_) => {}
-        }
-    }
 }
 
 pub(super) struct Writer {
@@ -219,6 +211,19 @@ impl Writer {
         self.index = None;
     }
 
+    /// Tells whoever asked that it was not written; they may have stopped waiting.
+    fn failed(&self, then: Then, error: AppendError) {
+        match then {
+            Then::Piece(reply) => drop(reply.send(Err(error))),
+            Then::Object(reply) | Then::Removed(reply) => drop(reply.send(Err(error))),
+            Then::Behind(key) => {
+                self.shared.counters.lost_behind.fetch_add(1, Relaxed);
+                (self.on_evicted)(&[key]);
+            }
+            Then::Moved(_) => {}
+        }
+    }
+
     fn take(&mut self, work: Work) {
         let record = |kind, flags, key, object, index, len| Entry {
             kind,
@@ -253,7 +258,8 @@ impl Writer {
                 };
                 let len = record_len(meta.len(), body.len());
                 let entry = record(Kind::Object, flags, key, object, count, len);
-                self.append(entry, &meta, &body, Then::Object(reply));
+                let then = reply.map_or(Then::Behind(key), Then::Object);
+                self.append(entry, &meta, &body, then);
             }
             Work::Remove { key, reply } => {
                 let len = record_len(0, 0);
@@ -267,17 +273,17 @@ impl Writer {
     fn append(&mut self, entry: Entry, meta: &[u8], body: &[u8], then: Then) {
         if let Err(error) = self.make_active(entry.len) {
             self.complain(&error);
-            return then.fail(AppendError::from(&error));
+            return self.failed(then, AppendError::from(&error));
         }
         // Pieces become known as they are written; those of this object may wait in the buffer.
         if entry.kind == Kind::Object && entry.index > 0 {
             self.write_out();
             if !self.shared.table.whole(entry.object, entry.index) {
-                return then.fail(AppendError::Torn);
+                return self.failed(then, AppendError::Torn);
             }
         }
         let Some(active) = &self.active else {
-            return then.fail(AppendError::Closed);
+            return self.failed(then, AppendError::Closed);
         };
         let offset = active.end + u32_len(&self.buffer);
         encode_record(&entry, meta, body, &mut self.buffer);
@@ -315,7 +321,7 @@ impl Writer {
         for record in pending {
             match &written {
                 Ok(()) => self.written(&segment, record),
-                Err(error) => record.then.fail(AppendError::from(error)),
+                Err(error) => self.failed(record.then, AppendError::from(error)),
             }
         }
     }
@@ -359,6 +365,8 @@ impl Writer {
                 let done = if torn { Err(AppendError::Torn) } else { Ok(()) };
                 drop(reply.send(done));
             }
+            // All of it is in this record.
+            Then::Behind(_) => table.apply(at, &entry),
             Then::Removed(reply) => {
                 table.apply(at, &entry);
                 drop(reply.send(Ok(())));
