@@ -6,8 +6,7 @@
 //! disk and push out what is asked for. So the ring itself decides: once what it gives up is younger
 //! than `TURN_MIN`, a new small object stays in memory until the next request for it, and one that
 //! leaves memory before that was a one-hit wonder and is gone. That slows the ring until it turns
-//! slowly enough again. The same is done while the disk is behind: a fill that waits for it holds some
-//! 40 KiB, and thousands of them would go on waiting after their clients are gone.
+//! slowly enough again.
 //!
 //! **What is held back is not committed:** it is not claimed towards other nodes, and a crash loses it.
 //! Never held back are large bodies (they have no other place), variants (their marker is of no use

@@ -276,12 +276,10 @@ impl Store {
         self.shared.table.touch(key);
     }
 
-    /// Whether a new small object should be asked for once more before it is appended, because the ring
-    /// turns too fast ([`admission`](super::admission)), or because the disk is behind: who waits for it
-    /// holds what it has to write.
+    /// Whether the ring turns so fast that a new small object should be asked for once more before it
+    /// is appended; see [`admission`](super::admission).
     pub fn holds_back(&self) -> bool {
-        let is_behind = self.room.available_permits() < QUEUE_BYTES / 2;
-        is_behind || self.shared.holds_back.load(Relaxed)
+        self.shared.holds_back.load(Relaxed)
     }
 
     /// The caller's bits of an object.

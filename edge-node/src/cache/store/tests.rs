@@ -1213,17 +1213,3 @@ proptest! {
         Runtime::new().unwrap().block_on(behaves_like_a_map(ops));
     }
 }
-
-/// Each fill that waited for a disk which stood still held its object, thousands of them, until there was
-/// no place for another.
-#[tokio::test]
-async fn while_the_disk_is_behind_small_objects_are_held_back() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path(), 64 * MIB);
-    assert!(!store.holds_back());
-    let half = u32::try_from(QUEUE_BYTES / 2).unwrap();
-    let waiting = store.room.acquire_many(half + 1).await.unwrap();
-    assert!(store.holds_back());
-    drop(waiting);
-    assert!(!store.holds_back());
-}
