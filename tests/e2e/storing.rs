@@ -266,7 +266,21 @@ async fn a_segment_that_vanishes_is_noticed_and_what_is_in_it_is_not_lost_twice(
     counted(edge, "edge_lost_segments_total").await;
     assert!(told(edge, "segment file is gone"));
     objects.all_hit(edge).await;
-    // What was written since stands in files that are there.
+    // The files are missed one after the other; what was written since stands in files that are there.
+    eventually("all of it is in files", async || {
+        objects.hits(edge).await;
+        let lengths = segments(edge)
+            .into_iter()
+            .map(|path| fs::metadata(path).unwrap().len());
+        let (there, all) = (
+            lengths.sum::<u64>(),
+            objects.bodies.iter().map(Pattern::length).sum(),
+        );
+        ensure!(there >= all, "{there} bytes of {all}");
+        Ok(())
+    })
+    .await
+    .unwrap();
     edge.kill9().await.unwrap();
     edge.start().await.unwrap();
     assert_eq!(objects.hits(edge).await, objects.bodies.len());
