@@ -599,24 +599,33 @@ impl AsyncWrite for Guarded {
 
 #[cfg(test)]
 mod tests {
-    use std::{convert::Infallible, sync::Mutex};
+    use std::{
+        convert::Infallible,
+        future::poll_fn,
+        sync::{Mutex, atomic::AtomicUsize},
+    };
 
     use bytes::Bytes;
     use futures_util::{StreamExt, stream};
     use http::{HeaderMap, Method, Request, Response, StatusCode};
     use http_body_util::{BodyExt, Empty, Full};
-    use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+    use hyper::{
+        body::Incoming,
+        server::conn::{http1, http2},
+        service::service_fn,
+    };
     use hyper_util::rt::TokioIo;
     use proptest::prelude::*;
     use tokio::{
-        io::{AsyncReadExt, AsyncWriteExt, duplex, split},
+        io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex, split},
         sync::Notify,
     };
 
     use super::{
-        super::{framing::Flaw, quick::Plain},
+        super::{Streams, framing::Flaw, quick::Plain},
         *,
     };
+    use crate::config::LimitsSection;
 
     /// Ways to write one request, and what may stand between two.
     const MESSAGES: [(&str, usize); 8] = [
@@ -719,6 +728,79 @@ mod tests {
             .strip_prefix("HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 200 OK\r\n")
             .unwrap_or_else(|| panic!("{rest}"));
         assert!(rest.ends_with("\r\n\r\n2"), "{rest}");
+    }
+
+    /// A stream that counts what is written to it.
+    struct Counting(DuplexStream, Arc<AtomicUsize>);
+
+    impl AsyncRead for Counting {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+            buffer: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_read(context, buffer)
+        }
+    }
+
+    impl AsyncWrite for Counting {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            Pin::new(&mut self.0).poll_write(context, bytes)
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_flush(context)
+        }
+
+        fn poll_shutdown(
+            mut self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+        ) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_shutdown(context)
+        }
+    }
+
+    /// HTTP/2 flushes after every frame; a write for each of them is most of what a small answer costs.
+    #[tokio::test]
+    async fn answers_over_http2_go_out_together() {
+        const ANSWERS: usize = 64;
+        let connection = Arc::new(Connection::new(([127, 0, 0, 1], 1).into()));
+        let (client, server) = duplex(1 << 20);
+        let writes = Arc::new(AtomicUsize::new(0));
+        let counting = Counting(server, writes.clone());
+        let limits = ConnectionLimits::public(&LimitsSection::default());
+        let stream = Guarded::new(Box::new(counting), &limits, connection.clone(), None);
+        let service = service_fn(|_: Request<Incoming>| async {
+            let body = Full::new(Bytes::from(vec![b'x'; 1 << 10]));
+            Ok::<_, Infallible>(Response::new(body))
+        });
+        let serve = http2::Builder::new(Streams).serve_connection(TokioIo::new(stream), service);
+        let mut serve = Box::pin(serve);
+        tokio::spawn(poll_fn(move |context| {
+            connection.turns.fetch_add(1, Ordering::Relaxed);
+            serve.as_mut().poll(context)
+        }));
+        let (sender, driver) = hyper::client::conn::http2::handshake(Streams, TokioIo::new(client))
+            .await
+            .unwrap();
+        tokio::spawn(driver);
+        let asked = (0..ANSWERS).map(|_| {
+            let mut sender = sender.clone();
+            async move {
+                let request = Request::get("http://a/").body(Empty::<Bytes>::new());
+                let answer = sender.send_request(request.unwrap()).await.unwrap();
+                answer.into_body().collect().await.unwrap().to_bytes().len()
+            }
+        });
+        let lengths = futures_util::future::join_all(asked).await;
+        assert!(lengths.iter().all(|length| *length == 1 << 10));
+        let writes = writes.load(Ordering::Relaxed);
+        assert!(writes <= ANSWERS / 4, "{writes} writes");
     }
 
     /// Answers with a body that is said to be four bytes long.
