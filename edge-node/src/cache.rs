@@ -915,7 +915,10 @@ impl Filler {
         let mut entry = Entry::new(key, object, head, Body::Whole(bytes.clone()), from);
         entry.withheld = Mutex::new((!withheld.is_empty()).then_some(withheld));
         let entry = Arc::new(entry);
-        let kept = meta.map(|meta| self.keep_whole(entry.clone(), meta, bytes));
+        let kept = match meta {
+            Some(meta) => Some(self.keep_whole(entry.clone(), meta, bytes).await),
+            None => None,
+        };
         self.conclude(Outcome::Shared(entry));
         if let Some(kept) = kept {
             self.finish(kept).await;
@@ -983,17 +986,20 @@ impl Filler {
     }
 
     /// Keeps a body that is here in one, and not too large for memory: there at once, and on disk behind
-    /// ([`Store::append_behind`]). When the disk is far behind, or the ring turns fast, it is held back from
-    /// there.
-    fn keep_whole(&self, entry: Arc<Entry>, meta: Bytes, bytes: Bytes) -> Kept {
+    /// ([`Store::append_behind`]). When the disk is too far behind, or the ring turns fast, it is held back
+    /// from there.
+    async fn keep_whole(&self, entry: Arc<Entry>, meta: Bytes, bytes: Bytes) -> Kept {
         let Shared {
             store, held_back, ..
         } = &*self.cache.shared;
         let (key, object) = (entry.key, entry.object);
         let is_part = entry.head.part.is_some();
-        if !is_part && store.holds_back() && !store.contains(key) {
+        let place = if !is_part && store.holds_back() && !store.contains(key) {
             entry.held_back.store(true, Ordering::Relaxed);
-        }
+            None
+        } else {
+            store.reserve(meta.len() + bytes.len()).await
+        };
         let is_kept = self.keep(key, Item::Entry(entry.clone()));
         let mut late = None;
         if is_kept && !entry.held_back.load(Ordering::Relaxed) {
@@ -1008,7 +1014,10 @@ impl Filler {
             if store.contains(key) {
                 // An older one, which must not be found again.
                 late = Some((object, flags, meta, bytes));
-            } else if !store.append_behind(key, object, flags, meta, bytes) && !is_part {
+            } else if !place
+                .is_some_and(|place| store.append_behind(place, key, object, flags, meta, bytes))
+                && !is_part
+            {
                 self.cache.holdings().remove(key);
                 entry.held_back.store(true, Ordering::Relaxed);
             }
@@ -1323,7 +1332,7 @@ impl Writing {
         let bytes = match whole {
             Some(bytes) if bytes.len() as u64 <= memory.object_bytes_max() && key == primary => {
                 let entry = Entry::new(key, object, head, Body::Whole(bytes.clone()), from);
-                let kept = self.filler.keep_whole(Arc::new(entry), meta, bytes);
+                let kept = self.filler.keep_whole(Arc::new(entry), meta, bytes).await;
                 // Who has all of it and asks again, finds it.
                 self.growing.end(Ok(()));
                 return self.filler.finish(kept).await;

@@ -47,8 +47,8 @@ use std::{
 use bytes::Bytes;
 use cluster::key::Key;
 use tokio::{
-    sync::{Semaphore, oneshot},
-    time::Instant,
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    time::{Instant, timeout},
 };
 
 pub use self::open::OpenError;
@@ -83,6 +83,9 @@ const READ_AROUND_BYTES: usize = 256 << 10;
 const READ_AROUNDS_MAX: usize = 2;
 /// Most bytes that wait to be written: a tenth of a second of a slow disk. Who finds it full waits.
 const QUEUE_BYTES: usize = 16 << 20;
+/// How long a small object waits for a place there, and with it who asked for it: a burst is written
+/// down, while a disk that stands still does not hold up misses.
+const PLACE_WAIT_MAX: Duration = Duration::from_millis(100);
 /// Largest record that is read without the pool when the system has it in its cache: to copy and hash it
 /// takes some 30 µs, and a runtime thread must not be kept longer than some 100.
 pub const AT_HAND_BYTES_MAX: u32 = 128 << 10;
@@ -518,27 +521,36 @@ impl Store {
         .await
     }
 
+    /// A place in the queue for an object of so many bytes in all; mostly there is one at once. `None`: it
+    /// is too large, or the disk is so far behind that there is none for [`PLACE_WAIT_MAX`].
+    pub async fn reserve(&self, bytes: usize) -> Option<Place> {
+        let len = record_len(0, bytes);
+        if len > RECORD_BYTES_MAX {
+            return None;
+        }
+        let weight = queue_weight(len);
+        let room = Arc::clone(&self.room);
+        if let Ok(permit) = room.clone().try_acquire_many_owned(weight) {
+            return Some(Place(permit));
+        }
+        let permit = timeout(PLACE_WAIT_MAX, room.acquire_many_owned(weight)).await;
+        Some(Place(permit.ok()?.ok()?))
+    }
+
     /// Stores an object whose body is `body` without anybody waiting for it: a task and two wake-ups
     /// would cost more than the record. It becomes visible in the order of appends and removals. One that
     /// cannot be written is told to [`OnEvicted`], and counted.
     ///
-    /// `false`: it is too large, the disk is so far behind that there is no place in the queue, or the
-    /// store is closed.
+    /// `false`: the store is closed.
     pub fn append_behind(
         &self,
+        Place(permit): Place,
         key: Key,
         object: u64,
         flags: u8,
         meta: Bytes,
         body: Bytes,
     ) -> bool {
-        let len = record_len(meta.len(), body.len());
-        if len > RECORD_BYTES_MAX {
-            return false;
-        }
-        let Ok(permit) = Arc::clone(&self.room).try_acquire_many_owned(queue_weight(len)) else {
-            return false;
-        };
         let work = Work::Object {
             key,
             object,
@@ -639,6 +651,9 @@ fn object_of(key: Key, slot: Slot, record: Bytes) -> Option<StoredObject> {
         body,
     })
 }
+
+/// A place in the queue to the disk.
+pub struct Place(OwnedSemaphorePermit);
 
 /// What a record of `len` bytes takes of the queue.
 fn queue_weight(len: usize) -> u32 {

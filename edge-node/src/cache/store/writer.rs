@@ -36,9 +36,6 @@ const WRITE_BATCH_BYTES: usize = 4 << 20;
 /// How long the first of a batch waits for more: nobody waits for the disk on the path of a request,
 /// and waking this thread for every object cost a miss more than writing it.
 const GATHER_FOR: Duration = Duration::from_millis(1);
-/// The writer's priority: where it shares a processor with a thread that serves, that one goes first. It
-/// leaves the writer a tenth of the processor in the worst case.
-const NICE: i32 = 10;
 /// How long the index may lag behind the segments: what a start after a crash reads from them.
 const INDEX_INTERVAL: Duration = Duration::from_millis(500);
 /// How many records it may lag, so that its size is looked at before it has grown much: 8192
@@ -155,8 +152,6 @@ pub(super) struct Unindexed {
 impl Writer {
     /// Works until it is told to close, or every handle is gone.
     pub(super) fn run(mut self, queue: &Receiver<Job>) {
-        // If the system does not allow that, it works all the same.
-        let _ = rustix::process::setpriority_process(None, NICE);
         self.make_room();
         loop {
             let wait = self.index_due.saturating_duration_since(Instant::now());
