@@ -522,7 +522,7 @@ impl Store {
     }
 
     /// A place in the queue for an object of so many bytes in all; mostly there is one at once. `None`: it
-    /// is too large, or the disk is so far behind that there is none for [`PLACE_WAIT_MAX`].
+    /// is too large, or the disk is so far behind that there is none for a tenth of a second.
     pub async fn reserve(&self, bytes: usize) -> Option<Place> {
         let len = record_len(0, bytes);
         if len > RECORD_BYTES_MAX {

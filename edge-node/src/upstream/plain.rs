@@ -2,9 +2,9 @@
 //! the HTTP client. That is what most misses are, and a client with a task for each connection, channels
 //! to it and bodies that stream costs more than all the rest of such a miss.
 //!
-//! An answer is taken here if it is HTTP/1.1 with one `Content-Length` of at most [`BODY_BYTES_MAX`] and
+//! An answer is taken here if it is HTTP/1.1 with one `Content-Length` of at most 64 KiB and
 //! all of it comes together. Whatever else comes is no exchange of this kind: what was read goes to the
-//! HTTP client together with the connection ([`Plainly::Odd`]), which reads the answer as if it had asked
+//! HTTP client together with the connection (`Plainly::Odd`), which reads the answer as if it had asked
 //! itself. No rule of HTTP beyond the framing of plain answers is decided here.
 
 use std::{
