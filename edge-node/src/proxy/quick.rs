@@ -471,16 +471,16 @@ impl Proxy {
             write_head(plan.head.status, &fields, &mut head);
             let fields_304 = conditional::not_modified_fields(&fields);
             write_head(StatusCode::NOT_MODIFIED, &fields_304, &mut not_modified);
-            Hot {
+            Box::new(Hot {
                 rules: hit.rules.clone(),
                 fields,
                 stamped: ArcSwapOption::empty(),
                 head: head.into(),
                 not_modified: not_modified.into(),
                 partial: OnceLock::new(),
-            }
+            })
         });
-        Arc::ptr_eq(&hot.rules, hit.rules).then_some(hot)
+        Arc::ptr_eq(&hot.rules, hit.rules).then_some(&**hot)
     }
 
     /// What every answer goes through on its way out; without `Age`, which comes last.
