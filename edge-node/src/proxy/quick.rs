@@ -146,9 +146,11 @@ impl Session for Hits {
         self.site = Some(self.proxy.know(self.site.take(), request.host)?);
         let known = self.site.as_deref()?;
         let asked = self.proxy.asked_plainly(known, request, &self.connection)?;
+        // Not in the future, which would be larger by it.
+        let asked = Arc::new(asked);
         let (proxy, connection) = (self.proxy.clone(), self.connection.clone());
         let answer = async move {
-            let mut response = proxy.conclude(&Arc::new(asked)).await;
+            let mut response = proxy.conclude(&asked).await;
             match proxy.written(&mut response) {
                 Some((head, body)) => Some(Answer {
                     head,
