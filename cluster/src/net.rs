@@ -94,15 +94,7 @@ pub struct SystemNet;
 #[async_trait]
 impl Net for SystemNet {
     async fn listen(&self, at: SocketAddr) -> io::Result<Box<dyn Listener>> {
-        let socket = match at {
-            SocketAddr::V4(_) => TcpSocket::new_v4()?,
-            SocketAddr::V6(_) => TcpSocket::new_v6()?,
-        };
-        socket.set_reuseaddr(true)?;
-        socket.bind(at)?;
-        let listener = socket.listen(BACKLOG)?;
-        let local = listener.local_addr()?;
-        Ok(Box::new(SystemListener { listener, local }))
+        Ok(Box::new(listen_at(at)?))
     }
 
     async fn connect(&self, to: &str) -> io::Result<BoxStream> {
@@ -140,20 +132,47 @@ const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
 #[cfg(target_os = "linux")]
 const UNSENT_BYTES_MAX: u32 = 512 << 10;
 
+fn listen_at(at: SocketAddr) -> io::Result<SystemListener> {
+    let socket = match at {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_reuseaddr(true)?;
+    prepare(&SockRef::from(&socket))?;
+    socket.bind(at)?;
+    let listener = socket.listen(BACKLOG)?;
+    let local = listener.local_addr()?;
+    Ok(SystemListener { listener, local })
+}
+
+/// Says how connections to clients behave. On Linux what a listener accepts has what was said to the
+/// listener, and no connection costs the six calls that this is.
+fn prepare(socket: &SockRef<'_>) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&KEEPALIVE)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
+    Ok(())
+}
+
 struct SystemListener {
     listener: TcpListener,
     local: SocketAddr,
 }
 
+impl SystemListener {
+    async fn accept_tcp(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        let (stream, from) = self.listener.accept().await?;
+        #[cfg(not(target_os = "linux"))]
+        prepare(&SockRef::from(&stream))?;
+        Ok((stream, from))
+    }
+}
+
 #[async_trait]
 impl Listener for SystemListener {
     async fn accept(&self) -> io::Result<(BoxStream, SocketAddr)> {
-        let (stream, from) = self.listener.accept().await?;
-        stream.set_nodelay(true)?;
-        let socket = SockRef::from(&stream);
-        socket.set_tcp_keepalive(&KEEPALIVE)?;
-        #[cfg(target_os = "linux")]
-        socket.set_tcp_notsent_lowat(UNSENT_BYTES_MAX)?;
+        let (stream, from) = self.accept_tcp().await?;
         Ok((Box::new(stream), from))
     }
 
@@ -185,5 +204,31 @@ impl Datagrams for SystemDatagrams {
 impl fmt::Debug for dyn Net {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Net")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_accepted_behaves_as_was_said_to_the_listener() {
+        let listener = listen_at(([127, 0, 0, 1], 0).into()).unwrap();
+        let _client = TcpStream::connect(listener.local).await.unwrap();
+        let accepted = listener.accept_tcp().await.unwrap().0;
+        let socket = SockRef::from(&accepted);
+        assert!(socket.tcp_nodelay().unwrap());
+        assert!(socket.keepalive().unwrap());
+        assert_eq!(
+            socket.tcp_keepalive_time().unwrap(),
+            Duration::from_secs(20)
+        );
+        assert_eq!(
+            socket.tcp_keepalive_interval().unwrap(),
+            Duration::from_secs(10)
+        );
+        assert_eq!(socket.tcp_keepalive_retries().unwrap(), 3);
+        #[cfg(target_os = "linux")]
+        assert_eq!(socket.tcp_notsent_lowat().unwrap(), UNSENT_BYTES_MAX);
     }
 }

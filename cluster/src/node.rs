@@ -4,9 +4,9 @@
 //! most [`VALUE_BYTES_MAX`] bytes): chitchat sends keys one after the other, and a large value
 //! would hold up all that follow. Large things are *versions* here and bodies over HTTP.
 
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::geo::GeoPoint;
 
@@ -17,10 +17,11 @@ pub const VALUE_BYTES_MAX: usize = 1024;
 /// Most round trips a node publishes (the peers it measured most recently).
 pub const ROUND_TRIPS_MAX: usize = 32;
 
-/// A node's name: 1 to 64 of `a-z 0-9 . _ -`, unique in the cluster, stable over restarts.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct NodeId(String);
+/// A node's name: 1 to 64 of `a-z 0-9 . _ -`, unique in the cluster, stable over restarts. Clones share
+/// it: every stored object names the node that fetched it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(try_from = "String")]
+pub struct NodeId(Arc<str>);
 
 impl NodeId {
     /// The name as text.
@@ -49,7 +50,7 @@ impl FromStr for NodeId {
                 .bytes()
                 .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-'));
         if fits {
-            Ok(Self(text.to_owned()))
+            Ok(Self(text.into()))
         } else {
             Err(BadNodeId(text.chars().take(80).collect()))
         }
@@ -64,9 +65,15 @@ impl TryFrom<String> for NodeId {
     }
 }
 
+impl Serialize for NodeId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
 impl From<NodeId> for String {
     fn from(id: NodeId) -> Self {
-        id.0
+        id.as_str().to_owned()
     }
 }
 

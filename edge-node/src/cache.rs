@@ -863,7 +863,7 @@ impl Filler {
         let key = self.place(&head);
         let body = Body::Growing(growing.clone());
         let mut entry = Entry::new(key, object, head, body, from);
-        entry.withheld = Mutex::new((!withheld.is_empty()).then_some(withheld));
+        entry.withheld = Mutex::new((!withheld.is_empty()).then(|| Box::new(withheld)));
         let entry = Arc::new(entry);
         if key != self.keys[0] {
             let mut fills = self.cache.fills();
@@ -913,7 +913,7 @@ impl Filler {
         let hash = (!bytes.is_empty()).then(|| *blake3::hash(&bytes).as_bytes());
         let meta = encode(&head, length, hash.as_slice());
         let mut entry = Entry::new(key, object, head, Body::Whole(bytes.clone()), from);
-        entry.withheld = Mutex::new((!withheld.is_empty()).then_some(withheld));
+        entry.withheld = Mutex::new((!withheld.is_empty()).then(|| Box::new(withheld)));
         let entry = Arc::new(entry);
         let kept = match meta {
             Some(meta) => Some(self.keep_whole(entry.clone(), meta, bytes).await),

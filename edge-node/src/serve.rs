@@ -307,9 +307,11 @@ pub async fn listen<S, B>(
         let served = builder
             .serve_connection_with_upgrades(TokioIo::new(stream), service(connection.clone()))
             .into_owned();
+        // In the task it would be moved once more, and have room in it twice.
+        let mut served = Box::pin(served);
         let running = running.clone();
         tokio::spawn(async move {
-            let (mut served, mut goes) = (pin!(served), pin!(presence.goes()));
+            let mut goes = pin!(presence.goes());
             let mut is_going = false;
             let ended = poll_fn(|context| {
                 loop {

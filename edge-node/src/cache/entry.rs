@@ -232,11 +232,11 @@ pub struct Entry {
     /// Where a body that is whole was when it was asked for: what was read for one request is that
     /// request's alone, what memory holds is not.
     pub source: Source,
-    /// Heads of hits on it, made at the first one.
-    pub hot: OnceLock<Hot>,
+    /// Heads of hits on it, made at the first one: most entries of a large tier have none.
+    pub hot: OnceLock<Box<Hot>>,
     /// Fields that are not stored, for the one client whose request fetched it (RFC 9111 §3.1,
     /// §5.2.2.4, §5.2.2.7; its cookies among them).
-    pub withheld: Mutex<Option<HeaderMap>>,
+    pub withheld: Mutex<Option<Box<HeaderMap>>>,
     /// When the store last heard that it is used, in Unix seconds.
     touched_s: AtomicU32,
     /// It is in memory only, until somebody asks for it again.

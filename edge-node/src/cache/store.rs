@@ -41,6 +41,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
         mpsc,
     },
+    thread::Thread,
     time::Duration,
 };
 
@@ -110,6 +111,8 @@ pub struct StoreConfig {
 pub struct Store {
     shared: Arc<Shared>,
     queue: mpsc::SyncSender<Job>,
+    /// The thread that works on the queue.
+    writer: Thread,
     room: Arc<Semaphore>,
     pool: Pool,
     buffers: Buffers,
@@ -559,7 +562,12 @@ impl Store {
             body: Body::Inline(body),
             reply: None,
         };
-        self.queue.try_send(Job { work, permit }).is_ok()
+        let is_queued = self.queue.try_send(Job { work, permit }).is_ok();
+        if self.room.available_permits() < QUEUE_BYTES / 2 {
+            // There must be room for the next, however large these are.
+            self.writer.unpark();
+        }
+        is_queued
     }
 
     /// Removes the object of `key`: invisible when this returns, gone for good when the future is
@@ -633,6 +641,8 @@ impl Store {
         self.queue
             .try_send(Job { work, permit })
             .map_err(|_| AppendError::Closed)?;
+        // It does not gather while somebody waits.
+        self.writer.unpark();
         answer.await.map_err(|_| AppendError::Closed)?
     }
 }

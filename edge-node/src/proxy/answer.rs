@@ -90,7 +90,7 @@ impl Proxy {
             && let Ok(mut withheld) = entry.withheld.lock()
             && let Some(withheld) = withheld.take()
         {
-            head.headers.extend(withheld);
+            head.headers.extend(*withheld);
         }
         asked.rules.consume_targets(&mut head.headers);
         let node = self.shared.me.as_str();

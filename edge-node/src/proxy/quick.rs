@@ -146,9 +146,11 @@ impl Session for Hits {
         self.site = Some(self.proxy.know(self.site.take(), request.host)?);
         let known = self.site.as_deref()?;
         let asked = self.proxy.asked_plainly(known, request, &self.connection)?;
+        // Not in the future, which would be larger by it.
+        let asked = Arc::new(asked);
         let (proxy, connection) = (self.proxy.clone(), self.connection.clone());
         let answer = async move {
-            let mut response = proxy.conclude(&Arc::new(asked)).await;
+            let mut response = proxy.conclude(&asked).await;
             match proxy.written(&mut response) {
                 Some((head, body)) => Some(Answer {
                     head,
@@ -471,16 +473,16 @@ impl Proxy {
             write_head(plan.head.status, &fields, &mut head);
             let fields_304 = conditional::not_modified_fields(&fields);
             write_head(StatusCode::NOT_MODIFIED, &fields_304, &mut not_modified);
-            Hot {
+            Box::new(Hot {
                 rules: hit.rules.clone(),
                 fields,
                 stamped: ArcSwapOption::empty(),
                 head: head.into(),
                 not_modified: not_modified.into(),
                 partial: OnceLock::new(),
-            }
+            })
         });
-        Arc::ptr_eq(&hot.rules, hit.rules).then_some(hot)
+        Arc::ptr_eq(&hot.rules, hit.rules).then_some(&**hot)
     }
 
     /// What every answer goes through on its way out; without `Age`, which comes last.

@@ -250,13 +250,14 @@ pub(super) fn open(config: &StoreConfig, on_evicted: OnEvicted) -> Result<Store,
         looked_at: 0,
         _lock: lock,
     };
-    thread::Builder::new()
+    let writer = thread::Builder::new()
         .name("store-writer".into())
         .spawn(move || writer.run(&jobs))
         .map_err(no_thread)?;
     Ok(Store {
         shared,
         queue,
+        writer: writer.thread().clone(),
         room: Arc::new(Semaphore::new(QUEUE_BYTES)),
         pool,
         buffers: Buffers::default(),

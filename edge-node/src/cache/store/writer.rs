@@ -33,9 +33,10 @@ use crate::cache::{
 
 /// How many bytes are gathered for one write: enough that system calls do not count.
 const WRITE_BATCH_BYTES: usize = 4 << 20;
-/// How long the first of a batch waits for more: nobody waits for the disk on the path of a request,
-/// and waking this thread for every object cost a miss more than writing it.
-const GATHER_FOR: Duration = Duration::from_millis(1);
+/// How long the first of a batch waits for more while nobody waits for any of them: waking this thread
+/// for an object costs a miss more than writing it, and what a crash of this process loses is bounded by
+/// this.
+const GATHER_FOR: Duration = Duration::from_millis(10);
 /// How long the index may lag behind the segments: what a start after a crash reads from them.
 const INDEX_INTERVAL: Duration = Duration::from_millis(500);
 /// How many records it may lag, so that its size is looked at before it has grown much: 8192
@@ -149,15 +150,23 @@ pub(super) struct Unindexed {
     entries: Vec<Entry>,
 }
 
+impl Work {
+    /// Whether somebody waits for it to be done.
+    fn is_awaited(&self) -> bool {
+        !matches!(self, Self::Object { reply: None, .. })
+    }
+}
+
 impl Writer {
-    /// Works until it is told to close, or every handle is gone.
+    /// Works until it is told to close, or every handle is gone. Whoever queues something that is awaited
+    /// unparks this thread, which may be gathering.
     pub(super) fn run(mut self, queue: &Receiver<Job>) {
         self.make_room();
         loop {
             let wait = self.index_due.saturating_duration_since(Instant::now());
             match queue.recv_timeout(wait) {
                 Ok(job) => {
-                    let (mut permits, mut gathered) = (Vec::new(), false);
+                    let (mut permits, mut gathers) = (Vec::new(), true);
                     let mut next = Some(job);
                     while let Some(Job { work, permit }) = next {
                         permits.push(permit);
@@ -167,17 +176,16 @@ impl Writer {
                             let _ = reply.send(Ok(()));
                             return;
                         }
+                        gathers &= !work.is_awaited();
                         self.take(work);
                         if self.buffer.len() >= WRITE_BATCH_BYTES {
                             break;
                         }
                         next = queue.try_recv().ok().or_else(|| {
-                            if gathered {
+                            if !mem::take(&mut gathers) {
                                 return None;
                             }
-                            gathered = true;
-                            #[expect(clippy::disallowed_methods, reason = "a thread of its own")]
-                            thread::sleep(GATHER_FOR);
+                            thread::park_timeout(GATHER_FOR);
                             queue.try_recv().ok()
                         });
                     }
