@@ -14,6 +14,9 @@ use http::Method;
 
 use crate::{SECOND, alone, stored};
 
+/// Most that a node takes which holds nothing: some 24 MiB are usual.
+const IDLE_BYTES_MAX: u64 = 40 << 20;
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_is_fetched_once_and_answers_everybody_after() {
     let (origin, cluster) = alone().await;
@@ -315,6 +318,16 @@ async fn a_hundred_clients_of_a_cold_object_are_one_request_to_the_origin() {
     // 50 ms on a machine of its own; here, far less than the body takes.
     assert!(spread < SECOND, "{spread:?}");
     assert_eq!(origin.seen("/cold").len(), 1);
+}
+
+/// Regression: 20 MiB of it were histograms of the index that nobody reads.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_holds_nothing_takes_little_memory() {
+    let origin = harness::origin::Origin::start().await.unwrap();
+    let mut cluster = crate::started(harness::cluster::Plan::alone(&origin.url())).await;
+    let bytes = cluster.edges[0].process().resident_bytes().unwrap();
+    println!("{} MiB", bytes >> 20);
+    assert!(bytes < IDLE_BYTES_MAX, "{} MiB resident", bytes >> 20);
 }
 
 /// 4 GiB with `TESTS_BODY_MIB=4096`.
