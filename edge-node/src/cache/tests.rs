@@ -3,13 +3,16 @@
 use std::{path::Path, sync::Arc};
 
 use bytes::Bytes;
+use cluster::manifest::PIECE_BYTES;
 use futures_util::StreamExt;
 use http::{HeaderMap, StatusCode};
 
 use super::{
-    entry::{Provenance, Reading},
+    entry::{Head, Provenance, Reading},
+    fill::BodyError,
     policy::Freshness,
     store::StoreConfig,
+    vary::Vary,
     *,
 };
 use crate::error::Kind;
