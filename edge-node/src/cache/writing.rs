@@ -50,7 +50,7 @@ impl Writing {
         Ok(())
     }
 
-    /// What came behind the body; see [`fill::Growing::trail`].
+    /// What came behind the body; see [`Growing::trail`].
     pub fn trail(&self, trailers: HeaderMap) {
         self.growing.trail(trailers);
     }
