@@ -30,6 +30,8 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
+use super::pool::{IDLE_PER_HOST_MAX, IDLE_TIMEOUT};
+
 /// Longest body taken here: what comes in one with its head, mostly.
 const BODY_BYTES_MAX: usize = 64 << 10;
 /// Longest head taken here, and most fields; the HTTP client takes more.
@@ -40,9 +42,6 @@ const READ_BYTES: usize = 16 << 10;
 /// How long the rest of a body may take that did not come with its head: many servers write twice. Who
 /// waits for the head waits for this as well.
 const REST_WITHIN: Duration = Duration::from_millis(2);
-/// Idle connections kept per origin, and for how long; see `pool.rs`.
-const IDLE_MAX: usize = 256;
-const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often those that have been idle for too long are looked for, while there are any.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// Requests for which an origin is left to the HTTP client after an answer that was not plain: its
@@ -232,7 +231,7 @@ impl Kept {
 
     fn keep(self: &Arc<Self>, authority: &str, idle: Idle) {
         self.with(authority, |origin| {
-            if origin.idle.len() < IDLE_MAX {
+            if origin.idle.len() < IDLE_PER_HOST_MAX {
                 origin.idle.push(idle);
             }
         });

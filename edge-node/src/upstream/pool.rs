@@ -42,10 +42,10 @@ pub const HEAD_BYTES_MAX: usize = 64 << 10;
 pub const FIELDS_MAX: usize = cluster::manifest::FIELDS_MAX;
 /// Most idle connections kept per host: enough for a mirror run to find warm ones, few enough that a
 /// thousand origins do not eat the file descriptors.
-const IDLE_PER_HOST_MAX: usize = 256;
+pub(super) const IDLE_PER_HOST_MAX: usize = 256;
 /// How long a connection stays open without work. Below the keep-alive of common origins (nginx
 /// and Apache close after 60 s and 5 s), so that few requests meet a connection that is closing.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a body that waits for `100 Continue` is kept back: the origin need not know of it
 /// (RFC 9110 §10.1.1). As long as curl waits, for the same reason.
 const CONTINUE_WAIT: Duration = Duration::from_secs(1);
