@@ -102,11 +102,7 @@ impl Session for Hits {
         let shared = &self.proxy.shared;
         self.site = Some(self.proxy.know(self.site.take(), request.host)?);
         let known = self.site.as_deref()?;
-        let method = if request.is_head {
-            Method::HEAD
-        } else {
-            Method::GET
-        };
+        let method = method_of(request);
         let headers = match known.ruling.is_plain() {
             true => only(request, forward::selects),
             false => only(request, |_| true),
@@ -126,12 +122,8 @@ impl Session for Hits {
         self.from_disk.store(0, Ordering::Relaxed);
         let (head, range) = self.proxy.wire(&hit, &method, &headers, out)?;
         let body = self.proxy.body(&hit, range, &self.from_disk)?;
-        self.proxy.hit_fields(&hit, |name, parts| {
-            out.extend_from_slice(name.as_str().as_bytes());
-            out.extend_from_slice(b": ");
-            parts.iter().for_each(|part| out.extend_from_slice(part));
-            out.extend_from_slice(b"\r\n");
-        });
+        self.proxy
+            .hit_fields(&hit, |name, parts| write_field(&name, parts, out));
         out.extend_from_slice(b"\r\n");
         shared.metrics.answered(Outcome::Hit, started.elapsed());
         known.metrics.request(Outcome::Hit);
@@ -246,11 +238,7 @@ impl Proxy {
         let uri = request.target.parse().ok()?;
         let mut headers = only(request, |_| true);
         policy::strip_hop_by_hop(&mut headers);
-        let method = if request.is_head {
-            Method::HEAD
-        } else {
-            Method::GET
-        };
+        let method = method_of(request);
         let caller = Caller {
             client: connection.from.ip(),
             host_sent: known.sent.clone(),
@@ -277,13 +265,12 @@ impl Proxy {
     fn written(&self, response: &mut Response<Payload>) -> Option<(Bytes, Bytes)> {
         let (status, fields, extensions) =
             (response.status(), response.headers(), response.extensions());
-        let (phrase, spelling) = (
-            extensions.get::<ReasonPhrase>(),
-            extensions.get::<Spelling>(),
-        );
+        let notes = [
+            extensions.get::<ReasonPhrase>().is_some(),
+            extensions.get::<Spelling>().is_some(),
+        ];
         // hyper's own notes on how an answer is spelled are for hyper only.
-        let is_known =
-            extensions.len() == usize::from(phrase.is_some()) + usize::from(spelling.is_some());
+        let is_known = extensions.len() == notes.into_iter().filter(|is_there| *is_there).count();
         let has_length = fields.contains_key(header::CONTENT_LENGTH)
             || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         let for_hyper = !is_known
@@ -294,20 +281,20 @@ impl Proxy {
         if for_hyper {
             return None;
         }
+        let body = response.body_mut().take_whole()?;
+        let (fields, extensions) = (response.headers(), response.extensions());
+        let phrase = extensions.get::<ReasonPhrase>();
         let mut head = Vec::with_capacity(HEAD_BYTES_USUAL);
         write_status(status, phrase.map(ReasonPhrase::as_bytes), &mut head);
-        match spelling {
+        match extensions.get::<Spelling>() {
             Some(spelling) => spelling.write(fields, &mut head),
             None => write_fields(fields, &mut head),
         }
         if !fields.contains_key(header::DATE) {
             let date = validator::date_value(self.shared.clock.unix_ms() / 1000);
-            head.extend_from_slice(b"date: ");
-            head.extend_from_slice(date.as_bytes());
-            head.extend_from_slice(b"\r\n");
+            write_field(&header::DATE, &[date.as_bytes()], &mut head);
         }
         head.extend_from_slice(b"\r\n");
-        let body = response.body_mut().take_whole()?;
         Some((head.into(), body))
     }
 
@@ -527,6 +514,13 @@ fn partial(hot: &Hot) -> Bytes {
     head.clone()
 }
 
+fn method_of(request: &Plain<'_>) -> Method {
+    match request.is_head {
+        true => Method::HEAD,
+        false => Method::GET,
+    }
+}
+
 /// The fields of a request that `wanted` wants.
 fn only(request: &Plain<'_>, wanted: impl Fn(&str) -> bool) -> HeaderMap {
     let mut headers = HeaderMap::new();
@@ -561,9 +555,14 @@ fn write_status(status: StatusCode, phrase: Option<&[u8]>, out: &mut Vec<u8>) {
 
 fn write_fields(headers: &HeaderMap, out: &mut Vec<u8>) {
     for (name, value) in headers {
-        out.extend_from_slice(name.as_str().as_bytes());
-        out.extend_from_slice(b": ");
-        out.extend_from_slice(value.as_bytes());
-        out.extend_from_slice(b"\r\n");
+        write_field(name, &[value.as_bytes()], out);
     }
+}
+
+/// One field, its value in parts.
+fn write_field(name: &HeaderName, value: &[&[u8]], out: &mut Vec<u8>) {
+    out.extend_from_slice(name.as_str().as_bytes());
+    out.extend_from_slice(b": ");
+    value.iter().for_each(|part| out.extend_from_slice(part));
+    out.extend_from_slice(b"\r\n");
 }
