@@ -31,7 +31,7 @@ const ERRORS_HALF_LIFE: Duration = Duration::from_secs(30);
 const ROUND_TRIP_ALPHA: f64 = 0.2;
 /// One round trip counts for at most this many times the average: a stall is not a longer way, and a way
 /// that did become longer is believed after some more.
-const ROUND_TRIP_JUMP_MAX: f64 = 3.0;
+const ROUND_TRIP_JUMP_MAX: f64 = 2.0;
 /// Weight of the newest transfer in the average rate.
 const RATE_ALPHA: f64 = 0.3;
 
@@ -379,7 +379,7 @@ mod tests {
         assert_eq!(health.round_trip_ms(), Some(12.0));
         health.measured(1_000.0, now);
         let after_stall = health.round_trip_ms().unwrap();
-        assert!((after_stall - 12.0 * 1.4).abs() < 1e-9, "{after_stall}");
+        assert!((after_stall - 12.0 * 1.2).abs() < 1e-9, "{after_stall}");
         health.transferred(1e6);
         health.transferred(2e6);
         assert_eq!(health.bytes_per_s(), Some(1.3e6));

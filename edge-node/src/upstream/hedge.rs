@@ -11,8 +11,10 @@ use std::time::Duration;
 const REMEMBERED: usize = 64;
 /// Answers of a peer before anything is concluded.
 const LEARNED_MIN: usize = 8;
-/// Below that, a wait is the noise of a machine, not of a peer.
+/// Below that, a wait is the noise of a machine, not of a peer …
 const DELAY_MIN: Duration = Duration::from_millis(2);
+/// … and below so many medians there is not enough to win.
+const MEDIANS_MIN: f64 = 1.5;
 /// Hedges per question, on average.
 pub const SHARE_MAX: f64 = 0.05;
 /// Hedges that may be saved up for a bad moment.
@@ -56,7 +58,8 @@ pub fn delay(own: &Recent, all: &Recent) -> Option<Duration> {
     let late = own.percentile(0.95)?;
     let median = own.percentile(0.5)?;
     let usual = all.percentile(0.95).map_or(late, |times| median * times);
-    let delay = Duration::from_secs_f64(late.min(usual).max(0.0) / 1e3);
+    let delay = late.min(usual).max(median * MEDIANS_MIN);
+    let delay = Duration::from_secs_f64(delay.max(0.0) / 1e3);
     Some(delay.max(DELAY_MIN))
 }
 
@@ -106,12 +109,15 @@ mod tests {
 
     #[test]
     fn a_peer_that_stalls_often_earns_no_patience() {
-        let steady = recent((0..64).map(|i| 10.0 + f64::from(i % 4)));
+        let steady = recent((0..64).map(|i| 10.0 + f64::from(i % 4) * 4.0));
         let stalling = recent((0..64).map(|i| if i % 10 == 0 { 1_000.0 } else { 10.0 }));
-        let usual = recent((0..64).map(|i| if i % 40 == 0 { 80.0 } else { 1.2 }));
-        assert_eq!(delay(&steady, &usual), Some(Duration::from_millis(13)));
+        let usual = recent((0..64).map(|i| if i % 40 == 0 { 80.0 } else { 1.7 }));
+        assert_eq!(delay(&steady, &usual), Some(Duration::from_millis(22)));
         let patience = delay(&stalling, &usual).unwrap();
-        assert!(patience < Duration::from_millis(13), "{patience:?}");
+        assert!(patience.abs_diff(Duration::from_millis(17)) < Duration::from_millis(1));
+        // Who answers as evenly as a clock is not late by a hair.
+        let even = recent([10.0; 64]);
+        assert_eq!(delay(&even, &usual), Some(Duration::from_millis(15)));
         // Nothing to compare it with: then it is as it is.
         let alone = delay(&stalling, &Recent::default());
         assert_eq!(alone, Some(Duration::from_secs(1)));

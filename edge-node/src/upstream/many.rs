@@ -259,3 +259,277 @@ impl fmt::Debug for Gathering {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use cluster::{
+        clock::Clock,
+        manifest::run_hash,
+        net::SystemNet,
+        node::{NodeId, NodeInfo, Role},
+        secret::ClusterSecret,
+        view::ClusterView,
+    };
+    use http::{Request, Response};
+    use http_body_util::Full;
+    use hyper::body::Incoming;
+    use tokio::{sync::watch, time::sleep};
+
+    use super::*;
+    use crate::upstream::{
+        UpstreamConfig,
+        health::Standing,
+        peer::{self, ANSWER_FIELD, asked_for},
+        schedule::FIRST_PIECES,
+        scripted::{Counted, Scripted, serving},
+    };
+
+    const PIECES: usize = 12;
+
+    fn id(name: &str) -> NodeId {
+        name.parse().unwrap()
+    }
+
+    fn body() -> Vec<u8> {
+        let length = (PIECES - 1) * PIECE_BYTES + 77;
+        (0..length).map(|i| (i / 9 + i % 241) as u8).collect()
+    }
+
+    fn manifest(body: &[u8]) -> Manifest {
+        Manifest {
+            status: 200,
+            fields: vec![],
+            selected_by: vec![],
+            length: body.len() as u64,
+            pieces: body
+                .chunks(PIECE_BYTES)
+                .map(|piece| *blake3::hash(piece).as_bytes())
+                .collect(),
+            fetched_by: id("edge-9"),
+            fetched_at: 1,
+            as_of: 0,
+        }
+    }
+
+    /// How a peer answers when it is asked for pieces.
+    #[derive(Clone, Copy)]
+    enum Manner {
+        Honest,
+        /// After so many milliseconds.
+        Late(u64),
+        /// Another byte in every answer that has no manifest.
+        Lying,
+        /// It has something else.
+        Other,
+        Busy,
+        /// Sends all but the last byte.
+        Short,
+    }
+
+    async fn peer(manner: Manner) -> Scripted {
+        let body = body();
+        let manifest = manifest(&body);
+        serving(move |request: Request<Incoming>| {
+            let asked = asked_for(request.headers()).unwrap();
+            let at = |piece: u32| (piece as usize * PIECE_BYTES).min(body.len());
+            let (start, end) = (at(asked.pieces.start), at(asked.pieces.end));
+            let mut bytes = body[start..end].to_vec();
+            let refuse = |status: u16, word| {
+                let answer = Response::builder()
+                    .status(status)
+                    .header(ANSWER_FIELD, word);
+                answer.body(Full::default()).unwrap()
+            };
+            let answer = match (manner, asked.hash) {
+                (Manner::Busy, _) => refuse(503, "busy"),
+                (Manner::Other, Some(_)) => refuse(404, "other"),
+                (_, Some(hash)) => {
+                    let end = (asked.pieces.end as usize).min(PIECES);
+                    let pieces = &manifest.pieces[asked.pieces.start as usize..end];
+                    assert_eq!(hash, run_hash(pieces));
+                    match manner {
+                        Manner::Lying => bytes[0] ^= 1,
+                        Manner::Short => bytes.truncate(bytes.len() - 1),
+                        _ => {}
+                    }
+                    Response::new(Full::from(bytes))
+                }
+                (_, None) => {
+                    let head = peer::encode_answer_head(&manifest.encode().unwrap());
+                    let mut answer = Response::new(Full::from([&*head, &bytes].concat()));
+                    peer::set_age(answer.headers_mut(), Duration::ZERO);
+                    answer
+                }
+            };
+            async move {
+                if let Manner::Late(ms) = manner {
+                    sleep(Duration::from_millis(ms)).await;
+                }
+                answer
+            }
+        })
+        .await
+    }
+
+    fn candidate(number: usize, peer: &Scripted) -> Candidate {
+        Candidate {
+            id: id(&format!("edge-{number}")),
+            region: String::new(),
+            addr: peer.address(),
+            score: 1.0,
+            round_trip_ms: 1.0,
+            why: String::new(),
+        }
+    }
+
+    struct Bench {
+        upstream: Upstream,
+        events: Arc<Counted>,
+        peers: Vec<Scripted>,
+    }
+
+    impl Bench {
+        async fn new(manners: &[Manner]) -> Self {
+            let mut peers = Vec::new();
+            for manner in manners {
+                peers.push(peer(*manner).await);
+            }
+            let me = NodeInfo::new(id("me"), Role::Edge);
+            let view = watch::Sender::new(Arc::new(ClusterView::new([me])));
+            let events = Arc::<Counted>::default();
+            let secret = b"0123456789abcdef0123456789abcdef";
+            let upstream = Upstream::new(UpstreamConfig {
+                me: id("me"),
+                secret: Some(ClusterSecret::from_bytes(secret).unwrap()),
+                net: Arc::new(SystemNet),
+                clock: Clock::system(),
+                view: view.subscribe(),
+                control_planes: vec![],
+                sites_version: 0,
+                data_dir: std::path::PathBuf::new(),
+                reach: HashMap::new(),
+                hedge: true,
+                events: events.clone(),
+            });
+            Self {
+                upstream,
+                events,
+                peers,
+            }
+        }
+
+        fn candidates(&self) -> Vec<Candidate> {
+            let peers = self.peers.iter().enumerate();
+            peers
+                .map(|(number, peer)| candidate(number, peer))
+                .collect()
+        }
+
+        /// All bytes, and what it ended with if they are not.
+        async fn gather(&self) -> (Vec<u8>, Option<NobodyLeft>) {
+            let (key, fields, holders) = (Key(7), HeaderMap::new(), self.candidates());
+            let (object, who, _) = self.upstream.ask_first(&holders, key, &fields).await;
+            let object = object.unwrap();
+            assert_eq!(who, 0);
+            assert_eq!(object.pieces.end(), FIRST_PIECES);
+            let manifest = Arc::new(object.manifest);
+            let mut gathering =
+                self.upstream
+                    .gather(key, &fields, manifest, 0, Some(object.pieces), holders);
+            let mut bytes = Vec::new();
+            while let Some(piece) = gathering.next().await {
+                match piece {
+                    Ok(piece) => bytes.extend_from_slice(&piece),
+                    Err(nobody) => return (bytes, Some(nobody)),
+                }
+            }
+            (bytes, None)
+        }
+
+        fn standing(&self, number: usize) -> Standing {
+            let health = self.upstream.0.health.of(&id(&format!("edge-{number}")));
+            health.standing(Instant::now())
+        }
+    }
+
+    #[tokio::test]
+    async fn who_lies_fails_is_busy_or_has_something_else_is_done_without() {
+        let bench = Bench::new(&[
+            Manner::Honest,
+            Manner::Lying,
+            Manner::Short,
+            Manner::Busy,
+            Manner::Other,
+        ])
+        .await;
+        let (bytes, error) = bench.gather().await;
+        assert!(bytes == body() && error.is_none(), "{error:?}");
+        let standings: Vec<_> = (0..5).map(|number| bench.standing(number)).collect();
+        assert_eq!(
+            standings,
+            [
+                Standing::Good,
+                Standing::Ejected,
+                Standing::Ejected,
+                Standing::Busy,
+                Standing::Good
+            ]
+        );
+        for told in ["edge-1 corrupt", "edge-2 closed_early", "edge-4 other"] {
+            assert_eq!(bench.events.of(told), 1, "{told}: {:?}", bench.events.all());
+        }
+    }
+
+    #[tokio::test]
+    async fn when_nobody_is_left_it_is_said_from_where_on() {
+        let bench = Bench::new(&[Manner::Lying, Manner::Other]).await;
+        let (bytes, error) = bench.gather().await;
+        assert!(bytes == body()[..FIRST_PIECES as usize * PIECE_BYTES]);
+        assert_eq!(
+            error,
+            Some(NobodyLeft {
+                piece: FIRST_PIECES
+            })
+        );
+    }
+
+    #[tokio::test]
+    async fn room_beyond_the_least_is_given_away_once_and_comes_back() {
+        let spare = Spare::default();
+        let mut kept = Vec::new();
+        let full = WINDOW_MAX - WINDOW_MIN;
+        for _ in 0..SPARE_PIECES as u32 / full {
+            let (window, room) = spare.window(1_000);
+            assert_eq!(window, WINDOW_MAX);
+            kept.push(room);
+        }
+        let rest = SPARE_PIECES as u32 % full;
+        let (window, last) = spare.window(1_000);
+        assert_eq!(window, WINDOW_MIN + rest);
+        assert_eq!(spare.window(1_000).0, WINDOW_MIN);
+        drop((kept, last));
+        assert_eq!(spare.window(1_000).0, WINDOW_MAX);
+        assert_eq!(spare.window(3).0, WINDOW_MIN);
+    }
+
+    #[tokio::test]
+    async fn a_late_answer_is_overtaken_within_the_budget() {
+        let bench = Bench::new(&[Manner::Late(1_500), Manner::Honest]).await;
+        let (holders, fields) = (bench.candidates(), HeaderMap::new());
+        for _ in 0..20 {
+            bench.upstream.0.health.answered(&holders[0].id, 5.0);
+            bench.upstream.hedge_after(&holders[0]);
+        }
+        let begun = Instant::now();
+        let (object, who, asked) = bench.upstream.ask_first(&holders, Key(7), &fields).await;
+        assert!(object.is_ok() && begun.elapsed() < Duration::from_millis(1_400));
+        assert_eq!((who, asked), (1, 2));
+        assert_eq!(bench.events.of("hedge won"), 1);
+        assert_eq!(bench.standing(0), Standing::Good, "lateness is no failure");
+        // What was saved up is spent: the next one waits.
+        let (object, who, asked) = bench.upstream.ask_first(&holders, Key(7), &fields).await;
+        assert!(object.is_ok());
+        assert_eq!((who, asked), (0, 1));
+        assert_eq!(bench.events.of("hedge denied"), 1);
+    }
+}
