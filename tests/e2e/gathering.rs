@@ -3,14 +3,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use harness::{
     client::{Client, Digested},
     cluster::{Cluster, HOST, Lines, Node, Plan},
     origin::{Answer, Origin},
     pattern::Pattern,
-    process::eventually,
     proxy::Conditions,
 };
 use tokio::time::Instant;
@@ -145,7 +144,7 @@ async fn a_holder_keeps_to_its_upload_limit_and_tells_others_that_it_is_busy() {
     let mut cluster = neighbours(1, &origin).await;
     let limited = &mut cluster.edges[0];
     limited.terminate().await.unwrap();
-    let rate = limited.configure("peer", "upload_bytes_per_s", "3MiB");
+    let rate = limited.configure("peer", "upload_bytes_per_s", "2MiB");
     rate.unwrap();
     limited.start().await.unwrap();
     cluster.settled().await.unwrap();
@@ -162,8 +161,7 @@ async fn a_holder_keeps_to_its_upload_limit_and_tells_others_that_it_is_busy() {
     let busy = limited.metric("edge_peer_answers_total", &["answer=\"busy\""]);
     let busy = busy.await.unwrap();
     println!("limited: {first:?}, turned away: {second:?}, busy {busy} times");
-    // All but what may go at once at 3 MiB/s.
-    assert!(first >= Duration::from_millis(3_800), "{first:?}");
+    assert!(first >= Duration::from_millis(5_800), "{first:?}");
     assert!(busy >= 1.0 && second < first, "{second:?}");
     // Once to fill it, once for who was turned away.
     assert_eq!(origin.requests(), 2);
@@ -261,23 +259,21 @@ async fn who_asks_for_what_nobody_holds_waits_for_no_peer() {
     let cluster = neighbours(1, &origin).await;
     hold(&cluster, HOLDERS, "/held", 1).await;
     let asker = &cluster.edges[HOLDERS];
-    // A second each way: whoever waits for a peer is found out.
+    // Whoever waits for a peer is found out.
+    let one_way = Duration::from_millis(400);
     for holder in 0..HOLDERS {
-        let far = Conditions::delay(Duration::from_secs(1));
-        cluster.line(HOLDERS, holder).set(far);
+        cluster
+            .line(HOLDERS, holder)
+            .set(Conditions::delay(one_way));
     }
     let begun = Instant::now();
     assert_eq!(asker.get("/new").await.unwrap().text(), "new");
-    assert!(begun.elapsed() < Duration::from_secs(1));
-    let asked = asker.metric("edge_peer_requests_total", &[]).await;
-    assert_eq!(asked.unwrap(), 0.0);
-    eventually("what is held costs one round trip", async || {
-        let answer = asker.get("/held").await?;
-        let asked = asker.metric("edge_peer_requests_total", &[]).await?;
-        ensure!(answer.text() == "held" && asked == 1.0, "{asked}");
-        Ok(())
-    })
-    .await
-    .context("asked once")
-    .unwrap();
+    assert!(begun.elapsed() < one_way * 2, "{:?}", begun.elapsed());
+    let asked = || asker.metric("edge_peer_requests_total", &[]);
+    assert_eq!(asked().await.unwrap(), 0.0);
+    let begun = Instant::now();
+    assert_eq!(asker.get("/held").await.unwrap().text(), "held");
+    let took = begun.elapsed();
+    assert!(took >= one_way * 2 && took < one_way * 4, "{took:?}");
+    assert_eq!(asked().await.unwrap(), 1.0);
 }

@@ -349,19 +349,12 @@ impl Upstream {
         let held = asker
             .hold(&candidate.id, &candidate.addr, key, fields, 0..FIRST_PIECES)
             .await;
-        match held {
-            Ok((mut object, round_trip)) => {
-                question.answered_in(round_trip);
-                self.0.is_usual(object.manifest.length);
-                let verdict = move |result: Result<(), &PeerError>| question.end(result);
-                object.pieces.report_to(Box::new(verdict));
-                Ok(object)
-            }
-            Err(error) => {
-                question.end(Err(&error));
-                Err(error)
-            }
-        }
+        let ((mut object, round_trip), question) = question.begun(held)?;
+        let ms = round_trip.as_secs_f64() * 1e3;
+        self.0.health.answered(&candidate.id, ms);
+        self.0.is_usual(object.manifest.length);
+        question.watch(&mut object.pieces);
+        Ok(object)
     }
 
     /// Asks one holder for just these pieces of `key`. A peer that fails, now or within them, is ejected.
@@ -376,17 +369,9 @@ impl Upstream {
         let sent = asker
             .pieces(&candidate.id, &candidate.addr, key, fields, run)
             .await;
-        match sent {
-            Ok((mut pieces, _)) => {
-                let verdict = move |result: Result<(), &PeerError>| question.end(result);
-                pieces.report_to(Box::new(verdict));
-                Ok(pieces)
-            }
-            Err(error) => {
-                question.end(Err(&error));
-                Err(error)
-            }
-        }
+        let (mut pieces, question) = question.begun(sent)?;
+        question.watch(&mut pieces);
+        Ok(pieces)
     }
 
     /// The pieces of `manifest` from `from` on, in order, from all of `holders`; the first of these is
@@ -445,6 +430,10 @@ impl Upstream {
                 distance_km: placed.distance_km,
                 rtt_ms: placed.rtt_ms,
                 load: node.load,
+                late_after_ms: inner
+                    .health
+                    .late_after(&node.id)
+                    .map(|late| late.as_secs_f64() * 1e3),
                 bytes_per_s: health.bytes_per_s(),
                 score: select::score(
                     placed.cost_ms + select::transfer_ms(inner.usual_bytes(), health.bytes_per_s()),
@@ -547,10 +536,20 @@ struct Question {
 }
 
 impl Question {
-    /// The head of its answer was there after `round_trip`.
-    fn answered_in(&self, round_trip: Duration) {
-        let ms = round_trip.as_secs_f64() * 1e3;
-        self.inner.health.answered(&self.peer, ms);
+    /// The beginning of its answer, if there is one; else this was the end.
+    fn begun<T>(self, answer: Result<T, PeerError>) -> Result<(T, Self), PeerError> {
+        match answer {
+            Ok(answer) => Ok((answer, self)),
+            Err(error) => {
+                self.end(Err(&error));
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends as `pieces` do.
+    fn watch(self, pieces: &mut PieceStream) {
+        pieces.report_to(Box::new(move |result| self.end(result)));
     }
 
     fn end(mut self, result: Result<(), &PeerError>) {
@@ -615,6 +614,8 @@ pub struct PeerReport {
     pub distance_km: Option<f64>,
     /// Round trip in milliseconds, once measured.
     pub rtt_ms: Option<f64>,
+    /// When its answer counts as late, in milliseconds, once there were enough.
+    pub late_after_ms: Option<f64>,
     /// Its rate with large objects, once there were some.
     pub bytes_per_s: Option<f64>,
     /// How busy it says it is.

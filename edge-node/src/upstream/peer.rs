@@ -347,7 +347,7 @@ impl Asker {
         Ok((object, round_trip))
     }
 
-    /// Asks `to` for just these pieces of `key`. Also returns how long the head of the answer took.
+    /// Asks `to` for just these pieces of `key`.
     ///
     /// # Errors
     ///
@@ -359,7 +359,7 @@ impl Asker {
         key: Key,
         fields: &HeaderMap,
         run: Run,
-    ) -> Result<(PieceStream, Duration), PeerError> {
+    ) -> Result<PieceStream, PeerError> {
         let count = u32::try_from(run.expected.len()).unwrap_or(u32::MAX);
         let mut fields = selecting(fields, &(run.first..run.first.saturating_add(count)));
         let hash = blake3::Hash::from_bytes(run.hash()).to_hex();
@@ -367,8 +367,8 @@ impl Asker {
             PIECES_HASH_FIELD,
             HeaderValue::from_str(&hash).expect("hexadecimal digits"),
         );
-        let (_, bytes, round_trip) = self.exchange(to, addr, key, fields).await?;
-        Ok((run.arriving(bytes), round_trip))
+        let (_, bytes, _) = self.exchange(to, addr, key, fields).await?;
+        Ok(run.arriving(bytes))
     }
 
     /// One question and the beginning of its answer, if it is 200.
@@ -733,7 +733,7 @@ mod tests {
             let sent = asker
                 .pieces(&to, &peer.address(), Key(7), &fields, run)
                 .await;
-            let (pieces, error) = all(sent.unwrap().0).await;
+            let (pieces, error) = all(sent.unwrap()).await;
             assert!(pieces.concat() == slice(&wanted) && error.is_none());
         }
         let run = Run::of(&object(3 * PIECE_BYTES).1, 1..3);

@@ -148,7 +148,7 @@ fn candidate(score: f64, claim: &Claim<'_>) -> Candidate {
         region: node.region.clone(),
         addr: claim.addr.to_owned(),
         score,
-        round_trip_ms: claim.placed.cost_ms,
+        round_trip_ms: claim.placed.rtt_ms.unwrap_or(claim.placed.cost_ms),
         why,
     }
 }
