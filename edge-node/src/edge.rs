@@ -38,7 +38,7 @@ use crate::{
         store::{OnEvicted, OpenError, Store, StoreConfig},
     },
     config::Config,
-    hold::Hold,
+    hold::{Hold, uploads::Uploads},
     metrics::{Metrics, Shed},
     proxy::{LastSite, Proxy, ProxyParts, UploadLimits},
     serve::{self, ConnectionLimits, idle::OnClosed},
@@ -213,6 +213,7 @@ impl Edge {
             sites_version: sites.load().version(),
             data_dir: config.data_dir.clone(),
             reach: cluster.map(|c| c.reach.clone()).unwrap_or_default(),
+            hedge: config.peer.hedge,
             events: metrics.clone(),
         });
         let refusals = Refusals::default();
@@ -233,12 +234,15 @@ impl Edge {
         let peer = match (&config.cluster, peer_listener) {
             (Some(cluster), Some(listener)) => {
                 let verifier = Verifier::new(cluster.secret.clone(), config.id.clone());
+                let uploads = Uploads::new(config.peer.uploads, config.peer.upload_bytes_per_s.0);
+                let (metrics, clock) = (metrics.clone(), clock.clone());
                 let hold = Hold::new(
                     cache.clone(),
                     proxy.clone(),
                     verifier,
-                    metrics.clone(),
-                    clock.clone(),
+                    uploads,
+                    metrics,
+                    clock,
                 );
                 Some((listener, hold))
             }

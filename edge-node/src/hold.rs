@@ -5,23 +5,32 @@
 //! Who does not prove to know the cluster's secret is cut off without a byte
 //! ([`crate::serve::ConnectionLimits::gated`]).
 
+pub mod uploads;
+
 use std::{
     collections::HashSet,
     net::IpAddr,
     pin::Pin,
     sync::{Arc, Mutex},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
 use cluster::{
-    auth::Verifier, clock::Clock, key::Key, manifest::PIECE_BYTES, node::DigestVersion, wire,
+    auth::Verifier,
+    clock::Clock,
+    key::Key,
+    manifest::{PIECE_BYTES, run_hash},
+    node::DigestVersion,
+    wire,
 };
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::{Body, Frame};
 use hyper::body::Incoming;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc::Receiver};
+use tokio::sync::mpsc::Receiver;
 use tracing::warn;
+
+use self::uploads::{Upload, Uploads};
 
 use crate::{
     cache::{Cache, entry::Reading, fill::BodyError},
@@ -31,10 +40,6 @@ use crate::{
     upstream::{home::Level, peer},
 };
 
-/// Objects handed to peers at once. More are told at once that this node is busy, and ask elsewhere.
-const TRANSFERS_MAX: usize = 256;
-/// Questions to fill at once: each may wait for the origin, and holds two blocks of 64 KiB at most.
-const RELAYS_MAX: usize = 1024;
 /// Addresses whose first refusal was logged; beyond that, refusals are only counted.
 const LOGGED_MAX: usize = 1024;
 
@@ -50,22 +55,21 @@ struct Shared {
     verifier: Verifier,
     metrics: Arc<Metrics>,
     clock: Clock,
-    transfers: Arc<Semaphore>,
-    relays: Arc<Semaphore>,
+    uploads: Uploads,
     logged: Mutex<HashSet<IpAddr>>,
 }
 
 impl Hold {
-    /// Answers whoever `verifier` accepts: from `cache`, or as a home with what `proxy` fetches.
+    /// Answers whoever `verifier` accepts, as far as `uploads` allow: from `cache`, or as a home with what
+    /// `proxy` fetches.
     pub fn new(
         cache: Cache,
         proxy: Proxy,
         verifier: Verifier,
+        uploads: Uploads,
         metrics: Arc<Metrics>,
         clock: Clock,
     ) -> Self {
-        let transfers = Arc::new(Semaphore::new(TRANSFERS_MAX));
-        let relays = Arc::new(Semaphore::new(RELAYS_MAX));
         let logged = Mutex::default();
         Self {
             shared: Arc::new(Shared {
@@ -74,8 +78,7 @@ impl Hold {
                 verifier,
                 metrics,
                 clock,
-                transfers,
-                relays,
+                uploads,
                 logged,
             }),
         }
@@ -162,38 +165,47 @@ impl Hold {
                 .insert(peer::ANSWER_FIELD, HeaderValue::from_static(word));
             response
         };
-        let Ok(place) = self.shared.transfers.clone().try_acquire_owned() else {
+        let Some(asked) = peer::asked_for(request.headers()) else {
+            return answer(StatusCode::BAD_REQUEST, Answer::Empty);
+        };
+        let Some(mut upload) = self.shared.uploads.begin() else {
             return refuse("busy", StatusCode::SERVICE_UNAVAILABLE);
         };
         let Some(entry) = cache.stored(key, request.headers()).await else {
             return refuse("miss", StatusCode::NOT_FOUND);
         };
         let (freshness, now_ms) = (&entry.head.freshness, clock.unix_ms());
-        if freshness.no_cache || !freshness.is_fresh(now_ms) {
+        // Who names the pieces judges by the manifest whether they may be used.
+        if asked.hash.is_none() && (freshness.no_cache || !freshness.is_fresh(now_ms)) {
             cache.disclaim(key);
             return refuse("stale", StatusCode::NOT_FOUND);
         }
-        let from_piece: u64 = request
-            .headers()
-            .get(peer::FROM_PIECE_FIELD)
-            .and_then(|value| value.to_str().ok()?.parse().ok())
-            .unwrap_or(0);
-        let Some((manifest, encoded)) = entry
-            .manifest()
-            .and_then(|m| m.encode().ok().map(|bytes| (m, bytes)))
-        else {
+        let Some(manifest) = entry.manifest() else {
             return refuse("miss", StatusCode::NOT_FOUND);
         };
-        let start = from_piece
-            .saturating_mul(PIECE_BYTES as u64)
-            .min(manifest.length);
-        let Ok(reading) = entry.open(start..manifest.length, cache) else {
+        let head = match asked.hash {
+            None => match manifest.encode() {
+                Ok(encoded) => peer::encode_answer_head(&encoded),
+                Err(_) => return refuse("miss", StatusCode::NOT_FOUND),
+            },
+            Some(hash) => {
+                let at = |piece: u32| (piece as usize).min(manifest.pieces.len());
+                let pieces = at(asked.pieces.start)..at(asked.pieces.end);
+                if run_hash(&manifest.pieces[pieces]) != hash {
+                    return refuse("other", StatusCode::NOT_FOUND);
+                }
+                Bytes::new()
+            }
+        };
+        let at = |piece: u32| (u64::from(piece) * PIECE_BYTES as u64).min(manifest.length);
+        let range = at(asked.pieces.start)..at(asked.pieces.end);
+        upload.promise(head.len() as u64 + range.end - range.start);
+        let Ok(reading) = entry.open(range, cache) else {
             cache.forget(entry.key).await;
             return refuse("miss", StatusCode::NOT_FOUND);
         };
         metrics.peer_answered("object");
-        let head = peer::encode_answer_head(&encoded);
-        let transfer = Transfer::new(metrics.clone(), place);
+        let transfer = Transfer::new(metrics.clone(), upload);
         let mut response = answer(
             StatusCode::OK,
             Answer::Object(head, Some(reading), transfer),
@@ -213,7 +225,7 @@ impl Hold {
         let Some(level) = level else {
             return answer(StatusCode::BAD_REQUEST, Answer::Empty);
         };
-        let Ok(place) = self.shared.relays.clone().try_acquire_owned() else {
+        let Some(upload) = self.shared.uploads.relay() else {
             metrics.peer_answered("busy");
             return answer(StatusCode::SERVICE_UNAVAILABLE, Answer::Empty);
         };
@@ -224,7 +236,7 @@ impl Hold {
             from,
             fields: fields.clone(),
         };
-        let transfer = Transfer::new(metrics.clone(), place);
+        let transfer = Transfer::new(metrics.clone(), upload);
         answer(
             StatusCode::OK,
             Answer::Fill(proxy.relay(question), transfer),
@@ -252,15 +264,18 @@ fn answer(status: StatusCode, body: Answer) -> Response<Answer> {
 /// An object on its way to a peer: holds its place, and counts in this node's load.
 pub struct Transfer {
     metrics: Arc<Metrics>,
-    _place: OwnedSemaphorePermit,
+    upload: Upload,
+    /// Read, and not sent yet.
+    rest: Bytes,
 }
 
 impl Transfer {
-    fn new(metrics: Arc<Metrics>, place: OwnedSemaphorePermit) -> Self {
+    fn new(metrics: Arc<Metrics>, upload: Upload) -> Self {
         metrics.in_flight().inc();
         Self {
             metrics,
-            _place: place,
+            upload,
+            rest: Bytes::new(),
         }
     }
 }
@@ -291,33 +306,38 @@ impl Body for Answer {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let bytes = match &mut *self {
-            Self::Empty => None,
-            Self::Whole(bytes) => bytes.take().map(Ok),
-            Self::Fill(frames, _) => std::task::ready!(frames.poll_recv(context)).map(Ok),
-            Self::Object(head, reading, _) => {
-                if head.is_empty() {
-                    match reading {
-                        None => None,
-                        Some(Reading::Whole(bytes)) => {
-                            let bytes = std::mem::take(bytes);
-                            *reading = None;
-                            (!bytes.is_empty()).then_some(Ok(bytes))
-                        }
-                        Some(Reading::Stream(stream)) => {
-                            std::task::ready!(stream.as_mut().poll_next(context))
-                        }
+        let (transfer, read) = match &mut *self {
+            Self::Empty => return Poll::Ready(None),
+            Self::Whole(bytes) => return Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
+            Self::Object(_, _, transfer) | Self::Fill(_, transfer) if !transfer.rest.is_empty() => {
+                (transfer, None)
+            }
+            Self::Fill(frames, transfer) => (transfer, ready!(frames.poll_recv(context)).map(Ok)),
+            Self::Object(head, _, transfer) if !head.is_empty() => {
+                (transfer, Some(Ok(std::mem::take(head))))
+            }
+            Self::Object(_, reading, transfer) => {
+                let read = match reading {
+                    None => None,
+                    Some(Reading::Whole(bytes)) => {
+                        let bytes = std::mem::take(bytes);
+                        *reading = None;
+                        (!bytes.is_empty()).then_some(Ok(bytes))
                     }
-                } else {
-                    Some(Ok(std::mem::take(head)))
-                }
+                    Some(Reading::Stream(stream)) => ready!(stream.as_mut().poll_next(context)),
+                };
+                (transfer, read)
             }
         };
-        if let (Self::Object(_, _, transfer) | Self::Fill(_, transfer), Some(Ok(bytes))) =
-            (&*self, &bytes)
-        {
-            transfer.metrics.sent(bytes.len() as u64);
+        if transfer.rest.is_empty() {
+            match read {
+                Some(Ok(bytes)) => transfer.rest = bytes,
+                other => return Poll::Ready(other.map(|read| read.map(Frame::data))),
+            }
         }
-        Poll::Ready(bytes.map(|read| read.map(Frame::data)))
+        let most = ready!(transfer.upload.poll_turn(context, transfer.rest.len()));
+        let bytes = transfer.rest.split_to(most);
+        transfer.metrics.sent(bytes.len() as u64);
+        Poll::Ready(Some(Ok(Frame::data(bytes))))
     }
 }

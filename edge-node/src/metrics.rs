@@ -166,6 +166,7 @@ pub struct Metrics {
     shed: [IntCounter; Shed::ALL.len()],
     peer_requests: IntCounterVec,
     peer_served: IntCounterVec,
+    hedges: IntCounterVec,
     denied: IntCounter,
     cache_bytes: IntGaugeVec,
     cache_objects: IntGaugeVec,
@@ -331,6 +332,11 @@ impl Metrics {
                 "edge_peer_answers_total",
                 "Questions of peers answered by this node, by the answer",
                 &["answer"],
+            ),
+            hedges: counters(
+                "edge_hedges_total",
+                "Questions asked of a second peer because the first was late, by what came of it",
+                &["result"],
             ),
             denied: counter(
                 "edge_peer_denied_total",
@@ -556,6 +562,10 @@ impl Events for Metrics {
 
     fn digest_false_hit(&self, _: &NodeId) {
         self.digest_false_hits.inc();
+    }
+
+    fn hedged(&self, result: &'static str) {
+        self.hedges.with_label_values(&[result]).inc();
     }
 
     fn digest_pulled(&self, peer: &NodeId, result: &'static str) {

@@ -156,10 +156,11 @@ fn asking(criterion: &mut Criterion) {
                 addr: &placed.node.peer,
                 standing: Standing::Good,
                 errors: 0.0,
+                bytes_per_s: Some(1e7 * placed.cost_ms),
             })
             .collect();
         let mut rng = SmallRng::seed_from_u64(1);
-        bench.iter(|| select::choose(black_box(&claims), &mut rng));
+        bench.iter(|| select::choose(black_box(&claims), 1e6, &mut rng));
     });
     criterion.bench_function("rank: peers of a node", |bench| {
         let seats: Vec<_> = nodes

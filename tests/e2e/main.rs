@@ -7,6 +7,7 @@
 //! - [`crowding`]: as many clients at once as there can be;
 //! - [`overload`]: more than a node or an origin may do at once;
 //! - [`sharing`]: several edges, and where the bytes come from;
+//! - [`gathering`]: one object from many edges at once;
 //! - [`homing`]: several edges, and how often the origin is asked;
 //! - [`ruling`]: what a site's owner rules;
 //! - [`losing`]: processes that are killed, stopped, or cut off;
@@ -23,6 +24,8 @@ mod conforming;
 mod crowding;
 #[cfg(test)]
 mod forwarding;
+#[cfg(test)]
+mod gathering;
 #[cfg(test)]
 mod homing;
 #[cfg(test)]

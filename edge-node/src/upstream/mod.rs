@@ -2,8 +2,9 @@
 //!
 //! [`Upstream`] is the one handle; in reading order, the modules behind it:
 //! [`origin`] where objects come from; [`gate`] how many at once; [`peer`] one question to one peer;
-//! [`select`] which peer to ask; [`home`] who
-//! fetches for others, and [`relayed`] what it says then; [`digest`] what peers hold; [`health`] how they have behaved;
+//! [`select`] which peer to ask, [`hedge`] when to ask a second as well; [`many`] an object from many of
+//! them, [`schedule`] which pieces of whom; [`home`] who fetches for others, and [`relayed`] what it says
+//! then; [`digest`] what peers hold; [`health`] how they have behaved;
 //! [`ranking`] how far they are; [`control`] what the control plane says; [`pool`] the connections
 //! under all of them, and [`plain`] those that need no HTTP client.
 //!
@@ -14,13 +15,16 @@ pub mod control;
 pub mod digest;
 pub mod gate;
 pub mod health;
+pub mod hedge;
 pub mod home;
+pub mod many;
 pub mod origin;
 pub mod peer;
 pub mod plain;
 pub mod pool;
 pub mod ranking;
 pub mod relayed;
+pub mod schedule;
 #[cfg(test)]
 mod scripted;
 pub mod select;
@@ -29,6 +33,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fmt,
     path::PathBuf,
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -38,6 +43,7 @@ use cluster::{
     auth::Signer,
     clock::Clock,
     key::Key,
+    manifest::{Manifest, PIECE_BYTES},
     net::Net,
     node::{Load, NodeId, NodeInfo, ORIGINS_MAX, Phase, ROUND_TRIPS_MAX, Role},
     secret::ClusterSecret,
@@ -47,7 +53,11 @@ use cluster::{
 };
 use http::{HeaderMap, Request, Response};
 use serde::Serialize;
-use tokio::{sync::watch, task::JoinHandle, time::Instant};
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
 use tracing::{info, warn};
 
 use self::{
@@ -55,10 +65,13 @@ use self::{
     digest::{DigestPuller, Digests},
     gate::{Place, Refused, Traffic},
     health::{Health, Severity, Standing},
+    hedge::Budget,
+    many::{Gathering, Spare},
     origin::{OriginBody, OriginError, Origins},
-    peer::{Asker, PeerError, PeerObject},
+    peer::{Asker, PeerError, PeerObject, PieceStream, Run},
     pool::{Body, Pool},
     ranking::Placed,
+    schedule::FIRST_PIECES,
     select::{Candidate, Claim},
 };
 
@@ -71,6 +84,9 @@ pub trait Events: Send + Sync + 'static {
     fn peer_result(&self, peer: &NodeId, result: &'static str);
     /// A peer does not have what its digest claims.
     fn digest_false_hit(&self, peer: &NodeId);
+    /// A question was asked of a second peer as well, and `won`, `lost` or `failed`; or it was late and not
+    /// asked, `denied` by the budget.
+    fn hedged(&self, result: &'static str);
     /// A pull of a peer's digest has ended: `delta`, `snapshot` or `failed`.
     fn digest_pulled(&self, peer: &NodeId, result: &'static str);
 }
@@ -95,6 +111,8 @@ pub struct UpstreamConfig {
     pub data_dir: PathBuf,
     /// Addresses of peer listeners, `host:port`, where they are not those in the view.
     pub reach: HashMap<NodeId, String>,
+    /// Whether a second holder is asked when the first is late.
+    pub hedge: bool,
     /// Counts.
     pub events: Arc<dyn Events>,
 }
@@ -116,6 +134,11 @@ struct Inner {
     sites_version: u64,
     data_dir: PathBuf,
     reach: Arc<HashMap<NodeId, String>>,
+    /// `None`: no hedges.
+    hedges: Option<Mutex<Budget>>,
+    /// Average length of what peers had, up to a first answer's.
+    usual_bytes: Mutex<f64>,
+    spare: Spare,
     events: Arc<dyn Events>,
     /// Time to the origins of each site, in milliseconds. Sites that are gone leave with
     /// [`Upstream::origin_times`].
@@ -127,6 +150,8 @@ struct Inner {
 const ORIGIN_TIME_DRIFT: f64 = 0.03;
 /// Times are told in steps of this factor, or everybody's candidates for homes would change all the time.
 const ORIGIN_TIME_STEP: f64 = 1.25;
+/// Weight of the newest object in their average length.
+const USUAL_BYTES_ALPHA: f64 = 0.05;
 
 impl Upstream {
     /// Connects nothing yet.
@@ -141,6 +166,7 @@ impl Upstream {
             sites_version,
             data_dir,
             reach,
+            hedge,
             events,
         } = config;
         // Origins get connections of their own, so that their number says nothing of peers.
@@ -163,6 +189,9 @@ impl Upstream {
             sites_version,
             data_dir,
             reach: Arc::new(reach),
+            hedges: hedge.then(Mutex::default),
+            usual_bytes: Mutex::default(),
+            spare: Spare::default(),
             events,
             origin_times_ms: Mutex::default(),
         }))
@@ -265,46 +294,145 @@ impl Upstream {
                     addr: inner.address(&placed.node),
                     standing: health.standing(now),
                     errors: health.errors(now),
+                    bytes_per_s: health.bytes_per_s(),
                 }
             })
             .collect();
-        select::choose(&claims, &mut rand::rng())
+        select::choose(&claims, inner.usual_bytes(), &mut rand::rng())
     }
 
-    /// Asks one holder for `key`, from piece `from_piece` on. `fields` are the client's; of these, the
-    /// ones that tell of it stay here. A peer that fails, now or within its pieces, is ejected.
-    ///
-    /// When going on with another peer's object, compare the manifests: it may hold another version.
+    /// Asks the first of `candidates` for `key`, and when its answer is late the second as well: who
+    /// answers first counts. Also says which of them it was, and how many have been asked. `fields` are
+    /// the client's; of these, the ones that tell of it stay here. The object comes with its first
+    /// [`FIRST_PIECES`]; [`Upstream::gather`] gets the others.
     ///
     /// # Errors
     ///
-    /// Why it does not help.
-    pub async fn ask(
+    /// Why they do not help.
+    ///
+    /// # Panics
+    ///
+    /// `candidates` is empty.
+    pub async fn ask_first(
+        &self,
+        candidates: &[Candidate],
+        key: Key,
+        fields: &HeaderMap,
+    ) -> (Result<PeerObject, PeerError>, usize, usize) {
+        let (first, second) = (&candidates[0], candidates.get(1));
+        let asked = Instant::now();
+        let mut answer = pin!(self.ask(first, key, fields));
+        let Some((second, delay)) = second.zip(self.hedge_after(first)) else {
+            return (answer.await, 0, 1);
+        };
+        tokio::select! {
+            biased;
+            answered = &mut answer => return (answered, 0, 1),
+            () = sleep(delay) => {}
+        }
+        if !self.may_hedge() {
+            self.0.events.hedged("denied");
+            return (answer.await, 0, 1);
+        }
+        let mut hedge = pin!(self.ask(second, key, fields));
+        let (hedged, result) = tokio::select! {
+            biased;
+            answered = &mut answer => match answered {
+                Ok(object) => ("lost", (Ok(object), 0, 2)),
+                Err(_) => ("won", (hedge.await, 1, 2)),
+            },
+            answered = &mut hedge => match answered {
+                Ok(object) => {
+                    // Its own lateness is all it is blamed for.
+                    let ms = asked.elapsed().as_secs_f64() * 1e3;
+                    self.0.health.answered(&first.id, ms);
+                    ("won", (Ok(object), 1, 2))
+                }
+                Err(_) => ("failed", (answer.await, 0, 2)),
+            },
+        };
+        self.0.events.hedged(hedged);
+        result
+    }
+
+    fn hedge_after(&self, first: &Candidate) -> Option<Duration> {
+        let hedges = self.0.hedges.as_ref()?;
+        hedges.lock().unwrap_or_else(PoisonError::into_inner).earn();
+        self.0.health.late_after(&first.id)
+    }
+
+    fn may_hedge(&self) -> bool {
+        let hedges = self.0.hedges.as_ref();
+        hedges.is_some_and(|budget| {
+            budget
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .spend()
+        })
+    }
+
+    async fn ask(
         &self,
         candidate: &Candidate,
         key: Key,
         fields: &HeaderMap,
-        from_piece: u32,
     ) -> Result<PeerObject, PeerError> {
+        let (asker, question) = self.admitted(candidate)?;
+        let held = asker
+            .hold(&candidate.id, &candidate.addr, key, fields, 0..FIRST_PIECES)
+            .await;
+        let ((mut object, round_trip), question) = question.begun(held)?;
+        let ms = round_trip.as_secs_f64() * 1e3;
+        self.0.health.answered(&candidate.id, ms);
+        self.0.is_usual(object.manifest.length);
+        question.watch(&mut object.pieces);
+        Ok(object)
+    }
+
+    /// Asks one holder for just these pieces of `key`. A peer that fails, now or within them, is ejected.
+    async fn ask_pieces(
+        &self,
+        candidate: &Candidate,
+        key: Key,
+        fields: &HeaderMap,
+        run: Run,
+    ) -> Result<PieceStream, PeerError> {
+        let (asker, question) = self.admitted(candidate)?;
+        let sent = asker
+            .pieces(&candidate.id, &candidate.addr, key, fields, run)
+            .await;
+        let (mut pieces, question) = question.begun(sent)?;
+        question.watch(&mut pieces);
+        Ok(pieces)
+    }
+
+    /// The pieces of `manifest` from `from` on, in order, from all of `holders`; the first of these is
+    /// sending `under_way` already.
+    pub fn gather(
+        &self,
+        key: Key,
+        fields: &HeaderMap,
+        manifest: Arc<Manifest>,
+        from: u32,
+        under_way: Option<PieceStream>,
+        holders: Vec<Candidate>,
+    ) -> Gathering {
+        Gathering::new(
+            self.clone(),
+            key,
+            fields,
+            manifest,
+            from,
+            under_way,
+            holders,
+        )
+    }
+
+    /// A question that may go out.
+    fn admitted(&self, candidate: &Candidate) -> Result<(&Asker, Question), PeerError> {
         let peer = &candidate.id;
         let asker = self.0.asker.as_ref().ok_or(PeerError::Denied)?;
-        let question = self.0.question(peer)?;
-        match asker
-            .hold(peer, &candidate.addr, key, fields, from_piece)
-            .await
-        {
-            Ok((mut object, round_trip)) => {
-                self.0.measured(peer, round_trip);
-                object
-                    .pieces
-                    .report_to(Box::new(move |result| question.end(result)));
-                Ok(object)
-            }
-            Err(error) => {
-                question.end(Err(&error));
-                Err(error)
-            }
-        }
+        Ok((asker, self.0.question(peer)?))
     }
 
     /// Every other live edge, best first, and what this node thinks of it.
@@ -325,7 +453,17 @@ impl Upstream {
                 distance_km: placed.distance_km,
                 rtt_ms: placed.rtt_ms,
                 load: node.load,
-                score: select::score(placed.cost_ms, node.load, standing, errors),
+                late_after_ms: inner
+                    .health
+                    .late_after(&node.id)
+                    .map(|late| late.as_secs_f64() * 1e3),
+                bytes_per_s: health.bytes_per_s(),
+                score: select::score(
+                    placed.cost_ms + select::transfer_ms(inner.usual_bytes(), health.bytes_per_s()),
+                    node.load,
+                    standing,
+                    errors,
+                ),
                 errors,
                 ejected: standing == Standing::Ejected,
                 standing,
@@ -423,6 +561,24 @@ impl Inner {
     fn address<'a>(&'a self, node: &'a NodeInfo) -> &'a str {
         self.reach.get(&node.id).unwrap_or(&node.peer)
     }
+
+    /// What a first answer usually has.
+    fn usual_bytes(&self) -> f64 {
+        *self
+            .usual_bytes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_usual(&self, length: u64) {
+        let first = u64::from(FIRST_PIECES) * PIECE_BYTES as u64;
+        let length = length.min(first) as f64;
+        let mut usual = self
+            .usual_bytes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *usual += USUAL_BYTES_ALPHA * (length - *usual);
+    }
 }
 
 /// A question that is under way. Dropped without an end, nobody waited for the answer.
@@ -433,6 +589,22 @@ struct Question {
 }
 
 impl Question {
+    /// The beginning of its answer, if there is one; else this was the end.
+    fn begun<T>(self, answer: Result<T, PeerError>) -> Result<(T, Self), PeerError> {
+        match answer {
+            Ok(answer) => Ok((answer, self)),
+            Err(error) => {
+                self.end(Err(&error));
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends as `pieces` do.
+    fn watch(self, pieces: &mut PieceStream) {
+        pieces.report_to(Box::new(move |result| self.end(result)));
+    }
+
     fn end(self, result: Result<(), &PeerError>) {
         self.end_as("hit", result);
     }
@@ -450,7 +622,7 @@ impl Question {
         let (before, after) = self.inner.health.with(peer, |health| {
             let before = health.standing(now);
             match result {
-                Ok(()) | Err(PeerError::Stale) => health.succeeded(now),
+                Ok(()) | Err(PeerError::Stale | PeerError::Other) => health.succeeded(now),
                 Err(PeerError::Miss) => health.missed(now),
                 Err(PeerError::Busy) => health.refused(now),
                 Err(error @ PeerError::Corrupt { .. }) => {
@@ -500,6 +672,10 @@ pub struct PeerReport {
     pub distance_km: Option<f64>,
     /// Round trip in milliseconds, once measured.
     pub rtt_ms: Option<f64>,
+    /// When its answer counts as late, in milliseconds, once there were enough.
+    pub late_after_ms: Option<f64>,
+    /// Its rate with large objects, once there were some.
+    pub bytes_per_s: Option<f64>,
     /// How busy it says it is.
     pub load: Load,
     /// Expected cost of asking it, in milliseconds.
@@ -535,8 +711,6 @@ pub struct DigestReport {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use bytes::Bytes;
     use cluster::{digest::Holdings, manifest::Manifest, net::SystemNet};
     use http_body_util::Full;
@@ -647,6 +821,7 @@ mod tests {
                 sites_version: 0,
                 data_dir: dir.path().to_owned(),
                 reach: HashMap::new(),
+                hedge: true,
                 events: events.clone(),
             });
             let tasks = upstream.spawn();
@@ -680,7 +855,7 @@ mod tests {
             let candidate = self.upstream.holders(key()).remove(0);
             let asked = self
                 .upstream
-                .ask(&candidate, key(), &HeaderMap::new(), 0)
+                .ask(&candidate, key(), &HeaderMap::new())
                 .await;
             let mut pieces = asked?.pieces;
             let mut bytes = Vec::new();
@@ -758,8 +933,8 @@ mod tests {
         let candidate = bench.upstream.holders(key()).remove(0);
         let fields = HeaderMap::new();
         let (one, two) = tokio::join!(
-            bench.upstream.ask(&candidate, key(), &fields, 0),
-            bench.upstream.ask(&candidate, key(), &fields, 0),
+            bench.upstream.ask(&candidate, key(), &fields),
+            bench.upstream.ask(&candidate, key(), &fields),
         );
         assert!(matches!(one, Err(PeerError::Connect(_))));
         assert_eq!(two.unwrap_err(), PeerError::Ejected);
@@ -802,7 +977,7 @@ mod tests {
         drop(
             bench
                 .upstream
-                .ask(&candidate, key(), &HeaderMap::new(), 0)
+                .ask(&candidate, key(), &HeaderMap::new())
                 .await
                 .unwrap(),
         );
@@ -824,6 +999,7 @@ mod tests {
             sites_version: 0,
             data_dir: PathBuf::new(),
             reach: HashMap::new(),
+            hedge: true,
             events,
         });
         assert!(upstream.spawn().is_empty());
