@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::geo::GeoPoint;
+use crate::{coordinates::Coordinate, geo::GeoPoint};
 
 /// Most gossip keys a node may publish.
 pub const KEYS_MAX: usize = 16;
@@ -146,6 +146,8 @@ pub struct NodeInfo {
     pub sites_version: u64,
     /// Round trips it measured to others, in milliseconds.
     pub round_trips_ms: BTreeMap<NodeId, f64>,
+    /// Where it is by round trips; `None` until it has learnt.
+    pub coordinate: Option<Coordinate>,
 }
 
 impl NodeInfo {
@@ -165,6 +167,7 @@ impl NodeInfo {
             purge_seq: 0,
             sites_version: 0,
             round_trips_ms: BTreeMap::new(),
+            coordinate: None,
         }
     }
 
@@ -194,6 +197,9 @@ impl NodeInfo {
         }
         if let Some(digest) = self.digest {
             keys.push(("digest", format!("{},{}", digest.epoch, digest.seq)));
+        }
+        if let Some(coordinate) = self.coordinate {
+            keys.push(("at", coordinate.to_text()));
         }
         let mut round_trips = String::new();
         for (id, ms) in self.round_trips_ms.iter().take(ROUND_TRIPS_MAX) {
@@ -235,6 +241,10 @@ impl NodeInfo {
             let (latitude, longitude): (f64, f64) = pair("geo", text)?;
             node.location =
                 Some(GeoPoint::new(latitude, longitude).ok_or_else(|| unreadable("geo", text))?);
+        }
+        if let Some(text) = get("at") {
+            let at = Coordinate::from_text(text, node.location);
+            node.coordinate = Some(at.ok_or_else(|| unreadable("at", text))?);
         }
         if let Some(text) = get("load") {
             let (in_flight, bytes_per_s) = pair("load", text)?;
@@ -327,6 +337,7 @@ mod tests {
         node.digest = Some(DigestVersion { epoch: 7, seq: 42 });
         node.sites_version = 5;
         node.round_trips_ms.insert("edge-2".parse().unwrap(), 12.5);
+        node.coordinate = Coordinate::from_text("1.5,-20.0,0.0,3.1,0.25", node.location);
         node
     }
 
@@ -349,6 +360,7 @@ mod tests {
             ("geo", "91,0"),
             ("load", "x,1"),
             ("rtt", "edge-2=NaN"),
+            ("at", "1,2,3"),
             ("phase", "?"),
         ] {
             let mut keys = sample().to_keys();

@@ -96,6 +96,10 @@ impl Hold {
         if path == wire::DIGEST {
             return Ok(self.digest(request.uri().query()).await);
         }
+        if path == wire::PING {
+            self.shared.metrics.peer_answered("ping");
+            return Ok(answer(StatusCode::NO_CONTENT, Answer::Empty));
+        }
         match path
             .strip_prefix(wire::HOLD)
             .and_then(|rest| rest.strip_prefix('/')?.parse().ok())

@@ -3,7 +3,7 @@
 //! [`Upstream`] is the one handle; in reading order, the modules behind it:
 //! [`origin`] where objects come from; [`gate`] how many at once; [`peer`] one question to one peer;
 //! [`select`] which peer to ask; [`digest`] what peers hold; [`health`] how they have behaved;
-//! [`ranking`] how far they are; [`control`] what the control plane says; [`pool`] the connections
+//! [`ranking`] how far they are, [`probe`] how that is found out; [`control`] what the control plane says; [`pool`] the connections
 //! under all of them, and [`plain`] those that need no HTTP client.
 //!
 //! **Invariant:** nothing here knows of the cache; it takes and gives HTTP messages, keys and
@@ -17,6 +17,7 @@ pub mod origin;
 pub mod peer;
 pub mod plain;
 pub mod pool;
+pub mod probe;
 pub mod ranking;
 #[cfg(test)]
 mod scripted;
@@ -33,6 +34,7 @@ use arc_swap::ArcSwapOption;
 use cluster::{
     auth::Signer,
     clock::Clock,
+    coordinates::Coordinate,
     key::Key,
     net::Net,
     node::{Load, NodeId, NodeInfo, Phase, ROUND_TRIPS_MAX, Role},
@@ -54,6 +56,7 @@ use self::{
     origin::{OriginBody, OriginError, Origins},
     peer::{Asker, PeerError, PeerObject},
     pool::{Body, Pool},
+    probe::Position,
     ranking::Placed,
     select::{Candidate, Claim},
 };
@@ -106,6 +109,7 @@ struct Inner {
     planes: ControlPlanes,
     digests: Digests,
     health: Arc<Health>,
+    position: Position,
     ranking: Arc<ArcSwapOption<PeersAnswer>>,
     sites: watch::Sender<Option<Arc<SiteSet>>>,
     sites_version: u64,
@@ -142,6 +146,7 @@ impl Upstream {
             planes: ControlPlanes::new(pool, &control_planes, secret),
             digests: Digests::default(),
             health: Arc::default(),
+            position: Position::default(),
             ranking: Arc::default(),
             sites: watch::Sender::new(None),
             me,
@@ -168,6 +173,8 @@ impl Upstream {
                 events: inner.events.clone(),
             };
             tasks.push(("digests", tokio::spawn(puller.run())));
+            let probing = probe::probe(self.0.clone(), asker.clone());
+            tasks.push(("probe", tokio::spawn(probing)));
         }
         if inner.planes.any() {
             let (planes, me) = (inner.planes.clone(), inner.me.clone());
@@ -297,8 +304,8 @@ impl Upstream {
                 region: node.region.clone(),
                 peer_addr: inner.address(node).to_owned(),
                 phase: node.phase,
-                distance_km: placed.distance_km,
-                rtt_ms: placed.rtt_ms,
+                distance_km: placed.way.distance_km,
+                rtt_ms: placed.way.rtt_ms(),
                 load: node.load,
                 score: select::score(placed.cost_ms, node.load, standing, errors),
                 errors,
@@ -315,7 +322,7 @@ impl Upstream {
                         bytes: digest.memory_bytes(),
                     })
                 }),
-                why: placed.explain(),
+                why: placed.way.explain(),
             }
         };
         inner.placed().into_iter().enumerate().map(report).collect()
@@ -324,6 +331,12 @@ impl Upstream {
     /// Round trips to publish through gossip, in milliseconds: the newest, as many as fit there.
     pub fn round_trips(&self) -> BTreeMap<NodeId, f64> {
         self.0.health.round_trips(ROUND_TRIPS_MAX)
+    }
+
+    /// Where this node stands by the round trips that it measured, to publish through gossip; `None`
+    /// until there is one.
+    pub fn coordinate(&self) -> Option<Coordinate> {
+        self.0.position.coordinate()
     }
 
     /// The newest site registry that a control plane gave; `None` until it gave one. Check nothing,

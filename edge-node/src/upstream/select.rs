@@ -1,6 +1,9 @@
 //! Which holder to ask, and why. Pure.
 
-use cluster::node::{Load, NodeId};
+use cluster::{
+    node::{Load, NodeId},
+    proximity::load_factor,
+};
 use rand::{Rng, RngExt as _};
 use serde::Serialize;
 
@@ -14,12 +17,6 @@ const NEAR_HOLDERS_MAX: usize = 4;
 /// And only between those that cost at most this much more than the best: choosing at random spreads
 /// load over equals, it must not send requests across an ocean that the neighbour could answer.
 const NEAR_FACTOR: f64 = 2.0;
-/// Requests under way that double a peer's cost.
-const IN_FLIGHT_DOUBLES: f64 = 200.0;
-/// Bytes per second that double a peer's cost: a gigabit's worth.
-const BYTES_PER_S_DOUBLES: f64 = 125e6;
-/// Bound on what load adds: beyond it a farther peer is better in any case.
-const LOAD_FACTOR_MAX: f64 = 9.0;
 /// Where everything fails, the cost is this many times higher (plus one).
 const ERRORS_WEIGHT: f64 = 10.0;
 /// What it costs to have said lately that one is busy.
@@ -56,17 +53,12 @@ pub struct Claim<'a> {
 /// The expected cost in milliseconds of asking a peer: what its distance costs, times what its load
 /// and its failures add.
 pub fn score(cost_ms: f64, load: Load, standing: Standing, errors: f64) -> f64 {
-    let in_flight = f64::from(load.in_flight) / IN_FLIGHT_DOUBLES;
-    let bytes = load.bytes_per_s as f64 / BYTES_PER_S_DOUBLES;
     let busy = if standing == Standing::Busy {
         BUSY_FACTOR
     } else {
         1.0
     };
-    cost_ms
-        * (1.0 + in_flight.max(bytes).min(LOAD_FACTOR_MAX))
-        * (1.0 + ERRORS_WEIGHT * errors)
-        * busy
+    cost_ms * (1.0 + load_factor(load)) * (1.0 + ERRORS_WEIGHT * errors) * busy
 }
 
 /// The holders to ask one after the other, at most [`HOLDERS_ASKED_MAX`]: the better of two taken at
@@ -112,7 +104,7 @@ fn two_of(n: usize, rng: &mut impl Rng) -> usize {
 
 fn candidate(score: f64, claim: &Claim<'_>) -> Candidate {
     let node = &claim.placed.node;
-    let mut why = claim.placed.explain();
+    let mut why = claim.placed.way.explain();
     if node.load.in_flight > 0 {
         why.push_str(&format!(", {} requests under way", node.load.in_flight));
     }
@@ -137,22 +129,25 @@ fn candidate(score: f64, claim: &Claim<'_>) -> Candidate {
 mod tests {
     use std::{collections::BTreeMap, sync::Arc};
 
-    use cluster::node::{NodeInfo, Phase, Role};
+    use cluster::{
+        node::{NodeInfo, Phase, Role},
+        proximity::Way,
+    };
     use proptest::prelude::*;
     use rand::{SeedableRng as _, rngs::SmallRng};
 
     use super::*;
-    use crate::upstream::ranking::Why;
 
     fn placed(id: &str, cost_ms: f64) -> Placed {
         let mut node = NodeInfo::new(id.parse().unwrap(), Role::Edge);
         node.phase = Phase::Ready;
         Placed {
             node: Arc::new(node),
-            distance_km: None,
-            rtt_ms: Some(cost_ms),
+            way: Way {
+                measured_ms: Some(cost_ms),
+                ..Way::default()
+            },
             cost_ms,
-            why: Why::Measured,
         }
     }
 
