@@ -163,7 +163,9 @@ impl Upstream {
         let inner = &*self.0;
         let mut tasks = Vec::new();
         if let Some(asker) = &inner.asker {
+            let ranked = self.0.clone();
             let puller = DigestPuller {
+                nearest: Arc::new(move || ranked.nearest()),
                 digests: inner.digests.clone(),
                 asker: asker.clone(),
                 me: inner.me.clone(),
@@ -376,6 +378,13 @@ impl Inner {
             &view,
             &self.health.round_trips(usize::MAX),
         )
+    }
+
+    /// Every other edge, the nearest first.
+    fn nearest(&self) -> Vec<NodeId> {
+        let mut placed = self.placed();
+        placed.sort_by(|a, b| a.cost_ms.total_cmp(&b.cost_ms));
+        placed.into_iter().map(|p| p.node.id.clone()).collect()
     }
 
     fn address<'a>(&'a self, node: &'a NodeInfo) -> &'a str {

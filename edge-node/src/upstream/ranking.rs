@@ -95,7 +95,8 @@ pub fn order(
     all
 }
 
-fn place(
+/// Where `peer` stands, as `me` sees it; `measured` is this node's own round trip in milliseconds.
+pub fn place(
     ranked: Option<&RankedPeer>,
     me: &NodeInfo,
     peer: &Arc<NodeInfo>,
