@@ -10,6 +10,8 @@ use crate::{
 
 /// Peer listener: `GET {HOLD}/{key as 32 hex digits}` asks for an object from storage only.
 pub const HOLD: &str = "/v1/hold";
+/// Peer listener: `GET {FILL}/{key}` asks the home of a key for an object, which it fetches if need be.
+pub const FILL: &str = "/v1/fill";
 /// Peer listener: `GET {DIGEST}?since=epoch,seq` asks for what changed in the digest.
 pub const DIGEST: &str = "/v1/digest";
 /// Peer listener: `GET {PING}` is answered by 204 at once: how long that takes is the round trip.

@@ -167,6 +167,7 @@ impl Edge {
         me.region.clone_from(&config.region);
         me.location = config.location;
         me.sites_version = sites.load().version();
+        me.capacity_bytes = config.cache.disk.0;
         me.digest = Some(cache.digest_version());
         let membership = match (&config.cluster, &peer_listener) {
             (Some(cluster), Some(peer)) => {
@@ -214,14 +215,6 @@ impl Edge {
             reach: cluster.map(|c| c.reach.clone()).unwrap_or_default(),
             events: metrics.clone(),
         });
-        let peer = match (&config.cluster, peer_listener) {
-            (Some(cluster), Some(listener)) => {
-                let verifier = Verifier::new(cluster.secret.clone(), config.id.clone());
-                let hold = Hold::new(cache.clone(), verifier, metrics.clone(), clock.clone());
-                Some((listener, hold))
-            }
-            _ => None,
-        };
         let refusals = Refusals::default();
         let proxy = Proxy::new(ProxyParts {
             me: config.id.clone(),
@@ -237,6 +230,20 @@ impl Edge {
             },
             fills_max: config.limits.fills,
         });
+        let peer = match (&config.cluster, peer_listener) {
+            (Some(cluster), Some(listener)) => {
+                let verifier = Verifier::new(cluster.secret.clone(), config.id.clone());
+                let hold = Hold::new(
+                    cache.clone(),
+                    proxy.clone(),
+                    verifier,
+                    metrics.clone(),
+                    clock.clone(),
+                );
+                Some((listener, hold))
+            }
+            _ => None,
+        };
         let addresses = Addresses {
             http: http.local_addr(),
             admin: admin.local_addr(),

@@ -1,5 +1,6 @@
-//! The peer listener: questions of other edges, answered from storage only. Nothing asked here makes
-//! this node ask anybody else, so requests between nodes cannot loop.
+//! The peer listener: questions of other edges. `hold` questions and digests are answered from storage only,
+//! and make this node ask nobody. `fill` questions, asked of the home of a key, may make it ask homes of a
+//! lower level or the origin ([`Proxy::relay`]), nobody else; so requests between nodes cannot loop.
 //!
 //! Who does not prove to know the cluster's secret is cut off without a byte
 //! ([`crate::serve::ConnectionLimits::gated`]).
@@ -16,21 +17,24 @@ use bytes::Bytes;
 use cluster::{
     auth::Verifier, clock::Clock, key::Key, manifest::PIECE_BYTES, node::DigestVersion, wire,
 };
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::{Body, Frame};
 use hyper::body::Incoming;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc::Receiver};
 use tracing::warn;
 
 use crate::{
     cache::{Cache, entry::Reading, fill::BodyError},
     metrics::Metrics,
+    proxy::{Proxy, Question},
     serve::{Connection, NotAdmitted},
-    upstream::peer,
+    upstream::{home::Level, peer},
 };
 
 /// Objects handed to peers at once. More are told at once that this node is busy, and ask elsewhere.
 const TRANSFERS_MAX: usize = 256;
+/// Questions to fill at once: each may wait for the origin, and holds two blocks of 64 KiB at most.
+const RELAYS_MAX: usize = 1024;
 /// Addresses whose first refusal was logged; beyond that, refusals are only counted.
 const LOGGED_MAX: usize = 1024;
 
@@ -42,25 +46,36 @@ pub struct Hold {
 
 struct Shared {
     cache: Cache,
+    proxy: Proxy,
     verifier: Verifier,
     metrics: Arc<Metrics>,
     clock: Clock,
     transfers: Arc<Semaphore>,
+    relays: Arc<Semaphore>,
     logged: Mutex<HashSet<IpAddr>>,
 }
 
 impl Hold {
-    /// Answers from `cache` whoever `verifier` accepts.
-    pub fn new(cache: Cache, verifier: Verifier, metrics: Arc<Metrics>, clock: Clock) -> Self {
+    /// Answers whoever `verifier` accepts: from `cache`, or as a home with what `proxy` fetches.
+    pub fn new(
+        cache: Cache,
+        proxy: Proxy,
+        verifier: Verifier,
+        metrics: Arc<Metrics>,
+        clock: Clock,
+    ) -> Self {
         let transfers = Arc::new(Semaphore::new(TRANSFERS_MAX));
+        let relays = Arc::new(Semaphore::new(RELAYS_MAX));
         let logged = Mutex::default();
         Self {
             shared: Arc::new(Shared {
                 cache,
+                proxy,
                 verifier,
                 metrics,
                 clock,
                 transfers,
+                relays,
                 logged,
             }),
         }
@@ -100,10 +115,12 @@ impl Hold {
             self.shared.metrics.peer_answered("ping");
             return Ok(answer(StatusCode::NO_CONTENT, Answer::Empty));
         }
-        match path
-            .strip_prefix(wire::HOLD)
-            .and_then(|rest| rest.strip_prefix('/')?.parse().ok())
-        {
+        let key_behind = |prefix| path.strip_prefix(prefix)?.strip_prefix('/')?.parse().ok();
+        if let Some(key) = key_behind(wire::FILL) {
+            let level = Level::of_query(request.uri().query());
+            return Ok(self.fill(key, level, request.headers(), connection.from.ip()));
+        }
+        match key_behind(wire::HOLD) {
             Some(key) => Ok(self.hold(key, &request).await),
             None => Ok(answer(StatusCode::NOT_FOUND, Answer::Empty)),
         }
@@ -189,6 +206,35 @@ impl Hold {
         response
     }
 
+    fn fill(
+        &self,
+        key: Key,
+        level: Option<Level>,
+        fields: &HeaderMap,
+        from: IpAddr,
+    ) -> Response<Answer> {
+        let Shared { proxy, metrics, .. } = &*self.shared;
+        let Some(level) = level else {
+            return answer(StatusCode::BAD_REQUEST, Answer::Empty);
+        };
+        let Ok(place) = self.shared.relays.clone().try_acquire_owned() else {
+            metrics.peer_answered("busy");
+            return answer(StatusCode::SERVICE_UNAVAILABLE, Answer::Empty);
+        };
+        metrics.peer_answered("fill");
+        let question = Question {
+            key,
+            level,
+            from,
+            fields: fields.clone(),
+        };
+        let transfer = Transfer::new(metrics.clone(), place);
+        answer(
+            StatusCode::OK,
+            Answer::Fill(proxy.relay(question), transfer),
+        )
+    }
+
     fn log_once(&self, from: IpAddr, denied: &cluster::auth::Denied) {
         let mut logged = self
             .shared
@@ -237,6 +283,8 @@ pub enum Answer {
     Whole(Option<Bytes>),
     /// The manifest, then the bytes of the pieces; the transfer keeps its place until the end.
     Object(Bytes, Option<Reading>, Transfer),
+    /// Frames as they come ([`crate::upstream::home`]).
+    Fill(Receiver<Bytes>, Transfer),
 }
 
 impl Body for Answer {
@@ -250,6 +298,7 @@ impl Body for Answer {
         let bytes = match &mut *self {
             Self::Empty => None,
             Self::Whole(bytes) => bytes.take().map(Ok),
+            Self::Fill(frames, _) => std::task::ready!(frames.poll_recv(context)).map(Ok),
             Self::Object(head, reading, _) => {
                 if head.is_empty() {
                     match reading {
@@ -268,7 +317,9 @@ impl Body for Answer {
                 }
             }
         };
-        if let (Self::Object(_, _, transfer), Some(Ok(bytes))) = (&*self, &bytes) {
+        if let (Self::Object(_, _, transfer) | Self::Fill(_, transfer), Some(Ok(bytes))) =
+            (&*self, &bytes)
+        {
             transfer.metrics.sent(bytes.len() as u64);
         }
         Poll::Ready(bytes.map(|read| read.map(Frame::data)))

@@ -7,18 +7,23 @@
 
 mod answer;
 mod fetch;
+mod home;
 mod invalidation;
 mod onward;
 mod pass;
 mod quick;
+mod relay;
 mod shedding;
 mod target;
 mod tunnel;
 mod upload;
 
-pub use self::upload::UploadLimits;
+pub use self::{relay::Question, upload::UploadLimits};
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::IpAddr,
+    sync::{Arc, OnceLock},
+};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use cluster::{clock::Clock, key::Key, node::NodeId, site::Site};
@@ -48,7 +53,7 @@ use crate::{
     },
     serve::{Connection, framing::Flaw, interim::Interim},
     sites::{Selected, Sites},
-    upstream::{Upstream, plain::Spelling},
+    upstream::{Upstream, home::Level, plain::Spelling},
 };
 
 /// How often a request starts over because what it followed turned out not to be for it.
@@ -133,6 +138,10 @@ struct Asked {
     interim: Option<Interim>,
     now_ms: u64,
     started: Instant,
+    /// Who asks: a client, or another node of which.
+    level: Level,
+    /// Until when the fill must know what comes of it, once homes were asked.
+    deadline: OnceLock<Instant>,
 }
 
 /// A request in flight, up to its answer, with which its trace goes on; or until its client leaves.
@@ -375,6 +384,8 @@ impl Proxy {
             interim: caller.interim,
             now_ms: self.shared.clock.unix_ms(),
             started: caller.started,
+            level: Level::Client,
+            deadline: OnceLock::new(),
         }
     }
 

@@ -2,8 +2,9 @@
 //!
 //! [`Upstream`] is the one handle; in reading order, the modules behind it:
 //! [`origin`] where objects come from; [`gate`] how many at once; [`peer`] one question to one peer;
-//! [`select`] which peer to ask; [`digest`] what peers hold; [`health`] how they have behaved;
-//! [`ranking`] how far they are, [`probe`] how that is found out; [`control`] what the control plane says; [`pool`] the connections
+//! [`select`] which peer to ask; [`home`] who fetches for others; [`digest`] what peers hold; [`health`]
+//! how they have behaved; [`ranking`] how far they are, [`probe`] how that is found out; [`control`] what
+//! the control plane says; [`pool`] the connections
 //! under all of them, and [`plain`] those that need no HTTP client.
 //!
 //! **Invariant:** nothing here knows of the cache; it takes and gives HTTP messages, keys and
@@ -13,6 +14,7 @@ pub mod control;
 pub mod digest;
 pub mod gate;
 pub mod health;
+pub mod home;
 pub mod origin;
 pub mod peer;
 pub mod plain;
@@ -27,7 +29,8 @@ use std::{
     collections::{BTreeMap, HashMap},
     fmt,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use arc_swap::ArcSwapOption;
@@ -37,9 +40,10 @@ use cluster::{
     coordinates::Coordinate,
     key::Key,
     net::Net,
-    node::{Load, NodeId, NodeInfo, Phase, ROUND_TRIPS_MAX, Role},
+    node::{Load, NodeId, NodeInfo, ORIGINS_MAX, Phase, ROUND_TRIPS_MAX, Role},
+    placement,
     secret::ClusterSecret,
-    site::{Site, SiteSet},
+    site::{Site, SiteSet, rules::Shield},
     view::ClusterView,
     wire::PeersAnswer,
 };
@@ -53,6 +57,7 @@ use self::{
     digest::{DigestPuller, Digests},
     gate::{Place, Refused, Traffic},
     health::{Health, Severity, Standing},
+    home::{Home, Level, Told, Wanted, Way},
     origin::{OriginBody, OriginError, Origins},
     peer::{Asker, PeerError, PeerObject},
     pool::{Body, Pool},
@@ -65,7 +70,8 @@ use self::{
 pub trait Events: Send + Sync + 'static {
     /// A request goes out to an origin of this site.
     fn origin_attempt(&self, site: &str);
-    /// A question to a peer has ended: `hit`, `abandoned`, or a [`PeerError::label`].
+    /// A question to a peer has ended: `hit`, `abandoned`, or a [`PeerError::label`]; one to a home `filled`,
+    /// `same`, or a [`home::Refusal::label`].
     fn peer_result(&self, peer: &NodeId, result: &'static str);
     /// A peer does not have what its digest claims.
     fn digest_false_hit(&self, peer: &NodeId);
@@ -116,7 +122,16 @@ struct Inner {
     data_dir: PathBuf,
     reach: Arc<HashMap<NodeId, String>>,
     events: Arc<dyn Events>,
+    /// Time to the origins of each site, in milliseconds. Sites that are gone leave with
+    /// [`Upstream::origin_times`].
+    origin_times_ms: Mutex<HashMap<String, f64>>,
 }
+
+/// How much of the difference to a longer time is believed: the shortest of the last some dozens is the
+/// way, what is above it the origin's work.
+const ORIGIN_TIME_DRIFT: f64 = 0.03;
+/// Times are told in steps of this factor, or everybody's candidates for homes would change all the time.
+const ORIGIN_TIME_STEP: f64 = 1.25;
 
 impl Upstream {
     /// Connects nothing yet.
@@ -155,6 +170,7 @@ impl Upstream {
             data_dir,
             reach: Arc::new(reach),
             events,
+            origin_times_ms: Mutex::default(),
         }))
     }
 
@@ -217,7 +233,76 @@ impl Upstream {
         request: Request<Body>,
         place: Place,
     ) -> Result<Response<OriginBody>, OriginError> {
-        self.0.origins.fetch(site, host, request, place).await
+        let asked = Instant::now();
+        let answered = self.0.origins.fetch(site, host, request, place).await;
+        if answered.is_ok() {
+            self.0.origin_took(&site.name, asked.elapsed());
+        }
+        answered
+    }
+
+    /// Times to the origins of sites that are `served`, to publish through gossip, in milliseconds. What is
+    /// known of others is forgotten.
+    pub fn origin_times(&self, served: impl Fn(&str) -> bool) -> BTreeMap<String, f64> {
+        let times = &self.0.origin_times_ms;
+        let mut times = times.lock().unwrap_or_else(PoisonError::into_inner);
+        times.retain(|site, _| served(site));
+        let sorted: BTreeMap<_, _> = times.iter().collect();
+        let step = |ms: f64| ORIGIN_TIME_STEP.powf(ms.max(0.1).log(ORIGIN_TIME_STEP).round());
+        let published = sorted.into_iter().take(ORIGINS_MAX);
+        published
+            .map(|(site, ms)| (site.clone(), step(*ms)))
+            .collect()
+    }
+
+    /// The homes that a question of `level` for `key` makes this node ask, one after the other, before the
+    /// origin.
+    pub fn way(&self, site: &Site, key: Key, level: Level) -> Way {
+        let inner = &*self.0;
+        if inner.asker.is_none() || level <= Level::Cluster {
+            return Way::new();
+        }
+        let view = inner.view.borrow().clone();
+        let [region, cluster] = inner.homes(&view, site, key);
+        let names = |homes: &[&'_ NodeInfo]| homes.iter().map(|node| node.id.clone()).collect();
+        let (region, cluster): (Vec<_>, Vec<_>) = (names(&region), names(&cluster));
+        home::way(level, site.shield(), &inner.me, &region, &cluster)
+            .into_iter()
+            .filter_map(|(level, id)| {
+                let addr = inner.address(view.node(&id)?).to_owned();
+                Some(Home { id, addr, level })
+            })
+            .collect()
+    }
+
+    /// Asks `home` for what is `wanted`, and waits until it is known what comes of it; the caller knows for
+    /// how long. A home that fails, now or within the body, is ejected; one that only tells of its origin's
+    /// failure is not.
+    ///
+    /// # Errors
+    ///
+    /// The home failed.
+    pub async fn fill(&self, home: &Home, wanted: Wanted<'_>) -> Result<Told, PeerError> {
+        let asker = self.0.asker.as_ref().ok_or(PeerError::Denied)?;
+        let question = self.0.question(&home.id)?;
+        match asker.fill(home, wanted).await {
+            Ok((mut told, round_trip)) => {
+                self.0.measured(&home.id, round_trip);
+                match &mut told {
+                    Told::Object(relayed) => {
+                        relayed.verdict =
+                            Some(Box::new(move |result| question.end_as("filled", result)));
+                    }
+                    Told::Same(_) => question.end_as("same", Ok(())),
+                    Told::Refused(refusal) => question.end_as(refusal.label(), Ok(())),
+                }
+                Ok(told)
+            }
+            Err(error) => {
+                question.end(Err(&error));
+                Err(error)
+            }
+        }
     }
 
     /// Who to ask for `key`, best first, by their digests: a local look, nobody is asked.
@@ -263,22 +348,13 @@ impl Upstream {
     ) -> Result<PeerObject, PeerError> {
         let peer = &candidate.id;
         let asker = self.0.asker.as_ref().ok_or(PeerError::Denied)?;
-        if !self.0.health.with(peer, |h| h.admit(Instant::now())) {
-            self.0.events.peer_result(peer, PeerError::Ejected.label());
-            return Err(PeerError::Ejected);
-        }
-        let question = Question {
-            inner: self.0.clone(),
-            peer: peer.clone(),
-            answered: false,
-        };
+        let question = self.0.question(peer)?;
         match asker
             .hold(peer, &candidate.addr, key, fields, from_piece)
             .await
         {
             Ok((mut object, round_trip)) => {
-                let ms = round_trip.as_secs_f64() * 1e3;
-                self.0.health.with(peer, |h| h.measured(ms, Instant::now()));
+                self.0.measured(peer, round_trip);
                 object
                     .pieces
                     .report_to(Box::new(move |result| question.end(result)));
@@ -387,6 +463,50 @@ impl Inner {
         placed.into_iter().map(|p| p.node.id.clone()).collect()
     }
 
+    /// The homes of `key` for this node's region and for the cluster, as far as the site has such.
+    fn homes<'a>(&self, view: &'a ClusterView, site: &Site, key: Key) -> [Vec<&'a NodeInfo>; 2] {
+        let nodes = || view.nodes().map(|node| &**node);
+        let region = view.node(&self.me).map_or("", |me| &me.region);
+        match site.shield() {
+            Shield::None => [vec![], vec![]],
+            Shield::Region => [placement::region_homes(key, region, nodes()), vec![]],
+            Shield::Cluster => [
+                placement::region_homes(key, region, nodes()),
+                placement::cluster_homes(key, &site.name, nodes()),
+            ],
+        }
+    }
+
+    fn question(self: &Arc<Self>, peer: &NodeId) -> Result<Question, PeerError> {
+        if !self.health.with(peer, |h| h.admit(Instant::now())) {
+            self.events.peer_result(peer, PeerError::Ejected.label());
+            return Err(PeerError::Ejected);
+        }
+        Ok(Question {
+            inner: self.clone(),
+            peer: peer.clone(),
+            answered: false,
+        })
+    }
+
+    fn measured(&self, peer: &NodeId, round_trip: Duration) {
+        let ms = round_trip.as_secs_f64() * 1e3;
+        self.health.with(peer, |h| h.measured(ms, Instant::now()));
+    }
+
+    fn origin_took(&self, site: &str, took: Duration) {
+        let ms = took.as_secs_f64() * 1e3;
+        let mut times = self
+            .origin_times_ms
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match times.get_mut(site) {
+            Some(known) if *known < ms => *known += ORIGIN_TIME_DRIFT * (ms - *known),
+            Some(known) => *known = ms,
+            None => drop(times.insert(site.to_owned(), ms)),
+        }
+    }
+
     fn address<'a>(&'a self, node: &'a NodeInfo) -> &'a str {
         self.reach.get(&node.id).unwrap_or(&node.peer)
     }
@@ -400,12 +520,17 @@ struct Question {
 }
 
 impl Question {
-    fn end(mut self, result: Result<(), &PeerError>) {
+    fn end(self, result: Result<(), &PeerError>) {
+        self.end_as("hit", result);
+    }
+
+    /// The same with another word for success.
+    fn end_as(mut self, success: &'static str, result: Result<(), &PeerError>) {
         self.answered = true;
         let (peer, now) = (&self.peer, Instant::now());
         self.inner
             .events
-            .peer_result(peer, result.map_or_else(PeerError::label, |()| "hit"));
+            .peer_result(peer, result.map_or_else(PeerError::label, |()| success));
         if result == Err(&PeerError::Miss) {
             self.inner.events.digest_false_hit(peer);
         }

@@ -1,5 +1,5 @@
-//! Tells the cluster how this node is: load and digest version once a second, so that what others know
-//! is seconds old at most; where it is by round trips when that has changed.
+//! Tells the cluster how this node is: load, digest version and times to origins once a second, so that
+//! what others know is seconds old at most; where it is by round trips when that has changed.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -42,6 +42,8 @@ pub async fn run(gauges: Gauges, membership: Option<Arc<Membership>>) {
             coordinate_told.is_none_or(|(told, at)| coordinate.is_news(&told, now - at))
         });
         coordinate_told = coordinate.map(|c| (c, now)).or(coordinate_told);
+        let sites = gauges.sites.load();
+        let origins = gauges.upstream.origin_times(|site| sites.serves(site));
         membership.update(|me| {
             me.load = Load {
                 in_flight,
@@ -52,6 +54,7 @@ pub async fn run(gauges: Gauges, membership: Option<Arc<Membership>>) {
                 me.round_trips_ms = round_trips;
             }
             me.coordinate = coordinate.or(me.coordinate);
+            me.origins_ms = origins;
         });
     }
 }
