@@ -38,6 +38,7 @@ use cluster::{
     auth::Signer,
     clock::Clock,
     coordinates::Coordinate,
+    digest::Digest,
     key::Key,
     net::Net,
     node::{Load, NodeId, NodeInfo, ORIGINS_MAX, Phase, ROUND_TRIPS_MAX, Role},
@@ -314,10 +315,9 @@ impl Upstream {
             return Vec::new();
         }
         let now = Instant::now();
-        let placed = inner.placed();
+        let placed = inner.placed_among(&digests, key);
         let claims: Vec<Claim<'_>> = placed
             .iter()
-            .filter(|placed| claims(&placed.node.id))
             .map(|placed| {
                 let health = inner.health.of(&placed.node.id);
                 Claim {
@@ -438,22 +438,36 @@ impl fmt::Debug for Upstream {
 }
 
 impl Inner {
+    /// Every other edge, in the order of ranks: for reports and now and then, not for every miss.
     fn placed(&self) -> Vec<Placed> {
         let view = self.view.borrow().clone();
-        let stranger;
-        let me = match view.node(&self.me) {
-            Some(me) => &**me,
-            None => {
-                stranger = NodeInfo::new(self.me.clone(), Role::Edge);
-                &stranger
-            }
-        };
         ranking::order(
             self.ranking.load().as_deref(),
-            me,
+            &self.myself(&view),
             &view,
             &self.health.round_trips(usize::MAX),
         )
+    }
+
+    /// The peers that claim `key`, in no order. What it costs does not grow with the cluster.
+    fn placed_among(&self, digests: &HashMap<NodeId, Arc<Digest>>, key: Key) -> Vec<Placed> {
+        let view = self.view.borrow().clone();
+        let (me, ranking) = (self.myself(&view), self.ranking.load());
+        let claiming = digests.iter().filter(|(_, digest)| digest.contains(key));
+        claiming
+            .filter_map(|(id, _)| view.node(id))
+            .map(|peer| {
+                let ranked = ranking::rank_of(ranking.as_deref(), &me.id, &peer.id);
+                let measured = self.health.of(&peer.id).round_trip_ms();
+                ranking::place(ranked, &me, peer, measured)
+            })
+            .collect()
+    }
+
+    /// This node, as it last described itself.
+    fn myself(&self, view: &ClusterView) -> Arc<NodeInfo> {
+        let stranger = || Arc::new(NodeInfo::new(self.me.clone(), Role::Edge));
+        view.node(&self.me).cloned().unwrap_or_else(stranger)
     }
 
     /// Every other edge, the nearest first.

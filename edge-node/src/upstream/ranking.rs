@@ -95,6 +95,16 @@ pub fn order(
     all
 }
 
+/// What `ranking` says of `peer`, if it is `me`'s.
+pub fn rank_of<'a>(
+    ranking: Option<&'a PeersAnswer>,
+    me: &NodeId,
+    peer: &NodeId,
+) -> Option<&'a RankedPeer> {
+    let ranking = ranking.filter(|ranking| ranking.node == *me)?;
+    ranking.peers.iter().find(|ranked| ranked.id == *peer)
+}
+
 /// Where `peer` stands, as `me` sees it; `measured` is this node's own round trip in milliseconds.
 pub fn place(
     ranked: Option<&RankedPeer>,

@@ -147,6 +147,8 @@ pub struct Times {
     pub p95: f64,
     /// 99 of 100 are at most this.
     pub p99: f64,
+    /// 999 of 1,000 are at most this.
+    pub p999: f64,
 }
 
 impl Times {
@@ -163,6 +165,7 @@ impl Times {
             p50: at(0.5),
             p95: at(0.95),
             p99: at(0.99),
+            p999: at(0.999),
         }
     }
 }

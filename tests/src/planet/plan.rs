@@ -57,8 +57,8 @@ impl Plan {
         Self {
             strategy,
             nodes,
-            objects: 5_000,
-            requests: (300 * nodes as u64).max(100_000),
+            objects: 2_000,
+            requests: (300 * nodes as u64).max(400_000),
             dying: 3.0,
             slow: 2.0,
             store_bytes: 1 << 30,

@@ -10,9 +10,9 @@ use super::{
 /// The table, in Markdown, of runs in whatever order.
 pub fn table(outcomes: &[Outcome]) -> String {
     let mut text = String::from(
-        "| nodes | objects found by | first byte, ms: mean | p50 | p95 | p99 | last byte, ms: mean | p99 | origin requests per object | bytes from store / peer / home / origin, % | busiest sender / mean | digests per node: kB/s (most) | MB (most) | false hits, misses | timeouts |\n",
+        "| nodes | objects found by | first byte, ms: mean | p50 | p95 | p99 | p99.9 | last byte, ms: mean | p99 | origin requests per object | bytes from store / peer / home / origin, % | busiest sender / mean | digests per node: kB/s (most) | MB (most) | false hits, misses | timeouts |\n",
     );
-    text.push_str(&"|---".repeat(15));
+    text.push_str(&"|---".repeat(16));
     text.push_str("|\n");
     for outcome in outcomes {
         let (first, last) = (outcome.first(), outcome.last());
@@ -22,13 +22,14 @@ pub fn table(outcomes: &[Outcome]) -> String {
         let (kb, mb) = (1e3, 1e6);
         let _ = writeln!(
             text,
-            "| {} | {} | {:.1} | {:.1} | {:.1} | {:.0} | {:.1} | {:.0} | {:.2} | {:.0} / {:.0} / {:.0} / {:.0} | {:.1} | {:.2} ({:.2}) | {:.2} ({:.2}) | {}, {} | {} |",
+            "| {} | {} | {:.1} | {:.1} | {:.1} | {:.0} | {:.0} | {:.1} | {:.0} | {:.2} | {:.0} / {:.0} / {:.0} / {:.0} | {:.1} | {:.2} ({:.2}) | {:.2} ({:.2}) | {}, {} | {} |",
             outcome.nodes,
             outcome.strategy.name(),
             first.mean,
             first.p50,
             first.p95,
             first.p99,
+            first.p999,
             last.mean,
             last.p99,
             outcome.origin_per_object(),

@@ -10,11 +10,18 @@ use std::{
 
 use anyhow::Result;
 use cluster::{
-    coordinates::Coordinate, digest::Digest, key::Key, node::NodeInfo, placement, view::ClusterView,
+    coordinates::Coordinate,
+    digest::Digest,
+    key::Key,
+    node::{NodeId, NodeInfo},
+    placement,
+    site::rules::Shield,
+    view::ClusterView,
 };
 use edge_node::upstream::{
     digest::subscriptions,
     health::{PeerHealth, Severity, Standing},
+    home::{self, Level, may_join},
     peer::CONNECT_TIMEOUT,
     ranking,
     select::{self, Claim},
@@ -83,6 +90,8 @@ enum Event {
 enum Fault {
     Miss,
     Silent,
+    /// It waits for who asks, perhaps; not its fault.
+    Crossed,
 }
 
 /// Whom a fetch asks.
@@ -93,14 +102,6 @@ enum Step {
     /// As a home, of which kind.
     Fill(usize, Level),
     Origin,
-}
-
-/// For whom a node fetches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Level {
-    Clients,
-    Region,
-    Cluster,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -115,6 +116,8 @@ struct Fetch {
     node: usize,
     object: u32,
     steps: VecDeque<Step>,
+    /// How far it asks.
+    reach: Level,
     asked_ms: f64,
     waiters: Vec<Waiter>,
     /// From whom, and when the last byte will be there, once the first is.
@@ -222,15 +225,16 @@ pub fn run(plan: Plan) -> Result<Outcome> {
 impl Run {
     fn begin(&mut self) {
         self.tell();
-        let end_ms = WARM_UP_MS + DEMAND_MS;
         for node in 0..self.edges.len() {
             let phase = node as f64 / self.edges.len() as f64;
             if self.plan.strategy == Strategy::Measured {
                 self.at(phase * PROBE_EVERY_MS, Event::Probe(node));
             }
-            // At once by distance, later by what was measured.
-            self.rank(node);
-            self.at((0.5 + phase) * RANK_EVERY_MS, Event::Rank(node));
+            if self.has_digests() {
+                // At once by distance, later by what was measured.
+                self.rank(node);
+                self.at((0.5 + phase) * RANK_EVERY_MS, Event::Rank(node));
+            }
             if self.clients.random::<f64>() * 100.0 < self.plan.dying {
                 let when = WARM_UP_MS + self.clients.random::<f64>() * (DEMAND_MS - DEAD_MS);
                 self.at(when, Event::Die(node));
@@ -238,7 +242,6 @@ impl Run {
         }
         self.at(TOLD_EVERY_MS, Event::Tell);
         self.at(WARM_UP_MS, Event::Request);
-        debug_assert!(self.now_ms < end_ms);
     }
 
     fn end(mut self) -> Outcome {
@@ -257,6 +260,10 @@ impl Run {
         self.pushed += 1;
         let at_us = (at_ms.max(self.now_ms) * 1e3) as u64;
         self.queue.push(Reverse(Queued(at_us, self.pushed, event)));
+    }
+
+    fn has_digests(&self) -> bool {
+        matches!(self.plan.strategy, Strategy::Measured | Strategy::Nearest)
     }
 
     fn ended(&self) -> bool {
@@ -311,13 +318,24 @@ impl Run {
         }
         self.wanted.insert(object);
         let since = Waiter::Client(self.now_ms);
-        self.want(node, object, Level::Clients, since);
+        self.want(node, object, Level::Client, since);
     }
 
     /// `waiter` wants an object of `node`.
     fn want(&mut self, node: usize, object: u32, level: Level, waiter: Waiter) {
         match self.edges[node].state(object) {
             Some(State::Held) => self.serve(node, object, waiter, Source::Store, self.now_ms),
+            Some(State::Filling(fetch)) if !self.joins(level, waiter, fetch) => {
+                let Waiter::Fetch(asker) = waiter else { return };
+                let way = noisy(
+                    self.world.rtt_ms(node, self.fetches[asker].node) / 2.0,
+                    &mut self.rng,
+                );
+                self.at(
+                    self.now_ms + way,
+                    Event::Failed(asker, node, Fault::Crossed),
+                );
+            }
             Some(State::Filling(fetch)) => match self.fetches[fetch].head {
                 Some((source, last_ms)) => self.serve(node, object, waiter, source, last_ms),
                 None => self.fetches[fetch].waiters.push(waiter),
@@ -325,7 +343,12 @@ impl Run {
             None => {
                 let fetch = self.fetches.len();
                 let steps = self.steps(node, object, level);
+                let fills = steps.iter().filter_map(|step| match step {
+                    Step::Fill(_, level) => Some(*level),
+                    Step::Hold(_) | Step::Origin => None,
+                });
                 self.fetches.push(Fetch {
+                    reach: fills.max().unwrap_or(Level::Origin),
                     node,
                     object,
                     steps,
@@ -337,6 +360,11 @@ impl Run {
                 self.advance(fetch);
             }
         }
+    }
+
+    /// Whether `waiter` may wait for a fetch that is under way: its own clients may.
+    fn joins(&self, level: Level, waiter: Waiter, fetch: FetchId) -> bool {
+        matches!(waiter, Waiter::Client(_)) || may_join(level, self.fetches[fetch].reach as u8)
     }
 
     /// `node` has the first byte, and will have the last at `last_ms`.
@@ -451,6 +479,7 @@ impl Run {
                 health.failed(Severity::Failed, "silent", now);
                 self.outcome.timeouts += 1;
             }
+            Fault::Crossed => health.succeeded(now),
         }
         if self.edges[node].alive {
             self.fetches[fetch].steps.pop_front();
@@ -520,7 +549,7 @@ impl Run {
         let mut steps = VecDeque::new();
         match (self.plan.strategy, level) {
             (Strategy::NoPeers, _) => {}
-            (Strategy::Hashing, Level::Clients) => {
+            (Strategy::Hashing, Level::Client) => {
                 let owner = self.owner(key);
                 steps.extend((owner != node).then_some(Step::Fill(owner, Level::Region)));
             }
@@ -530,46 +559,37 @@ impl Run {
                 steps.extend(holders.iter().take(2).map(|&peer| Step::Hold(peer)));
                 self.notice_false_miss(node, object, &holders);
             }
-            (Strategy::Measured, Level::Clients) => {
-                let holders = self.claiming(node, key);
-                self.notice_false_miss(node, object, &holders);
-                steps.extend(self.chosen(node, &holders).into_iter().map(Step::Hold));
-                let own = &self.edges[node].info.region;
-                let region = self.regions.get(own).map_or(&[][..], Vec::as_slice);
-                let homes = placement::region_homes(key, own, region.iter().map(|n| &**n));
-                if self.fill(node, &homes, Level::Region, &mut steps) {
-                    self.cluster_homes(node, key, &mut steps);
+            (Strategy::Measured, level) => {
+                if level == Level::Client {
+                    let holders = self.claiming(node, key);
+                    self.notice_false_miss(node, object, &holders);
+                    steps.extend(self.chosen(node, &holders).into_iter().map(Step::Hold));
                 }
+                let homes = self.way(node, key, level);
+                steps.extend(
+                    homes
+                        .iter()
+                        .map(|(level, id)| Step::Fill(number_of(id), *level)),
+                );
             }
-            (Strategy::Measured, Level::Region) => self.cluster_homes(node, key, &mut steps),
-            (Strategy::Measured, Level::Cluster) => {}
         }
         steps.push_back(Step::Origin);
         steps
     }
 
-    fn cluster_homes(&self, node: usize, key: Key, steps: &mut VecDeque<Step>) {
+    /// The homes that `node` asks, by the edge's own code.
+    fn way(&self, node: usize, key: Key, level: Level) -> Vec<(Level, NodeId)> {
+        let me = &self.edges[node].info;
+        let names = |homes: Vec<&NodeInfo>| homes.into_iter().map(|n| n.id.clone()).collect();
+        let own = self.regions.get(&me.region).map_or(&[][..], Vec::as_slice);
+        let region: Vec<NodeId> = names(placement::region_homes(
+            key,
+            &me.region,
+            own.iter().map(|n| &**n),
+        ));
         let near = self.near_origin.iter().map(|n| &**n).collect();
-        let homes = placement::order(key, near);
-        self.fill(node, &homes, Level::Cluster, steps);
-    }
-
-    /// Adds the homes before `node` itself; whether it is one of them.
-    fn fill(
-        &self,
-        node: usize,
-        homes: &[&NodeInfo],
-        level: Level,
-        steps: &mut VecDeque<Step>,
-    ) -> bool {
-        for home in homes.iter().take(placement::HOMES_ASKED_MAX) {
-            let home = number(home);
-            if home == node {
-                return true;
-            }
-            steps.push_back(Step::Fill(home, level));
-        }
-        false
+        let cluster: Vec<NodeId> = names(placement::order(key, near));
+        home::way(level, Shield::Cluster, &me.id, &region, &cluster)
     }
 
     /// The neighbours that claim `key`, the nearest first.
@@ -619,10 +639,7 @@ impl Run {
             })
             .collect();
         let chosen = select::choose(&claims, &mut self.rng);
-        chosen
-            .into_iter()
-            .map(|c| number_of(c.id.as_str()))
-            .collect()
+        chosen.into_iter().map(|c| number_of(&c.id)).collect()
     }
 
     fn owner(&self, key: Key) -> usize {
@@ -657,7 +674,7 @@ impl Run {
                 self.digests[node] = Arc::new(digest);
             }
         }
-        if matches!(self.plan.strategy, Strategy::Measured | Strategy::Nearest) {
+        if self.has_digests() {
             for (node, edge) in self.edges.iter().enumerate().filter(|(_, e)| e.alive) {
                 let bytes = edge.neighbours.iter().map(|&peer| pulled[peer]);
                 self.outcome.digest_bytes[node] += bytes.sum::<u64>();
@@ -761,12 +778,13 @@ impl Run {
 }
 
 fn number(info: &NodeInfo) -> usize {
-    number_of(info.id.as_str())
+    number_of(&info.id)
 }
 
 /// The number in a name of ours.
-fn number_of(name: &str) -> usize {
-    name.trim_start_matches("edge-")
+fn number_of(id: &NodeId) -> usize {
+    id.as_str()
+        .trim_start_matches("edge-")
         .parse()
         .expect("edges bear numbers")
 }
