@@ -17,6 +17,8 @@ const NEAR_HOLDERS_MAX: usize = 4;
 /// And only between those that cost at most this much more than the best: choosing at random spreads
 /// load over equals, it must not send requests across an ocean that the neighbour could answer.
 const NEAR_FACTOR: f64 = 2.0;
+/// And by no more than this many milliseconds: twice as far as the next continent is no equal.
+const NEAR_MS: f64 = 10.0;
 /// Where everything fails, the cost is this many times higher (plus one).
 const ERRORS_WEIGHT: f64 = 10.0;
 /// What it costs to have said lately that one is busy.
@@ -83,7 +85,7 @@ pub fn choose(claims: &[Claim<'_>], rng: &mut impl Rng) -> Vec<Candidate> {
         let near = ranked
             .iter()
             .take(NEAR_HOLDERS_MAX)
-            .filter(|(s, _)| *s <= best * NEAR_FACTOR)
+            .filter(|(s, _)| *s <= (best * NEAR_FACTOR).min(best + NEAR_MS))
             .count();
         // The lower index is the better one.
         let first = if near > 2 { two_of(near, rng) } else { 0 };
@@ -192,6 +194,27 @@ mod tests {
         // The better of two of four: 3, 2 and 1 of 6 times, and never the last.
         assert_eq!(first.keys().collect::<Vec<_>>(), ["a", "b", "c"]);
         assert!(first.values().all(|&n| n > 30), "{first:?}");
+    }
+
+    #[test]
+    fn only_equals_share_the_load() {
+        let peers =
+            [("a", 80.0), ("b", 89.0), ("c", 95.0), ("d", 150.0)].map(|(id, ms)| placed(id, ms));
+        let claims: Vec<Claim<'_>> = peers.iter().map(claim).collect();
+        for seed in 0..50 {
+            assert_eq!(
+                names(&claims, seed)[0],
+                "a",
+                "with two, the better one is taken"
+            );
+        }
+        let peers =
+            [("a", 80.0), ("b", 81.0), ("c", 89.0), ("d", 91.0)].map(|(id, ms)| placed(id, ms));
+        let claims: Vec<Claim<'_>> = peers.iter().map(claim).collect();
+        let first: std::collections::BTreeSet<String> = (0..100)
+            .map(|seed| names(&claims, seed).remove(0))
+            .collect();
+        assert_eq!(first, ["a", "b"].map(String::from).into());
     }
 
     #[test]
