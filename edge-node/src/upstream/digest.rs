@@ -585,16 +585,16 @@ mod tests {
         bench
             .digests
             .change(|all| drop(all.insert(id("peer"), Arc::default())));
-        let mut subscriptions = HashMap::new();
+        let (mut subscriptions, wanted) = (HashMap::new(), Wanted::default());
         let mut pulls = JoinSet::new();
         bench.gossip(DigestVersion::default());
         let view = bench.view.borrow().clone();
-        puller.begin(&view, &mut subscriptions, &mut pulls);
+        puller.begin(&view, &wanted, &mut subscriptions, &mut pulls);
         let nobody = ClusterView::default();
-        puller.begin(&nobody, &mut subscriptions, &mut pulls);
+        puller.begin(&nobody, &wanted, &mut subscriptions, &mut pulls);
         assert_eq!(bench.digests.load().len(), 1);
         subscriptions.get_mut(&id("peer")).unwrap().seen -= KEPT_FOR;
-        puller.begin(&nobody, &mut subscriptions, &mut pulls);
+        puller.begin(&nobody, &wanted, &mut subscriptions, &mut pulls);
         assert!(bench.digests.load().is_empty() && subscriptions.is_empty());
     }
 

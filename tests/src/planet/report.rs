@@ -54,9 +54,12 @@ const PANEL: (f64, f64) = (300.0, 220.0);
 const MARGIN: (f64, f64) = (50.0, 60.0);
 const COLOURS: [&str; 4] = ["#b8b8b8", "#d9a441", "#5b9bd5", "#1d6b45"];
 
+/// What a panel shows of an outcome.
+type Value = fn(&Outcome) -> f64;
+
 /// Three panels of bars by number of nodes, as SVG.
 pub fn plot(outcomes: &[Outcome]) -> String {
-    let panels: [(&str, fn(&Outcome) -> f64); 3] = [
+    let panels: [(&str, Value); 3] = [
         ("time to first byte, mean, ms", |o| o.first().mean),
         ("time to first byte, p99, ms", |o| o.first().p99),
         (

@@ -659,8 +659,8 @@ impl Run {
             let load = &mut edge.info.load;
             load.bytes_per_s = ((edge.sent_bytes - edge.told_bytes) as f64 / seconds) as u64;
             edge.told_bytes = edge.sent_bytes;
-            let told = edge.info.coordinate.unwrap_or(Coordinate::at(None));
-            if edge.coordinate.is_news(&told, Duration::ZERO) {
+            let told = edge.info.coordinate;
+            if told.is_none_or(|told| edge.coordinate.is_news(&told, Duration::ZERO)) {
                 edge.info.coordinate = Some(edge.coordinate);
             }
             let version = self.digests[node].version();
