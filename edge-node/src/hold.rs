@@ -283,7 +283,7 @@ pub enum Answer {
     Whole(Option<Bytes>),
     /// The manifest, then the bytes of the pieces; the transfer keeps its place until the end.
     Object(Bytes, Option<Reading>, Transfer),
-    /// Frames as they come ([`crate::upstream::home`]).
+    /// Frames as they come ([`crate::upstream::relayed`]).
     Fill(Receiver<Bytes>, Transfer),
 }
 

@@ -7,6 +7,7 @@
 //! - [`crowding`]: as many clients at once as there can be;
 //! - [`overload`]: more than a node or an origin may do at once;
 //! - [`sharing`]: several edges, and where the bytes come from;
+//! - [`homing`]: several edges, and how often the origin is asked;
 //! - [`ruling`]: what a site's owner rules;
 //! - [`losing`]: processes that are killed, stopped, or cut off;
 //! - [`storing`]: a disk that is full, read-only, damaged or robbed, and a process killed over it;
@@ -22,6 +23,8 @@ mod conforming;
 mod crowding;
 #[cfg(test)]
 mod forwarding;
+#[cfg(test)]
+mod homing;
 #[cfg(test)]
 mod losing;
 #[cfg(test)]

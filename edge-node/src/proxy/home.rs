@@ -27,12 +27,12 @@ use crate::{
     error::{Kind, ServeError},
     forward,
     upstream::{
-        home::{
-            self, BLOCK_BYTES, Home, OriginFault, Refusal, RelayError, RelayHead, Relayed, Told,
-            Wanted, Way,
-        },
+        home::{Home, Way},
         origin::OriginBody,
         peer,
+        relayed::{
+            self, BLOCK_BYTES, OriginFault, Refusal, RelayError, RelayHead, Relayed, Told, Wanted,
+        },
     },
 };
 
@@ -51,7 +51,7 @@ impl Proxy {
             .way(&asked.site, asked.key, asked.level);
         let same_key = || {
             let (site, rules) = (&asked.site.name, &asked.ruling.key);
-            let fields = home::reaching_peers(&for_everybody(&asked.headers));
+            let fields = relayed::reaching_peers(&for_everybody(&asked.headers));
             key::key(site, &asked.host, asked.target(), &fields, rules) == asked.key
         };
         if way.is_empty() || same_key() {

@@ -27,8 +27,9 @@ use crate::{
     error::{Kind, ServeError},
     forward,
     upstream::{
-        home::{self, BEAT, BLOCK_BYTES, Frame, Level, OriginFault, Refusal, RelayHead},
+        home::{Level, may_join},
         origin::OriginBody,
+        relayed::{self, BEAT, BLOCK_BYTES, Frame, OriginFault, Refusal, RelayHead},
     },
 };
 
@@ -114,7 +115,7 @@ impl Proxy {
     }
 
     async fn relay_to(&self, mut out: Out, question: Question) -> Result<(), Left> {
-        let have = question.fields.get(home::HAVE_FIELD).cloned();
+        let have = question.fields.get(relayed::HAVE_FIELD).cloned();
         let found = match self.asked_by_node(question) {
             Some(asked) => out.wait(self.found(&Arc::new(asked))).await?,
             None => Found::Refused(Refusal::Unknown),
@@ -187,15 +188,15 @@ impl Proxy {
     /// of it.
     fn asked_by_node(&self, question: Question) -> Option<Asked> {
         let text = |name: &str| std::str::from_utf8(question.fields.get(name)?.as_bytes()).ok();
-        let (site, host) = (text(home::SITE_FIELD)?, text(home::HOST_FIELD)?);
-        let uri: Uri = text(home::TARGET_FIELD)?.parse().ok()?;
+        let (site, host) = (text(relayed::SITE_FIELD)?, text(relayed::HOST_FIELD)?);
+        let uri: Uri = text(relayed::TARGET_FIELD)?.parse().ok()?;
         let sites = self.shared.sites.load();
         let selected = sites.select(host)?;
         if selected.ruling.site.name != site {
             return None;
         }
         let site_metrics = self.shared.metrics.site(site);
-        let mut headers = home::reaching_peers(&question.fields);
+        let mut headers = relayed::reaching_peers(&question.fields);
         policy::strip_hop_by_hop(&mut headers);
         let caller = Caller {
             client: question.from,
@@ -264,7 +265,7 @@ impl Proxy {
         let (mut filling, following) = match turn {
             Turn::Follow(following) => {
                 let reach = following.reach().await;
-                if reach.is_some_and(|reach| !home::may_join(asked.level, reach)) {
+                if reach.is_some_and(|reach| !may_join(asked.level, reach)) {
                     return Some(Found::Refused(Refusal::Crossed));
                 }
                 (None, following)

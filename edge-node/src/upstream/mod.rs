@@ -2,9 +2,9 @@
 //!
 //! [`Upstream`] is the one handle; in reading order, the modules behind it:
 //! [`origin`] where objects come from; [`gate`] how many at once; [`peer`] one question to one peer;
-//! [`select`] which peer to ask; [`home`] who fetches for others; [`digest`] what peers hold; [`health`]
-//! how they have behaved; [`ranking`] how far they are, [`probe`] how that is found out; [`control`] what
-//! the control plane says; [`pool`] the connections
+//! [`select`] which peer to ask; [`home`] who fetches for others, and [`relayed`] what it says then;
+//! [`digest`] what peers hold; [`health`] how they have behaved; [`ranking`] how far they are, [`probe`]
+//! how that is found out; [`control`] what the control plane says; [`pool`] the connections
 //! under all of them, and [`plain`] those that need no HTTP client.
 //!
 //! **Invariant:** nothing here knows of the cache; it takes and gives HTTP messages, keys and
@@ -21,6 +21,7 @@ pub mod plain;
 pub mod pool;
 pub mod probe;
 pub mod ranking;
+pub mod relayed;
 #[cfg(test)]
 mod scripted;
 pub mod select;
@@ -42,9 +43,8 @@ use cluster::{
     key::Key,
     net::Net,
     node::{Load, NodeId, NodeInfo, ORIGINS_MAX, Phase, ROUND_TRIPS_MAX, Role},
-    placement,
     secret::ClusterSecret,
-    site::{Site, SiteSet, rules::Shield},
+    site::{Site, SiteSet},
     view::ClusterView,
     wire::PeersAnswer,
 };
@@ -58,7 +58,6 @@ use self::{
     digest::{DigestPuller, Digests},
     gate::{Place, Refused, Traffic},
     health::{Health, Severity, Standing},
-    home::{Home, Level, Told, Wanted, Way},
     origin::{OriginBody, OriginError, Origins},
     peer::{Asker, PeerError, PeerObject},
     pool::{Body, Pool},
@@ -72,7 +71,7 @@ pub trait Events: Send + Sync + 'static {
     /// A request goes out to an origin of this site.
     fn origin_attempt(&self, site: &str);
     /// A question to a peer has ended: `hit`, `abandoned`, or a [`PeerError::label`]; one to a home `filled`,
-    /// `same`, or a [`home::Refusal::label`].
+    /// `same`, or a [`relayed::Refusal::label`].
     fn peer_result(&self, peer: &NodeId, result: &'static str);
     /// A peer does not have what its digest claims.
     fn digest_false_hit(&self, peer: &NodeId);
@@ -256,56 +255,6 @@ impl Upstream {
             .collect()
     }
 
-    /// The homes that a question of `level` for `key` makes this node ask, one after the other, before the
-    /// origin.
-    pub fn way(&self, site: &Site, key: Key, level: Level) -> Way {
-        let inner = &*self.0;
-        if inner.asker.is_none() || level <= Level::Cluster {
-            return Way::new();
-        }
-        let view = inner.view.borrow().clone();
-        let [region, cluster] = inner.homes(&view, site, key);
-        let names = |homes: &[&'_ NodeInfo]| homes.iter().map(|node| node.id.clone()).collect();
-        let (region, cluster): (Vec<_>, Vec<_>) = (names(&region), names(&cluster));
-        home::way(level, site.shield(), &inner.me, &region, &cluster)
-            .into_iter()
-            .filter_map(|(level, id)| {
-                let addr = inner.address(view.node(&id)?).to_owned();
-                Some(Home { id, addr, level })
-            })
-            .collect()
-    }
-
-    /// Asks `home` for what is `wanted`, and waits until it is known what comes of it; the caller knows for
-    /// how long. A home that fails, now or within the body, is ejected; one that only tells of its origin's
-    /// failure is not.
-    ///
-    /// # Errors
-    ///
-    /// The home failed.
-    pub async fn fill(&self, home: &Home, wanted: Wanted<'_>) -> Result<Told, PeerError> {
-        let asker = self.0.asker.as_ref().ok_or(PeerError::Denied)?;
-        let question = self.0.question(&home.id)?;
-        match asker.fill(home, wanted).await {
-            Ok((mut told, round_trip)) => {
-                self.0.measured(&home.id, round_trip);
-                match &mut told {
-                    Told::Object(relayed) => {
-                        relayed.verdict =
-                            Some(Box::new(move |result| question.end_as("filled", result)));
-                    }
-                    Told::Same(_) => question.end_as("same", Ok(())),
-                    Told::Refused(refusal) => question.end_as(refusal.label(), Ok(())),
-                }
-                Ok(told)
-            }
-            Err(error) => {
-                question.end(Err(&error));
-                Err(error)
-            }
-        }
-    }
-
     /// Who to ask for `key`, best first, by their digests: a local look, nobody is asked.
     pub fn holders(&self, key: Key) -> Vec<Candidate> {
         let inner = &*self.0;
@@ -475,20 +424,6 @@ impl Inner {
         let mut placed = self.placed();
         placed.sort_by(|a, b| a.cost_ms.total_cmp(&b.cost_ms));
         placed.into_iter().map(|p| p.node.id.clone()).collect()
-    }
-
-    /// The homes of `key` for this node's region and for the cluster, as far as the site has such.
-    fn homes<'a>(&self, view: &'a ClusterView, site: &Site, key: Key) -> [Vec<&'a NodeInfo>; 2] {
-        let nodes = || view.nodes().map(|node| &**node);
-        let region = view.node(&self.me).map_or("", |me| &me.region);
-        match site.shield() {
-            Shield::None => [vec![], vec![]],
-            Shield::Region => [placement::region_homes(key, region, nodes()), vec![]],
-            Shield::Cluster => [
-                placement::region_homes(key, region, nodes()),
-                placement::cluster_homes(key, &site.name, nodes()),
-            ],
-        }
     }
 
     fn question(self: &Arc<Self>, peer: &NodeId) -> Result<Question, PeerError> {
