@@ -14,6 +14,8 @@ pub const HOLD: &str = "/v1/hold";
 pub const FILL: &str = "/v1/fill";
 /// Peer listener: `GET {DIGEST}?since=epoch,seq` asks for what changed in the digest.
 pub const DIGEST: &str = "/v1/digest";
+/// Peer listener: `GET {PING}` is answered by 204 at once: how long that takes is the round trip.
+pub const PING: &str = "/v1/ping";
 /// Control plane: the site registry.
 pub const SITES: &str = "/v1/sites";
 /// Control plane: ranked peers of one node.
@@ -62,6 +64,9 @@ pub struct RankedPeer {
     pub load: Load,
     /// Expected cost in milliseconds; lower is better.
     pub score: f64,
+    /// What the score rests on, in words.
+    #[serde(default)]
+    pub why: String,
 }
 
 /// The answer to `GET /v1/edges?client=IP`: edges for that client, best first.

@@ -114,6 +114,10 @@ impl Hold {
         if path == wire::DIGEST {
             return Ok(self.digest(request.uri().query()).await);
         }
+        if path == wire::PING {
+            self.shared.metrics.peer_answered("ping");
+            return Ok(answer(StatusCode::NO_CONTENT, Answer::Empty));
+        }
         let key_behind = |prefix| path.strip_prefix(prefix)?.strip_prefix('/')?.parse().ok();
         if let Some(key) = key_behind(wire::FILL) {
             let level = Level::of_query(request.uri().query());

@@ -8,6 +8,7 @@ use cluster::{
     digest::{Digest, Holdings},
     key::Key,
     node::{NodeInfo, Phase, Role},
+    proximity::Way,
 };
 use control_plane::rank::{Seat, peers_for};
 use criterion::Criterion;
@@ -26,7 +27,7 @@ use edge_node::{
     },
     upstream::{
         health::Standing,
-        ranking::{Placed, Why},
+        ranking::Placed,
         select::{self, Claim},
     },
 };
@@ -234,9 +235,11 @@ fn node(n: usize) -> NodeInfo {
 fn placed(node: &Arc<NodeInfo>) -> Placed {
     Placed {
         node: node.clone(),
-        distance_km: Some(500.0),
-        rtt_ms: Some(10.0),
+        way: Way {
+            measured_ms: Some(10.0),
+            distance_km: Some(500.0),
+            ..Way::default()
+        },
         cost_ms: 10.0,
-        why: Why::Measured,
     }
 }

@@ -1,9 +1,6 @@
 //! The home of a key: whatever the crowd, the origin is asked once for a region, or for the whole cluster.
 
-use std::{
-    collections::HashSet,
-    time::{Duration, Instant},
-};
+use std::{collections::HashSet, time::Duration};
 
 use anyhow::{Result, ensure};
 use cluster::{
@@ -25,6 +22,7 @@ use harness::{
     region::REGIONS,
 };
 use http_body_util::BodyExt as _;
+use tokio::time::Instant;
 use toml::Value;
 
 use crate::{SECOND, started, stored};

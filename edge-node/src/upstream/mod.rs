@@ -4,8 +4,8 @@
 //! [`origin`] where objects come from; [`gate`] how many at once; [`peer`] one question to one peer;
 //! [`select`] which peer to ask, [`hedge`] when to ask a second as well; [`many`] an object from many of
 //! them, [`schedule`] which pieces of whom; [`home`] who fetches for others, and [`relayed`] what it says
-//! then; [`digest`] what peers hold; [`health`] how they have behaved;
-//! [`ranking`] how far they are; [`control`] what the control plane says; [`pool`] the connections
+//! then; [`digest`] what peers hold; [`health`] how they have behaved; [`ranking`] how far they are,
+//! [`probe`] how that is found out; [`control`] what the control plane says; [`pool`] the connections
 //! under all of them, and [`plain`] those that need no HTTP client.
 //!
 //! **Invariant:** nothing here knows of the cache; it takes and gives HTTP messages, keys and
@@ -22,6 +22,7 @@ pub mod origin;
 pub mod peer;
 pub mod plain;
 pub mod pool;
+pub mod probe;
 pub mod ranking;
 pub mod relayed;
 pub mod schedule;
@@ -42,6 +43,8 @@ use arc_swap::ArcSwapOption;
 use cluster::{
     auth::Signer,
     clock::Clock,
+    coordinates::Coordinate,
+    digest::Digest,
     key::Key,
     manifest::{Manifest, PIECE_BYTES},
     net::Net,
@@ -70,6 +73,7 @@ use self::{
     origin::{OriginBody, OriginError, Origins},
     peer::{Asker, PeerError, PeerObject, PieceStream, Run},
     pool::{Body, Pool},
+    probe::Position,
     ranking::Placed,
     schedule::FIRST_PIECES,
     select::{Candidate, Claim},
@@ -129,6 +133,7 @@ struct Inner {
     planes: ControlPlanes,
     digests: Digests,
     health: Arc<Health>,
+    position: Position,
     ranking: Arc<ArcSwapOption<PeersAnswer>>,
     sites: watch::Sender<Option<Arc<SiteSet>>>,
     sites_version: u64,
@@ -182,6 +187,7 @@ impl Upstream {
             planes: ControlPlanes::new(pool, &control_planes, secret),
             digests: Digests::default(),
             health: Arc::default(),
+            position: Position::default(),
             ranking: Arc::default(),
             sites: watch::Sender::new(None),
             me,
@@ -202,7 +208,9 @@ impl Upstream {
         let inner = &*self.0;
         let mut tasks = Vec::new();
         if let Some(asker) = &inner.asker {
+            let ranked = self.0.clone();
             let puller = DigestPuller {
+                nearest: Arc::new(move || ranked.nearest()),
                 digests: inner.digests.clone(),
                 asker: asker.clone(),
                 me: inner.me.clone(),
@@ -212,6 +220,8 @@ impl Upstream {
                 events: inner.events.clone(),
             };
             tasks.push(("digests", tokio::spawn(puller.run())));
+            let probing = probe::probe(self.0.clone(), asker.clone());
+            tasks.push(("probe", tokio::spawn(probing)));
         }
         if inner.planes.any() {
             let (planes, me) = (inner.planes.clone(), inner.me.clone());
@@ -283,10 +293,9 @@ impl Upstream {
             return Vec::new();
         }
         let now = Instant::now();
-        let placed = inner.placed();
+        let placed = inner.placed_among(&digests, key);
         let claims: Vec<Claim<'_>> = placed
             .iter()
-            .filter(|placed| claims(&placed.node.id))
             .map(|placed| {
                 let health = inner.health.of(&placed.node.id);
                 Claim {
@@ -450,8 +459,8 @@ impl Upstream {
                 region: node.region.clone(),
                 peer_addr: inner.address(node).to_owned(),
                 phase: node.phase,
-                distance_km: placed.distance_km,
-                rtt_ms: placed.rtt_ms,
+                distance_km: placed.way.distance_km,
+                rtt_ms: placed.way.rtt_ms(),
                 load: node.load,
                 late_after_ms: inner
                     .health
@@ -478,7 +487,7 @@ impl Upstream {
                         bytes: digest.memory_bytes(),
                     })
                 }),
-                why: placed.explain(),
+                why: placed.way.explain(),
             }
         };
         inner.placed().into_iter().enumerate().map(report).collect()
@@ -487,6 +496,12 @@ impl Upstream {
     /// Round trips to publish through gossip, in milliseconds: the newest, as many as fit there.
     pub fn round_trips(&self) -> BTreeMap<NodeId, f64> {
         self.0.health.round_trips(ROUND_TRIPS_MAX)
+    }
+
+    /// Where this node stands by the round trips that it measured, to publish through gossip; `None`
+    /// until there is one.
+    pub fn coordinate(&self) -> Option<Coordinate> {
+        self.0.position.coordinate()
     }
 
     /// The newest site registry that a control plane gave; `None` until it gave one. Check nothing,
@@ -510,22 +525,43 @@ impl fmt::Debug for Upstream {
 }
 
 impl Inner {
+    /// Every other edge, in the order of ranks: for reports and now and then, not for every miss.
     fn placed(&self) -> Vec<Placed> {
         let view = self.view.borrow().clone();
-        let stranger;
-        let me = match view.node(&self.me) {
-            Some(me) => &**me,
-            None => {
-                stranger = NodeInfo::new(self.me.clone(), Role::Edge);
-                &stranger
-            }
-        };
         ranking::order(
             self.ranking.load().as_deref(),
-            me,
+            &self.myself(&view),
             &view,
             &self.health.round_trips(usize::MAX),
         )
+    }
+
+    /// The peers that claim `key`, in no order. What it costs does not grow with the cluster.
+    fn placed_among(&self, digests: &HashMap<NodeId, Arc<Digest>>, key: Key) -> Vec<Placed> {
+        let view = self.view.borrow().clone();
+        let (me, ranking) = (self.myself(&view), self.ranking.load());
+        let claiming = digests.iter().filter(|(_, digest)| digest.contains(key));
+        claiming
+            .filter_map(|(id, _)| view.node(id))
+            .map(|peer| {
+                let ranked = ranking::rank_of(ranking.as_deref(), &me.id, &peer.id);
+                let measured = self.health.of(&peer.id).round_trip_ms();
+                ranking::place(ranked, &me, peer, measured)
+            })
+            .collect()
+    }
+
+    /// This node, as it last described itself.
+    fn myself(&self, view: &ClusterView) -> Arc<NodeInfo> {
+        let stranger = || Arc::new(NodeInfo::new(self.me.clone(), Role::Edge));
+        view.node(&self.me).cloned().unwrap_or_else(stranger)
+    }
+
+    /// Every other edge, the nearest first.
+    fn nearest(&self) -> Vec<NodeId> {
+        let mut placed = self.placed();
+        placed.sort_by(|a, b| a.cost_ms.total_cmp(&b.cost_ms));
+        placed.into_iter().map(|p| p.node.id.clone()).collect()
     }
 
     fn question(self: &Arc<Self>, peer: &NodeId) -> Result<Question, PeerError> {

@@ -1,6 +1,9 @@
 //! Which holder to ask, and why. Pure.
 
-use cluster::node::{Load, NodeId};
+use cluster::{
+    node::{Load, NodeId},
+    proximity::load_factor,
+};
 use rand::{Rng, RngExt as _};
 use serde::Serialize;
 
@@ -16,12 +19,8 @@ const NEAR_HOLDERS_MAX: usize = 4;
 /// And only between those that cost at most this much more than the best: choosing at random spreads
 /// load over equals, it must not send requests across an ocean that the neighbour could answer.
 const NEAR_FACTOR: f64 = 2.0;
-/// Requests under way that double a peer's cost.
-const IN_FLIGHT_DOUBLES: f64 = 200.0;
-/// Bytes per second that double a peer's cost: a gigabit's worth.
-const BYTES_PER_S_DOUBLES: f64 = 125e6;
-/// Bound on what load adds: beyond it a farther peer is better in any case.
-const LOAD_FACTOR_MAX: f64 = 9.0;
+/// And by no more than this many milliseconds: twice as far as the next continent is no equal.
+const NEAR_MS: f64 = 10.0;
 /// Where everything fails, the cost is this many times higher (plus one).
 const ERRORS_WEIGHT: f64 = 10.0;
 /// What it costs to have said lately that one is busy.
@@ -67,17 +66,12 @@ pub fn transfer_ms(bytes: f64, bytes_per_s: Option<f64>) -> f64 {
 /// The expected cost in milliseconds of asking a peer: what its distance and its rate cost, times what its
 /// load and its failures add.
 pub fn score(cost_ms: f64, load: Load, standing: Standing, errors: f64) -> f64 {
-    let in_flight = f64::from(load.in_flight) / IN_FLIGHT_DOUBLES;
-    let bytes = load.bytes_per_s as f64 / BYTES_PER_S_DOUBLES;
     let busy = if standing == Standing::Busy {
         BUSY_FACTOR
     } else {
         1.0
     };
-    cost_ms
-        * (1.0 + in_flight.max(bytes).min(LOAD_FACTOR_MAX))
-        * (1.0 + ERRORS_WEIGHT * errors)
-        * busy
+    cost_ms * (1.0 + load_factor(load)) * (1.0 + ERRORS_WEIGHT * errors) * busy
 }
 
 /// The holders to ask one after the other, at most [`HOLDERS_MAX`]: the better of two taken at random from
@@ -107,7 +101,7 @@ pub fn choose(claims: &[Claim<'_>], bytes: f64, rng: &mut impl Rng) -> Vec<Candi
         let near = ranked
             .iter()
             .take(NEAR_HOLDERS_MAX)
-            .filter(|(s, _)| *s <= best * NEAR_FACTOR)
+            .filter(|(s, _)| *s <= (best * NEAR_FACTOR).min(best + NEAR_MS))
             .count();
         // The lower index is the better one.
         let first = if near > 2 { two_of(near, rng) } else { 0 };
@@ -128,7 +122,7 @@ fn two_of(n: usize, rng: &mut impl Rng) -> usize {
 
 fn candidate(score: f64, claim: &Claim<'_>) -> Candidate {
     let node = &claim.placed.node;
-    let mut why = claim.placed.explain();
+    let mut why = claim.placed.way.explain();
     if node.load.in_flight > 0 {
         why.push_str(&format!(", {} requests under way", node.load.in_flight));
     }
@@ -148,7 +142,7 @@ fn candidate(score: f64, claim: &Claim<'_>) -> Candidate {
         region: node.region.clone(),
         addr: claim.addr.to_owned(),
         score,
-        round_trip_ms: claim.placed.rtt_ms.unwrap_or(claim.placed.cost_ms),
+        round_trip_ms: claim.placed.way.rtt_ms().unwrap_or(claim.placed.cost_ms),
         why,
     }
 }
@@ -160,22 +154,25 @@ mod tests {
         sync::Arc,
     };
 
-    use cluster::node::{NodeInfo, Phase, Role};
+    use cluster::{
+        node::{NodeInfo, Phase, Role},
+        proximity::Way,
+    };
     use proptest::prelude::*;
     use rand::{SeedableRng as _, rngs::SmallRng};
 
     use super::*;
-    use crate::upstream::ranking::Why;
 
     fn placed(id: &str, cost_ms: f64) -> Placed {
         let mut node = NodeInfo::new(id.parse().unwrap(), Role::Edge);
         node.phase = Phase::Ready;
         Placed {
             node: Arc::new(node),
-            distance_km: None,
-            rtt_ms: Some(cost_ms),
+            way: Way {
+                measured_ms: Some(cost_ms),
+                ..Way::default()
+            },
             cost_ms,
-            why: Why::Measured,
         }
     }
 
@@ -239,6 +236,27 @@ mod tests {
         // The better of two of four: 3, 2 and 1 of 6 times, and never the last.
         assert_eq!(first.keys().collect::<Vec<_>>(), ["a", "b", "c"]);
         assert!(first.values().all(|&n| n > 30), "{first:?}");
+    }
+
+    #[test]
+    fn only_equals_share_the_load() {
+        let peers =
+            [("a", 80.0), ("b", 89.0), ("c", 95.0), ("d", 150.0)].map(|(id, ms)| placed(id, ms));
+        let claims: Vec<Claim<'_>> = peers.iter().map(claim).collect();
+        for seed in 0..50 {
+            assert_eq!(
+                names(&claims, seed)[0],
+                "a",
+                "with two, the better one is taken"
+            );
+        }
+        let peers =
+            [("a", 80.0), ("b", 81.0), ("c", 89.0), ("d", 91.0)].map(|(id, ms)| placed(id, ms));
+        let claims: Vec<Claim<'_>> = peers.iter().map(claim).collect();
+        let first: BTreeSet<String> = (0..100)
+            .map(|seed| names(&claims, seed).remove(0))
+            .collect();
+        assert_eq!(first, ["a", "b"].map(String::from).into());
     }
 
     #[test]
