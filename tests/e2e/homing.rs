@@ -130,11 +130,8 @@ async fn a_stampede_reaches_the_origin_once_for_the_cluster_or_the_region() {
         let (before, began) = (origin.requests(), Instant::now());
         let answers = crowd(&cluster, &site.hosts[0], &path, CLIENTS).await;
         let asked = origin.requests() - before;
-        let last = answers.iter().map(|a| a.last_byte.into_std() - began).max();
-        let first = answers
-            .iter()
-            .map(|a| a.first_byte.into_std() - began)
-            .max();
+        let last = answers.iter().map(|a| a.last_byte - began).max();
+        let first = answers.iter().map(|a| a.first_byte - began).max();
         let (first, last) = (first.unwrap(), last.unwrap());
         println!(
             "shield = {}: {asked} requests at the origin, slowest first byte {first:?}, last byte {last:?}",
@@ -183,8 +180,8 @@ async fn a_home_relays_keeps_and_says_so() {
         answer.cache_status().source(),
         Source::Home(home.id.clone())
     );
-    let first = answer.first_byte.into_std() - began;
-    let last = answer.last_byte.into_std() - began;
+    let first = answer.first_byte - began;
+    let last = answer.last_byte - began;
     assert!(last - first > SECOND, "{first:?} {last:?}");
     // The home keeps it.
     stored(home, &path).await;

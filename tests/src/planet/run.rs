@@ -224,6 +224,11 @@ pub fn run(plan: Plan) -> Result<Outcome> {
 
 impl Run {
     fn begin(&mut self) {
+        // The cluster has run before: every node has asked the origin once.
+        for node in 0..self.edges.len() {
+            let ms = self.world.origin_rtt_ms(node);
+            self.edges[node].info.origins_ms.insert(SITE.to_owned(), ms);
+        }
         self.tell();
         for node in 0..self.edges.len() {
             let phase = node as f64 / self.edges.len() as f64;
@@ -428,8 +433,6 @@ impl Run {
                     let bytes = self.demand.sizes[object as usize];
                     let rtt_ms = self.world.origin_rtt_ms(node);
                     let took = noisy(rtt_ms, &mut self.rng) + ORIGIN_MS;
-                    let known = self.edges[node].info.origins_ms.entry(SITE.to_owned());
-                    *known.or_insert(rtt_ms) = rtt_ms;
                     self.outcome.origin_requests += 1;
                     let head_ms = self.now_ms + took;
                     let last_ms = head_ms + bytes as f64 * rtt_ms / WINDOW_BYTES;
