@@ -325,7 +325,7 @@ impl Metrics {
             shed: Shed::ALL.map(|reason| shed.with_label_values(&[reason.label()])),
             peer_requests: counters(
                 "edge_peer_requests_total",
-                "Objects asked of peers, by what came of it",
+                "Questions for objects, and for pieces of large ones, asked of peers, by what came of it",
                 &["peer", "result"],
             ),
             peer_served: counters(

@@ -522,14 +522,13 @@ impl Proxy {
         let candidates = self.shared.upstream.holders(asked.key);
         let mut tried = 0;
         while tried < candidates.len().min(HOLDERS_ASKED_MAX) {
-            let (answer, who, more) = self
-                .shared
-                .upstream
-                .ask_first(&candidates[tried..], asked.key, &asked.headers)
-                .await;
-            let by = &candidates[tried + who];
-            tried += more;
-            let object = match answer {
+            let left = &candidates[tried..];
+            let upstream = &self.shared.upstream;
+            // Most fills ask no peer, and should not be as large as those that do.
+            let answered = Box::pin(upstream.ask_first(left, asked.key, &asked.headers)).await;
+            let by = &left[answered.by];
+            tried += answered.asked;
+            let object = match answered.answer {
                 Ok(object) => object,
                 Err(error) => {
                     debug!(peer = %by.id, %error, "peer could not help");

@@ -428,9 +428,9 @@ mod tests {
         /// All bytes, and what it ended with if they are not.
         async fn gather(&self) -> (Vec<u8>, Option<NobodyLeft>) {
             let (key, fields, holders) = (Key(7), HeaderMap::new(), self.candidates());
-            let (object, who, _) = self.upstream.ask_first(&holders, key, &fields).await;
-            let object = object.unwrap();
-            assert_eq!(who, 0);
+            let answered = self.upstream.ask_first(&holders, key, &fields).await;
+            let object = answered.answer.unwrap();
+            assert_eq!((answered.by, answered.asked), (0, 1));
             assert_eq!(object.pieces.end(), FIRST_PIECES);
             let manifest = Arc::new(object.manifest);
             let mut gathering =
@@ -521,15 +521,15 @@ mod tests {
             bench.upstream.hedge_after(&holders[0]);
         }
         let begun = Instant::now();
-        let (object, who, asked) = bench.upstream.ask_first(&holders, Key(7), &fields).await;
-        assert!(object.is_ok() && begun.elapsed() < Duration::from_millis(1_400));
-        assert_eq!((who, asked), (1, 2));
+        let first = bench.upstream.ask_first(&holders, Key(7), &fields).await;
+        assert!(first.answer.is_ok() && begun.elapsed() < Duration::from_millis(1_400));
+        assert_eq!((first.by, first.asked), (1, 2));
         assert_eq!(bench.events.of("hedge won"), 1);
         assert_eq!(bench.standing(0), Standing::Good, "lateness is no failure");
         // What was saved up is spent: the next one waits.
-        let (object, who, asked) = bench.upstream.ask_first(&holders, Key(7), &fields).await;
-        assert!(object.is_ok());
-        assert_eq!((who, asked), (0, 1));
+        let next = bench.upstream.ask_first(&holders, Key(7), &fields).await;
+        assert!(next.answer.is_ok());
+        assert_eq!((next.by, next.asked), (0, 1));
         assert_eq!(bench.events.of("hedge denied"), 1);
     }
 }

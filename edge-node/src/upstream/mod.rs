@@ -311,13 +311,8 @@ impl Upstream {
     }
 
     /// Asks the first of `candidates` for `key`, and when its answer is late the second as well: who
-    /// answers first counts. Also says which of them it was, and how many have been asked. `fields` are
-    /// the client's; of these, the ones that tell of it stay here. The object comes with its first
-    /// [`FIRST_PIECES`]; [`Upstream::gather`] gets the others.
-    ///
-    /// # Errors
-    ///
-    /// Why they do not help.
+    /// answers first counts. `fields` are the client's; of these, the ones that tell of it stay here. The
+    /// object comes with its first [`FIRST_PIECES`]; [`Upstream::gather`] gets the others.
     ///
     /// # Panics
     ///
@@ -327,40 +322,45 @@ impl Upstream {
         candidates: &[Candidate],
         key: Key,
         fields: &HeaderMap,
-    ) -> (Result<PeerObject, PeerError>, usize, usize) {
+    ) -> Answered {
+        let answered = |by, asked, answer| Answered { answer, by, asked };
         let (first, second) = (&candidates[0], candidates.get(1));
         let asked = Instant::now();
         let mut answer = pin!(self.ask(first, key, fields));
         let Some((second, delay)) = second.zip(self.hedge_after(first)) else {
-            return (answer.await, 0, 1);
+            return answered(0, 1, answer.await);
         };
         tokio::select! {
             biased;
-            answered = &mut answer => return (answered, 0, 1),
+            answer = &mut answer => return answered(0, 1, answer),
             () = sleep(delay) => {}
         }
         if !self.may_hedge() {
             self.0.events.hedged("denied");
-            return (answer.await, 0, 1);
+            return answered(0, 1, answer.await);
         }
         let mut hedge = pin!(self.ask(second, key, fields));
-        let (hedged, result) = tokio::select! {
+        let result = tokio::select! {
             biased;
-            answered = &mut answer => match answered {
-                Ok(object) => ("lost", (Ok(object), 0, 2)),
-                Err(_) => ("won", (hedge.await, 1, 2)),
+            first = &mut answer => match first {
+                Ok(object) => answered(0, 2, Ok(object)),
+                Err(_) => answered(1, 2, hedge.await),
             },
-            answered = &mut hedge => match answered {
+            second = &mut hedge => match second {
                 Ok(object) => {
-                    // Its own lateness is all it is blamed for.
+                    // Its own lateness is all that the first is blamed for.
                     let ms = asked.elapsed().as_secs_f64() * 1e3;
                     self.0.health.answered(&first.id, ms);
-                    ("won", (Ok(object), 1, 2))
+                    answered(1, 2, Ok(object))
                 }
-                Err(_) => ("failed", (answer.await, 0, 2)),
+                Err(_) => answered(0, 2, answer.await),
             },
         };
-        self.0.events.hedged(hedged);
+        self.0.events.hedged(match (&result.answer, result.by) {
+            (Ok(_), 0) => "lost",
+            (Ok(_), _) => "won",
+            (Err(_), _) => "failed",
+        });
         result
     }
 
@@ -615,6 +615,17 @@ impl Inner {
             .unwrap_or_else(PoisonError::into_inner);
         *usual += USUAL_BYTES_ALPHA * (length - *usual);
     }
+}
+
+/// What came of asking for an object.
+#[derive(Debug)]
+pub struct Answered {
+    /// It, or why there is none.
+    pub answer: Result<PeerObject, PeerError>,
+    /// Which of the candidates that is from.
+    pub by: usize,
+    /// How many of them have been asked.
+    pub asked: usize,
 }
 
 /// A question that is under way. Dropped without an end, nobody waited for the answer.
