@@ -6,6 +6,7 @@
 //! - [`clients`]: one edge, and the programs people use: curl, wget, players, WebSockets;
 //! - [`crowding`]: as many clients at once as there can be;
 //! - [`overload`]: more than a node or an origin may do at once;
+//! - [`leading`]: one edge, and misses over a connection that was kept;
 //! - [`sharing`]: several edges, and where the bytes come from;
 //! - [`ruling`]: what a site's owner rules;
 //! - [`losing`]: processes that are killed, stopped, or cut off;
@@ -22,6 +23,8 @@ mod conforming;
 mod crowding;
 #[cfg(test)]
 mod forwarding;
+#[cfg(test)]
+mod leading;
 #[cfg(test)]
 mod losing;
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Everything this node asks of others: objects of peers and origins, digests, rankings, sites.
 //!
 //! [`Upstream`] is the one handle; in reading order, the modules behind it:
-//! [`origin`] where objects come from; [`gate`] how many at once; [`peer`] one question to one peer;
+//! [`origin`] where objects come from; [`gate`] how many at once; [`lane`] the shortest way there; [`peer`] one question to one peer;
 //! [`select`] which peer to ask; [`digest`] what peers hold; [`health`] how they have behaved;
 //! [`ranking`] how far they are; [`control`] what the control plane says; [`pool`] the connections
 //! under all of them, and [`plain`] those that need no HTTP client.
@@ -13,6 +13,7 @@ pub mod control;
 pub mod digest;
 pub mod gate;
 pub mod health;
+pub mod lane;
 pub mod origin;
 pub mod peer;
 pub mod plain;
@@ -51,6 +52,7 @@ use self::{
     digest::{DigestPuller, Digests},
     gate::{Place, Refused, Traffic},
     health::{Health, Severity, Standing},
+    lane::{Begun, Lane},
     origin::{OriginBody, OriginError, Origins},
     peer::{Asker, PeerError, PeerObject},
     pool::{Body, Pool},
@@ -209,6 +211,31 @@ impl Upstream {
         place: Place,
     ) -> Result<Response<OriginBody>, OriginError> {
         self.0.origins.fetch(site, host, request, place).await
+    }
+
+    /// The way of plain exchanges with the site's origin; see [`Origins::lane`].
+    pub fn lane(&self, site: &Site) -> Option<Lane> {
+        self.0.origins.lane(site)
+    }
+
+    /// The answer to a request that was sent in the site's lane; see [`Origins::conclude`].
+    ///
+    /// # Errors
+    ///
+    /// There is none.
+    pub async fn conclude(
+        &self,
+        site: &Site,
+        request: Request<Body>,
+        begun: Begun,
+    ) -> Result<Response<OriginBody>, OriginError> {
+        self.0.origins.conclude(site, request, begun).await
+    }
+
+    /// Whether a peer may have `key`, by their digests.
+    pub fn is_held(&self, key: Key) -> bool {
+        let inner = &*self.0;
+        inner.asker.is_some() && inner.digests.load().values().any(|d| d.contains(key))
     }
 
     /// Who to ask for `key`, best first, by their digests: a local look, nobody is asked.
