@@ -6,7 +6,7 @@ use harness::{
 };
 use tokio::runtime;
 
-use super::{REQUESTS, edge, fewest_allocations};
+use super::measuring::{REQUESTS, edge, fewest_allocations};
 
 const SIZE: u64 = 1 << 10;
 const SIZE_LARGER: u64 = 64 << 10;

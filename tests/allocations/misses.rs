@@ -9,7 +9,7 @@ use std::{
 
 use tokio::runtime;
 
-use super::{REQUESTS, edge, fewest_allocations};
+use super::measuring::{REQUESTS, edge, fewest_allocations};
 
 /// What it takes today, the last of them for tables that grow. Whoever needs one more has to say here what
 /// for.
