@@ -37,7 +37,7 @@ use crate::{
     metrics::Metrics,
     proxy::{Proxy, Question},
     serve::{Connection, NotAdmitted},
-    upstream::{home::Level, peer},
+    upstream::{home::Level, peer, relayed},
 };
 
 /// Addresses whose first refusal was logged; beyond that, refusals are only counted.
@@ -316,7 +316,13 @@ impl Body for Answer {
             Self::Object(_, _, transfer) | Self::Fill(_, transfer) if !transfer.rest.is_empty() => {
                 (transfer, None)
             }
-            Self::Fill(frames, transfer) => (transfer, ready!(frames.poll_recv(context)).map(Ok)),
+            Self::Fill(frames, transfer) => match ready!(frames.poll_recv(context)) {
+                // Who waits must hear that it is worth it, however many share the line.
+                Some(bytes) if bytes.len() <= relayed::SIGN_BYTES_MAX => {
+                    return Poll::Ready(Some(Ok(Frame::data(bytes))));
+                }
+                frame => (transfer, frame.map(Ok)),
+            },
             Self::Object(head, _, transfer) if !head.is_empty() => {
                 (transfer, Some(Ok(std::mem::take(head))))
             }

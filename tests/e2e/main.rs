@@ -6,6 +6,7 @@
 //! - [`clients`]: one edge, and the programs people use: curl, wget, players, WebSockets;
 //! - [`crowding`]: as many clients at once as there can be;
 //! - [`overload`]: more than a node or an origin may do at once;
+//! - [`leading`]: one edge, and misses over a connection that was kept;
 //! - [`sharing`]: several edges, and where the bytes come from;
 //! - [`gathering`]: one object from many edges at once;
 //! - [`homing`]: several edges, and how often the origin is asked;
@@ -28,6 +29,8 @@ mod forwarding;
 mod gathering;
 #[cfg(test)]
 mod homing;
+#[cfg(test)]
+mod leading;
 #[cfg(test)]
 mod losing;
 #[cfg(test)]

@@ -1,11 +1,12 @@
 //! Everything this node asks of others: objects of peers and origins, digests, rankings, sites.
 //!
 //! [`Upstream`] is the one handle; in reading order, the modules behind it:
-//! [`origin`] where objects come from; [`gate`] how many at once; [`peer`] one question to one peer;
-//! [`select`] which peer to ask, [`hedge`] when to ask a second as well; [`many`] an object from many of
-//! them, [`schedule`] which pieces of whom; [`home`] who fetches for others, and [`relayed`] what it says
-//! then; [`digest`] what peers hold; [`health`] how they have behaved; [`ranking`] how far they are,
-//! [`probe`] how that is found out; [`control`] what the control plane says; [`pool`] the connections
+//! [`origin`] where objects come from, [`lane`] the shortest way there; [`gate`] how many at once;
+//! [`peer`] one question to one peer; [`select`] which peer to ask, [`hedge`] when to ask a second as well;
+//! [`many`] an object from many of them, [`schedule`] which pieces of whom; [`home`] who fetches for
+//! others, and [`relayed`] what it says then; [`digest`] what peers hold; [`health`] how they have behaved;
+//! [`ranking`] how far they are, [`probe`] how that is found out; [`control`] what the control plane says;
+//! [`pool`] the connections
 //! under all of them, and [`plain`] those that need no HTTP client.
 //!
 //! **Invariant:** nothing here knows of the cache; it takes and gives HTTP messages, keys and
@@ -17,6 +18,7 @@ pub mod gate;
 pub mod health;
 pub mod hedge;
 pub mod home;
+pub mod lane;
 pub mod many;
 pub mod origin;
 pub mod peer;
@@ -69,6 +71,8 @@ use self::{
     gate::{Place, Refused, Traffic},
     health::{Health, Severity, Standing},
     hedge::Budget,
+    home::Level,
+    lane::{Begun, Lane},
     many::{Gathering, Spare},
     origin::{OriginBody, OriginError, Origins},
     peer::{Asker, PeerError, PeerObject, PieceStream, Run},
@@ -265,9 +269,17 @@ impl Upstream {
         let asked = Instant::now();
         let answered = self.0.origins.fetch(site, host, request, place).await;
         if answered.is_ok() {
-            self.0.origin_took(&site.name, asked.elapsed());
+            self.origin_took(&site.name, asked.elapsed());
         }
         answered
+    }
+
+    /// So long it took until an origin of `site` answered. In a cluster that decides who are the homes of its
+    /// objects.
+    pub fn origin_took(&self, site: &str, took: Duration) {
+        if self.0.asker.is_some() {
+            self.0.origin_took(site, took);
+        }
     }
 
     /// Times to the origins of sites that are `served`, to publish through gossip, in milliseconds. What is
@@ -282,6 +294,34 @@ impl Upstream {
         published
             .map(|(site, ms)| (site.clone(), step(*ms)))
             .collect()
+    }
+
+    /// The way of plain exchanges with the site's origin; see [`Origins::lane`].
+    pub fn lane(&self, site: &Site) -> Option<Lane> {
+        self.0.origins.lane(site)
+    }
+
+    /// The answer to a request that was sent in the site's lane; see [`Origins::conclude`].
+    ///
+    /// # Errors
+    ///
+    /// There is none.
+    pub async fn conclude(
+        &self,
+        site: &Site,
+        request: Request<Body>,
+        begun: Begun,
+    ) -> Result<Response<OriginBody>, OriginError> {
+        self.0.origins.conclude(site, request, begun).await
+    }
+
+    /// Whether nobody but the origin is to be asked for `key` in a client's name: no digest claims it, and
+    /// this node is its home.
+    pub fn is_for_origin(&self, site: &Site, key: Key) -> bool {
+        let inner = &*self.0;
+        inner.asker.is_none()
+            || !inner.digests.load().values().any(|d| d.contains(key))
+                && self.way(site, key, Level::Client).is_empty()
     }
 
     /// Who to ask for `key`, best first, by their digests: a local look, nobody is asked.
