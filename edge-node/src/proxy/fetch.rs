@@ -617,6 +617,8 @@ impl Proxy {
                 }
             }
         }
+        // Whoever sees the end of the body also finds what was learnt, and room for the next.
+        drop(gathering);
         writing.commit().await;
     }
 
