@@ -15,6 +15,7 @@ mod pass;
 mod quick;
 mod relay;
 mod shedding;
+mod swarm;
 mod target;
 mod tunnel;
 mod upload;
@@ -79,6 +80,7 @@ struct Shared {
     refusals: Refusals,
     upload: UploadLimits,
     fills: Fills,
+    swarms: swarm::Swarms,
 }
 
 /// What [`Proxy::new`] needs.
@@ -224,6 +226,7 @@ impl Proxy {
             refusals,
             upload,
             fills: Fills::new(fills_max),
+            swarms: swarm::Swarms::default(),
         };
         Self {
             shared: Arc::new(shared),

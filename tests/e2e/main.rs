@@ -9,6 +9,7 @@
 //! - [`leading`]: one edge, and misses over a connection that was kept;
 //! - [`sharing`]: several edges, and where the bytes come from;
 //! - [`gathering`]: one object from many edges at once;
+//! - [`swarming`]: one object that many edges want at once, while it comes in;
 //! - [`homing`]: several edges, and how often the origin is asked;
 //! - [`ruling`]: what a site's owner rules;
 //! - [`losing`]: processes that are killed, stopped, or cut off;
@@ -49,6 +50,8 @@ mod serving;
 mod sharing;
 #[cfg(test)]
 mod storing;
+#[cfg(test)]
+mod swarming;
 
 use std::{
     path::{Path, PathBuf},
