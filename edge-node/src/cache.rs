@@ -62,7 +62,7 @@ use self::{
     store::{AT_HAND_BYTES_MAX, CLAIMED, Store, StoreStats, StoredObject},
 };
 pub use self::{
-    filler::{Filler, Following},
+    filler::{Filler, Following, Onlooker},
     writing::Writing,
 };
 use crate::{

@@ -44,6 +44,7 @@ use crate::{
     serve::{self, ConnectionLimits, idle::OnClosed},
     sites::Sites,
     upstream::{Upstream, UpstreamConfig},
+    warm::Warmer,
     workers,
 };
 
@@ -214,14 +215,6 @@ impl Edge {
             reach: cluster.map(|c| c.reach.clone()).unwrap_or_default(),
             events: metrics.clone(),
         });
-        let peer = match (&config.cluster, peer_listener) {
-            (Some(cluster), Some(listener)) => {
-                let verifier = Verifier::new(cluster.secret.clone(), config.id.clone());
-                let hold = Hold::new(cache.clone(), verifier, metrics.clone(), clock.clone());
-                Some((listener, hold))
-            }
-            _ => None,
-        };
         let refusals = Refusals::default();
         let proxy = Proxy::new(ProxyParts {
             me: config.id.clone(),
@@ -237,6 +230,16 @@ impl Edge {
             },
             fills_max: config.limits.fills,
         });
+        let peer = match (&config.cluster, peer_listener) {
+            (Some(cluster), Some(listener)) => {
+                let verifier = Verifier::new(cluster.secret.clone(), config.id.clone());
+                let (cache, metrics, clock) = (cache.clone(), metrics.clone(), clock.clone());
+                let warmer = Warmer::new(proxy.clone(), metrics.clone());
+                let hold = Hold::new(cache, verifier, metrics, clock, warmer);
+                Some((listener, hold))
+            }
+            _ => None,
+        };
         let addresses = Addresses {
             http: http.local_addr(),
             admin: admin.local_addr(),

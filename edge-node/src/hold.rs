@@ -1,5 +1,8 @@
-//! The peer listener: questions of other edges, answered from storage only. Nothing asked here makes
+//! The peer listener: questions of other edges, answered from storage only. No such question makes
 //! this node ask anybody else, so requests between nodes cannot loop.
+//!
+//! What the control plane asks for here, to [fetch ahead of demand](crate::warm), begins journeys of
+//! its own, which end like those of clients: with questions to others, and never with such a wish.
 //!
 //! Who does not prove to know the cluster's secret is cut off without a byte
 //! ([`crate::serve::ConnectionLimits::gated`]).
@@ -10,16 +13,27 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use cluster::{
-    auth::Verifier, clock::Clock, key::Key, manifest::PIECE_BYTES, node::DigestVersion, wire,
+    auth::{self, Verifier},
+    clock::Clock,
+    key::Key,
+    manifest::PIECE_BYTES,
+    node::DigestVersion,
+    wire::{self, WarmBatch},
 };
+use futures_util::stream::{BoxStream, StreamExt as _};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body::{Body, Frame};
+use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 use tracing::warn;
 
 use crate::{
@@ -27,12 +41,17 @@ use crate::{
     metrics::Metrics,
     serve::{Connection, NotAdmitted},
     upstream::peer,
+    warm::Warmer,
 };
 
 /// Objects handed to peers at once. More are told at once that this node is busy, and ask elsewhere.
 const TRANSFERS_MAX: usize = 256;
 /// Addresses whose first refusal was logged; beyond that, refusals are only counted.
 const LOGGED_MAX: usize = 1024;
+/// Longest time for the body of a batch to come in.
+const BATCH_TIMEOUT: Duration = Duration::from_secs(30);
+/// Batches at once: some jobs, of some control planes.
+const BATCHES_MAX: usize = 32;
 
 /// Answers peers. A clone-able handle.
 #[derive(Clone)]
@@ -45,14 +64,23 @@ struct Shared {
     verifier: Verifier,
     metrics: Arc<Metrics>,
     clock: Clock,
+    warmer: Warmer,
     transfers: Arc<Semaphore>,
+    batches: Arc<Semaphore>,
     logged: Mutex<HashSet<IpAddr>>,
 }
 
 impl Hold {
-    /// Answers from `cache` whoever `verifier` accepts.
-    pub fn new(cache: Cache, verifier: Verifier, metrics: Arc<Metrics>, clock: Clock) -> Self {
+    /// Answers from `cache` whoever `verifier` accepts, and hands wishes to `warmer`.
+    pub fn new(
+        cache: Cache,
+        verifier: Verifier,
+        metrics: Arc<Metrics>,
+        clock: Clock,
+        warmer: Warmer,
+    ) -> Self {
         let transfers = Arc::new(Semaphore::new(TRANSFERS_MAX));
+        let batches = Arc::new(Semaphore::new(BATCHES_MAX));
         let logged = Mutex::default();
         Self {
             shared: Arc::new(Shared {
@@ -60,7 +88,9 @@ impl Hold {
                 verifier,
                 metrics,
                 clock,
+                warmer,
                 transfers,
+                batches,
                 logged,
             }),
         }
@@ -89,6 +119,9 @@ impl Hold {
             return Err(NotAdmitted);
         }
         connection.admit();
+        if request.method() == Method::POST && request.uri().path() == wire::WARM {
+            return Ok(self.warm(request).await);
+        }
         if request.method() != Method::GET {
             return Ok(answer(StatusCode::METHOD_NOT_ALLOWED, Answer::Empty));
         }
@@ -102,6 +135,29 @@ impl Hold {
         {
             Some(key) => Ok(self.hold(key, &request).await),
             None => Ok(answer(StatusCode::NOT_FOUND, Answer::Empty)),
+        }
+    }
+
+    async fn warm(&self, request: Request<Incoming>) -> Response<Answer> {
+        let Ok(place) = self.shared.batches.clone().try_acquire_owned() else {
+            return answer(StatusCode::SERVICE_UNAVAILABLE, Answer::Empty);
+        };
+        let proof = request.uri().query().unwrap_or_default().to_owned();
+        let body = Limited::new(request.into_body(), wire::WARM_BATCH_BYTES_MAX);
+        let Ok(Ok(body)) = timeout(BATCH_TIMEOUT, body.collect()).await else {
+            return answer(StatusCode::PAYLOAD_TOO_LARGE, Answer::Empty);
+        };
+        let body = body.to_bytes();
+        if auth::body_parameter(&body) != proof {
+            return answer(StatusCode::FORBIDDEN, Answer::Empty);
+        }
+        match serde_json::from_slice::<WarmBatch>(&body) {
+            Ok(batch) if batch.urls.len() <= wire::WARM_BATCH_MAX => {
+                self.shared.metrics.peer_answered("warm");
+                let lines = self.shared.warmer.batch(batch);
+                answer(StatusCode::OK, Answer::Lines(lines, place))
+            }
+            Ok(_) | Err(_) => answer(StatusCode::BAD_REQUEST, Answer::Empty),
         }
     }
 
@@ -233,6 +289,8 @@ pub enum Answer {
     Whole(Option<Bytes>),
     /// The manifest, then the bytes of the pieces; the transfer keeps its place until the end.
     Object(Bytes, Option<Reading>, Transfer),
+    /// Line by line, as they come; the batch keeps its place until the end.
+    Lines(BoxStream<'static, Bytes>, OwnedSemaphorePermit),
 }
 
 impl Body for Answer {
@@ -246,6 +304,7 @@ impl Body for Answer {
         let bytes = match &mut *self {
             Self::Empty => None,
             Self::Whole(bytes) => bytes.take().map(Ok),
+            Self::Lines(lines, _) => std::task::ready!(lines.poll_next_unpin(context)).map(Ok),
             Self::Object(head, reading, _) => {
                 if head.is_empty() {
                     match reading {

@@ -10,7 +10,8 @@
 //! it this request gets, and [`payload`] sends it and counts. What the site's owner has to say in all
 //! of this is compiled into a [`ruling`], one for each of the [`sites`].
 //!
-//! [`hold`] answers other edges, from storage only. [`admin`] answers the operator. [`workers`] tell
+//! [`hold`] answers other edges, from storage only; [`warm`] begins journeys that nobody waits for, ahead
+//! of demand. [`admin`] answers the operator. [`workers`] tell
 //! the cluster how this node is and follow the site registry. [`edge`] puts all of it together.
 //!
 //! **Invariant:** arrows point one way: `main → edge → {serve, admin, hold, workers} → proxy →
@@ -31,4 +32,5 @@ pub mod ruling;
 pub mod serve;
 pub mod sites;
 pub mod upstream;
+pub mod warm;
 pub mod workers;

@@ -157,6 +157,7 @@ pub struct Metrics {
     shed: [IntCounter; Shed::ALL.len()],
     peer_requests: IntCounterVec,
     peer_served: IntCounterVec,
+    warmed: IntCounterVec,
     denied: IntCounter,
     cache_bytes: IntGaugeVec,
     cache_objects: IntGaugeVec,
@@ -323,6 +324,11 @@ impl Metrics {
                 "Questions of peers answered by this node, by the answer",
                 &["answer"],
             ),
+            warmed: counters(
+                "edge_warmed_total",
+                "URLs fetched ahead of demand, by where they came from; failed ones as failed",
+                &["from"],
+            ),
             denied: counter(
                 "edge_peer_denied_total",
                 "Requests on the peer listener that did not prove to know the cluster's secret",
@@ -420,6 +426,11 @@ impl Metrics {
     /// A question of a peer, and what it was told.
     pub fn peer_answered(&self, answer: &str) {
         self.peer_served.with_label_values(&[answer]).inc();
+    }
+
+    /// A URL was fetched ahead of demand, and where it came from; or `failed`.
+    pub fn warmed(&self, from: &str) {
+        self.warmed.with_label_values(&[from]).inc();
     }
 
     /// Somebody on the peer listener did not know the secret.

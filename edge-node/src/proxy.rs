@@ -15,8 +15,12 @@ mod shedding;
 mod target;
 mod tunnel;
 mod upload;
+mod warm;
 
-pub use self::upload::UploadLimits;
+pub use self::{
+    upload::UploadLimits,
+    warm::{Again, Cold},
+};
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -169,6 +173,7 @@ struct Parts {
 
 /// Who asks, and how.
 struct Caller {
+    /// Unspecified: there is none.
     client: IpAddr,
     host_sent: String,
     interim: Option<Interim>,
@@ -335,7 +340,7 @@ impl Proxy {
         let visit = Visit {
             path: &path,
             method: &parts.method,
-            client: Some(caller.client),
+            client: Some(caller.client).filter(|client| !client.is_unspecified()),
         };
         let rules = ruling.rules(&path).clone();
         let said = CacheControl::of_request(&parts.headers);

@@ -218,6 +218,22 @@ impl Growing {
         self.trailers.get()
     }
 
+    /// Waits for its end, and says how that was; follows nothing, and holds nothing up.
+    ///
+    /// # Errors
+    ///
+    /// It ended before its time.
+    pub async fn ended(&self) -> Result<(), BodyError> {
+        let mut changed = self.changed.subscribe();
+        loop {
+            if let Some(how) = &self.lock().end {
+                return how.clone();
+            }
+            // The sender lives as long as this does.
+            let _ = changed.changed().await;
+        }
+    }
+
     /// Ends the body; only the first call counts.
     pub fn end(&self, how: Result<(), BodyError>) {
         let mut state = self.lock();

@@ -46,6 +46,16 @@ impl Following {
     }
 }
 
+/// Knows what comes of a fill and does not wait for it: for whom nobody need be held up.
+pub struct Onlooker(Arc<Fill>);
+
+impl Onlooker {
+    /// What came of it; `None` as long as that is not known.
+    pub fn outcome(&self) -> Option<Outcome> {
+        self.0.outcome.borrow().clone()
+    }
+}
+
 fn abandoned() -> ServeError {
     ServeError::new(crate::error::Kind::Internal, "the fill was abandoned")
 }
@@ -70,6 +80,11 @@ impl Filler {
         Following {
             outcome: self.fill.outcome.subscribe(),
         }
+    }
+
+    /// Knows what comes of this fill, without being one who waits for it.
+    pub fn look_on(&self) -> Onlooker {
+        Onlooker(self.fill.clone())
     }
 
     /// Returns once nobody waits for what comes of this fill.

@@ -63,6 +63,14 @@ impl Filling {
         .await
     }
 
+    /// Does the work to its end.
+    pub(super) async fn finish(&mut self) {
+        if let Some(work) = &mut self.work {
+            work.await;
+            self.work = None;
+        }
+    }
+
     /// The answer, where it is not for everybody; `None` if there is no such.
     pub(super) async fn own_answer(mut self) -> Option<Response<OriginBody>> {
         self.go_on();

@@ -16,11 +16,20 @@ use crate::{
 
 /// The places of fills on this node.
 #[derive(Clone, Debug)]
-pub(super) struct Fills(Arc<Semaphore>);
+pub(super) struct Fills {
+    places: Arc<Semaphore>,
+    most: usize,
+}
 
 impl Fills {
     pub(super) fn new(most: usize) -> Self {
-        Self(Arc::new(Semaphore::new(most)))
+        let places = Arc::new(Semaphore::new(most));
+        Self { places, most }
+    }
+
+    /// Whether there is room for what nobody has asked for: at least half of the places are free.
+    pub(super) fn have_room(&self) -> bool {
+        self.places.available_permits() * 2 >= self.most
     }
 }
 
@@ -30,8 +39,7 @@ pub(super) type FillPlace = OwnedSemaphorePermit;
 impl Proxy {
     /// A place for one more fill; nobody waits for one.
     pub(super) fn fill_place(&self) -> Result<FillPlace, ServeError> {
-        let Fills(places) = &self.shared.fills;
-        let taken = places.clone().try_acquire_owned();
+        let taken = self.shared.fills.places.clone().try_acquire_owned();
         taken.map_err(|_| self.shed(Shed::Fills, "as many fills as there may be"))
     }
 
