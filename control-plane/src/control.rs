@@ -13,7 +13,7 @@ use tokio::{sync::watch, task::JoinSet};
 use tracing::info;
 
 use crate::{
-    api::{self, App},
+    api::{self, App, AppParts},
     atlas::{self, Atlas},
     config::Config,
     data_dir::DataDir,
@@ -98,16 +98,16 @@ impl Control {
 
         let (atlas, atlases) = watch::channel(Arc::new(Atlas::default()));
         let places = Arc::new(places);
-        let app = Arc::new(App::new(
-            atlases,
-            places.clone(),
-            Metrics::new(sites.version(), sites.map().sites().len()),
+        let parts = AppParts {
+            atlas: atlases,
+            places: places.clone(),
+            metrics: Metrics::new(sites.version(), sites.map().sites().len()),
             sites,
-            membership.stats(),
+            warming: warming.clone(),
+            gossip: membership.stats(),
             clock,
-            warming.clone(),
-            &config,
-        ));
+        };
+        let app = Arc::new(App::new(parts, &config));
         Ok(Self {
             app,
             atlas,

@@ -419,7 +419,10 @@ async fn serve(
             return record.trouble(&node, None);
         }
         let Some(at) = address(&atlas.borrow(), &node) else {
-            record.trouble(&node, Some("is not ready, or not in the cluster now".into()));
+            record.trouble(
+                &node,
+                Some("is not ready, or not in the cluster now".into()),
+            );
             // Where nobody tells any more who is there, all of this is about to end.
             if atlas.changed().await.is_err() {
                 return;

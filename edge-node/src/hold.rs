@@ -241,7 +241,7 @@ impl Hold {
         response
     }
 
-    fn log_once(&self, from: IpAddr, denied: &cluster::auth::Denied) {
+    fn log_once(&self, from: IpAddr, denied: &auth::Denied) {
         let mut logged = self
             .shared
             .logged

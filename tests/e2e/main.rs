@@ -7,6 +7,7 @@
 //! - [`crowding`]: as many clients at once as there can be;
 //! - [`overload`]: more than a node or an origin may do at once;
 //! - [`sharing`]: several edges, and where the bytes come from;
+//! - [`warming`]: URLs fetched ahead of demand;
 //! - [`ruling`]: what a site's owner rules;
 //! - [`losing`]: processes that are killed, stopped, or cut off;
 //! - [`storing`]: a disk that is full, read-only, damaged or robbed, and a process killed over it;
@@ -40,6 +41,8 @@ mod serving;
 mod sharing;
 #[cfg(test)]
 mod storing;
+#[cfg(test)]
+mod warming;
 
 use std::{
     path::{Path, PathBuf},

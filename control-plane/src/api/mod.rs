@@ -67,18 +67,37 @@ pub struct App {
     stopping: AtomicBool,
 }
 
+/// What [`App::new`] needs.
+#[derive(Debug)]
+pub struct AppParts {
+    /// Everybody and where they are.
+    pub atlas: watch::Receiver<Arc<Atlas>>,
+    /// Where addresses are.
+    pub places: Arc<Places>,
+    /// Metrics of the process.
+    pub metrics: Metrics,
+    /// The site registry.
+    pub sites: Sites,
+    /// Jobs that fetch ahead of demand.
+    pub warming: Warming,
+    /// What gossip counts.
+    pub gossip: Arc<GossipStats>,
+    /// The wall clock.
+    pub clock: Clock,
+}
+
 impl App {
     /// Puts together what the handlers share.
-    pub fn new(
-        atlas: watch::Receiver<Arc<Atlas>>,
-        places: Arc<Places>,
-        metrics: Metrics,
-        sites: Sites,
-        gossip: Arc<GossipStats>,
-        clock: Clock,
-        warming: Warming,
-        config: &Config,
-    ) -> Self {
+    pub fn new(parts: AppParts, config: &Config) -> Self {
+        let AppParts {
+            atlas,
+            places,
+            metrics,
+            sites,
+            warming,
+            gossip,
+            clock,
+        } = parts;
         Self {
             id: config.id.clone(),
             atlas,

@@ -147,7 +147,11 @@ fn urls(request: &WarmRequest, sites: &Sites) -> Result<Vec<String>, ApiError> {
     let all = given.chain(listed.map(|(index, line)| (format!("list line {}", index + 1), line)));
     let (mut urls, mut known) = (Vec::new(), HashSet::new());
     for (place, url) in all {
-        let field = if place.starts_with("urls") { "urls" } else { "list" };
+        let field = if place.starts_with("urls") {
+            "urls"
+        } else {
+            "list"
+        };
         let url = absolute(url, site, sites)
             .map_err(|reason| ApiError::parameter(field, format!("{place}: {reason}")))?;
         if known.insert(url.clone()) {
@@ -155,7 +159,11 @@ fn urls(request: &WarmRequest, sites: &Sites) -> Result<Vec<String>, ApiError> {
         }
         if urls.len() > URLS_MAX {
             let reason = format!("more than {URLS_MAX} URLs: make several jobs of them");
-            return Err(ApiError::field(StatusCode::PAYLOAD_TOO_LARGE, field, reason));
+            return Err(ApiError::field(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                field,
+                reason,
+            ));
         }
     }
     if urls.is_empty() {
@@ -171,7 +179,9 @@ fn absolute(url: &str, site: &Site, sites: &Sites) -> Result<String, String> {
     }
     let whole = match (url.starts_with('/'), site.hosts.first()) {
         (true, Some(host)) if host.contains('*') => {
-            return Err(format!("a whole URL is needed, because {host} is no single host"));
+            return Err(format!(
+                "a whole URL is needed, because {host} is no single host"
+            ));
         }
         (true, Some(host)) => format!("http://{host}{url}"),
         _ => url.to_owned(),
@@ -211,7 +221,10 @@ fn nodes(request: &WarmRequest, known: &[NodeStatus]) -> Result<Vec<NodeId>, Api
         let by_region = edge.alive && (everywhere || request.regions.contains(&edge.region));
         by_region || request.nodes.contains(&edge.id)
     };
-    let meant: Vec<_> = edges().filter(is_meant).map(|edge| edge.id.clone()).collect();
+    let meant: Vec<_> = edges()
+        .filter(is_meant)
+        .map(|edge| edge.id.clone())
+        .collect();
     match meant.is_empty() {
         true => Err(ApiError::new(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -276,19 +289,38 @@ mod tests {
             ("{}", "site", "missing"),
             (r#"{"site": "w"}"#, "site", "no site"),
             (r#"{"site": "www"}"#, "urls", "none, and no list either"),
-            (r#"{"site": "www", "urls": ["/", "b"]}"#, "urls", "urls[1]: "),
-            (r#"{"site": "www", "urls": ["ftp://www.test/"]}"#, "urls", "neither"),
+            (
+                r#"{"site": "www", "urls": ["/", "b"]}"#,
+                "urls",
+                "urls[1]: ",
+            ),
+            (
+                r#"{"site": "www", "urls": ["ftp://www.test/"]}"#,
+                "urls",
+                "neither",
+            ),
             (
                 r#"{"site": "www", "urls": ["http://a.any.test/"]}"#,
                 "urls",
                 "a.any.test is not a host of site",
             ),
-            (r#"{"site": "www", "list": "/\n\n/a b"}"#, "list", "list line 3"),
-            (r#"{"site": "any", "urls": ["/"]}"#, "urls", "a whole URL is needed"),
+            (
+                r#"{"site": "www", "list": "/\n\n/a b"}"#,
+                "list",
+                "list line 3",
+            ),
+            (
+                r#"{"site": "any", "urls": ["/"]}"#,
+                "urls",
+                "a whole URL is needed",
+            ),
             (&long, "urls", "longer than 8192 bytes"),
         ] {
             let error = told(urls(&request(text), &sites()).unwrap_err());
-            assert!(error.contains(&format!("field: Some({field:?})")), "{text}: {error}");
+            assert!(
+                error.contains(&format!("field: Some({field:?})")),
+                "{text}: {error}"
+            );
             assert!(error.contains(words), "{text}: {error}");
             assert!(error.contains("status: 400"), "{text}: {error}");
         }
@@ -299,7 +331,10 @@ mod tests {
             ..WarmRequest::default()
         };
         let error = told(urls(&many, &sites()).unwrap_err());
-        assert!(error.contains("status: 413") && error.contains("list: more than"), "{error}");
+        assert!(
+            error.contains("status: 413") && error.contains("list: more than"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -325,13 +360,21 @@ mod tests {
         ];
         let meant = |text| {
             let meant = nodes(&request(text), &known);
-            meant.map(|ids| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
+            meant.map(|ids| {
+                ids.iter()
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>()
+                    .join(" ")
+            })
         };
         assert_eq!(meant("{}").unwrap(), "e1 e2");
         assert_eq!(meant(r#"{"regions": ["eu"]}"#).unwrap(), "e1");
         // Who is named is waited for.
         assert_eq!(meant(r#"{"nodes": ["e3"]}"#).unwrap(), "e3");
-        assert_eq!(meant(r#"{"nodes": ["e3"], "regions": ["us"]}"#).unwrap(), "e2 e3");
+        assert_eq!(
+            meant(r#"{"nodes": ["e3"], "regions": ["us"]}"#).unwrap(),
+            "e2 e3"
+        );
         let error = told(meant(r#"{"nodes": ["control"]}"#).unwrap_err());
         assert!(error.contains("nodes: no edge control"), "{error}");
         let error = told(meant(r#"{"regions": ["asia"]}"#).unwrap_err());

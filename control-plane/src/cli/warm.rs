@@ -4,7 +4,7 @@ use std::{
     io::{self, IsTerminal, Read, Write},
     path::{Path, PathBuf},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context, bail};
@@ -15,6 +15,7 @@ use cluster::{
     node::NodeId,
     wire::{WARM, WarmList, WarmNode, WarmRequest, WarmState, WarmStatus},
 };
+use tokio::time::Instant;
 
 use super::{Asking, per_second, print, table};
 use crate::api::warm::REQUEST_BYTES_MAX;
@@ -105,6 +106,10 @@ impl Warm {
     }
 
     /// Looks at a job until it has ended, and writes a line of progress beside the output.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a command has one thread, and no runtime to hold up"
+    )]
     fn watch(&self, mut told: Bytes) -> anyhow::Result<Bytes> {
         let (begun, on_screen) = (Instant::now(), io::stderr().is_terminal());
         let (mut seen, mut written) = (Instant::now(), None);
@@ -164,7 +169,10 @@ fn read(list: &Path) -> anyhow::Result<String> {
     };
     let bytes = read.with_context(|| list.display().to_string())?;
     if bytes as u64 > most {
-        bail!("{}: longer than {most} bytes: make several jobs of it", list.display());
+        bail!(
+            "{}: longer than {most} bytes: make several jobs of it",
+            list.display()
+        );
     }
     Ok(text)
 }
@@ -219,7 +227,14 @@ fn status_text(status: &WarmStatus) -> String {
         ]
     });
     let head = [
-        "NODE", "SETTLED", "FAILED", "BYTES", "STORED", "PEERS", "ORIGIN", "WAITS BECAUSE IT",
+        "NODE",
+        "SETTLED",
+        "FAILED",
+        "BYTES",
+        "STORED",
+        "PEERS",
+        "ORIGIN",
+        "WAITS BECAUSE IT",
     ];
     let mut text = format!(
         "job {} of site {}: {}\n{}",
@@ -305,7 +320,11 @@ mod tests {
         });
         let tables = text.lines().skip(1).take(2).chain(list.lines());
         for line in tables {
-            assert!(line.chars().count() <= 80, "{} {line:?}", line.chars().count());
+            assert!(
+                line.chars().count() <= 80,
+                "{} {line:?}",
+                line.chars().count()
+            );
         }
         assert!(text.contains("http://www.test/a: answered 404"), "{text}");
         let line = progress(&status(), Duration::from_secs(7));

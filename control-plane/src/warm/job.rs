@@ -105,11 +105,11 @@ mod tests {
     use super::*;
 
     fn result(index: usize) -> WarmResult {
-        if index % 3 == 0 {
+        if index.is_multiple_of(3) {
             let reason = "answered 404".to_owned();
             return WarmResult::Failed { reason };
         }
-        let from = if index % 2 == 0 {
+        let from = if index.is_multiple_of(2) {
             WarmSource::Peer
         } else {
             WarmSource::Origin
@@ -147,9 +147,9 @@ mod tests {
                 progress = serde_json::from_slice(&kept).unwrap();
             }
             let told = progress.told("edge-1".parse().unwrap(), None);
-            let failed = (0..urls).filter(|url| url % 3 == 0).count();
+            let failed = (0..urls).filter(|url| url.is_multiple_of(3)).count();
             prop_assert_eq!((told.done, told.failed), (urls - failed, failed));
-            let bytes: usize = (0..urls).filter(|url| url % 3 != 0).sum();
+            let bytes: usize = (0..urls).filter(|url| !url.is_multiple_of(3)).sum();
             prop_assert_eq!(told.bytes, bytes as u64);
             let tallied: u64 = told.sources.values().map(|tally| tally.bytes).sum();
             prop_assert_eq!(tallied, told.bytes);

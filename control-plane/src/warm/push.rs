@@ -63,10 +63,7 @@ impl Pusher {
         let body = serde_json::to_vec(batch).expect("plain data with text keys");
         let path = format!("{WARM}?{}", auth::body_parameter(&body));
         let mut request = Request::post(&path).header(header::HOST, at);
-        for (name, value) in self
-            .signer
-            .sign(node, "POST", &path, self.clock.unix_ms())
-        {
+        for (name, value) in self.signer.sign(node, "POST", &path, self.clock.unix_ms()) {
             request = request.header(name, value);
         }
         let request = request
