@@ -4,6 +4,7 @@
 //! Modules in reading order:
 //!
 //! - [`node`] and [`view`]: one node as the others see it, and an immutable snapshot of all of them;
+//! - [`placement`]: which nodes are the homes of a key;
 //! - [`membership`]: chitchat underneath, a `watch` of views above; [`seal`] is what its datagrams
 //!   look like on the wire;
 //! - [`secret`] and [`auth`]: the cluster's secret, and how a request between nodes proves that its
@@ -29,6 +30,7 @@ pub mod membership;
 pub mod net;
 pub mod network;
 pub mod node;
+pub mod placement;
 pub mod process;
 pub mod quantity;
 pub mod seal;

@@ -16,6 +16,8 @@ pub const KEYS_MAX: usize = 16;
 pub const VALUE_BYTES_MAX: usize = 1024;
 /// Most round trips a node publishes (the peers it measured most recently).
 pub const ROUND_TRIPS_MAX: usize = 32;
+/// Most sites whose origin's time a node publishes.
+pub const ORIGINS_MAX: usize = 32;
 
 /// A node's name: 1 to 64 of `a-z 0-9 . _ -`, unique in the cluster, stable over restarts. Clones share
 /// it: every stored object names the node that fetched it.
@@ -146,6 +148,10 @@ pub struct NodeInfo {
     pub sites_version: u64,
     /// Round trips it measured to others, in milliseconds.
     pub round_trips_ms: BTreeMap<NodeId, f64>,
+    /// What its cache holds at most, in bytes; 0 when it does not say. Keys are shared by it.
+    pub capacity_bytes: u64,
+    /// Time to the origins of sites, as it measured it, in milliseconds.
+    pub origins_ms: BTreeMap<String, f64>,
 }
 
 impl NodeInfo {
@@ -165,6 +171,8 @@ impl NodeInfo {
             purge_seq: 0,
             sites_version: 0,
             round_trips_ms: BTreeMap::new(),
+            capacity_bytes: 0,
+            origins_ms: BTreeMap::new(),
         }
     }
 
@@ -195,19 +203,15 @@ impl NodeInfo {
         if let Some(digest) = self.digest {
             keys.push(("digest", format!("{},{}", digest.epoch, digest.seq)));
         }
-        let mut round_trips = String::new();
-        for (id, ms) in self.round_trips_ms.iter().take(ROUND_TRIPS_MAX) {
-            let one = format!("{id}={ms:.1}");
-            if round_trips.len() + one.len() + 1 > VALUE_BYTES_MAX {
-                break;
+        let round_trips = self.round_trips_ms.iter().take(ROUND_TRIPS_MAX);
+        let origins = self.origins_ms.iter().take(ORIGINS_MAX);
+        for (key, times) in [("rtt", times(round_trips)), ("origins", times(origins))] {
+            if !times.is_empty() {
+                keys.push((key, times));
             }
-            if !round_trips.is_empty() {
-                round_trips.push(',');
-            }
-            round_trips.push_str(&one);
         }
-        if !round_trips.is_empty() {
-            keys.push(("rtt", round_trips));
+        if self.capacity_bytes > 0 {
+            keys.push(("capacity", self.capacity_bytes.to_string()));
         }
         debug_assert!(keys.len() <= KEYS_MAX);
         keys
@@ -253,19 +257,54 @@ impl NodeInfo {
         if let Some(text) = get("sites") {
             node.sites_version = number("sites", text)?;
         }
-        if let Some(text) = get("rtt") {
-            for one in text.split(',').take(ROUND_TRIPS_MAX) {
-                let (id, ms) = one.split_once('=').ok_or_else(|| unreadable("rtt", text))?;
-                let id = id.parse().map_err(|_| unreadable("rtt", text))?;
-                let ms: f64 = number("rtt", ms)?;
-                if !(ms.is_finite() && ms >= 0.0) {
-                    return Err(unreadable("rtt", text));
-                }
-                node.round_trips_ms.insert(id, ms);
-            }
+        if let Some(text) = get("capacity") {
+            node.capacity_bytes = number("capacity", text)?;
+        }
+        for time in times_of("rtt", get("rtt"), ROUND_TRIPS_MAX) {
+            let (id, ms) = time?;
+            let id = id.parse().map_err(|_| unreadable("rtt", id))?;
+            node.round_trips_ms.insert(id, ms);
+        }
+        for time in times_of("origins", get("origins"), ORIGINS_MAX) {
+            let (site, ms) = time?;
+            node.origins_ms.insert(site.to_owned(), ms);
         }
         Ok(node)
     }
+}
+
+/// Times in milliseconds under names, as many as fit into one value.
+fn times<'a>(named: impl Iterator<Item = (&'a (impl fmt::Display + 'a), &'a f64)>) -> String {
+    let mut text = String::new();
+    for (name, ms) in named {
+        let one = format!("{name}={ms:.1}");
+        if text.len() + one.len() + 1 > VALUE_BYTES_MAX {
+            break;
+        }
+        if !text.is_empty() {
+            text.push(',');
+        }
+        text.push_str(&one);
+    }
+    text
+}
+
+/// The same read back, at most `most` of them.
+fn times_of<'a>(
+    key: &'static str,
+    text: Option<&'a str>,
+    most: usize,
+) -> impl Iterator<Item = Result<(&'a str, f64), UnreadableNode>> {
+    let all = text.into_iter().flat_map(|text| text.split(','));
+    all.take(most).map(move |one| {
+        let (name, ms) = one.split_once('=').ok_or_else(|| unreadable(key, one))?;
+        let ms: f64 = number(key, ms)?;
+        if ms.is_finite() && ms >= 0.0 {
+            Ok((name, ms))
+        } else {
+            Err(unreadable(key, one))
+        }
+    })
 }
 
 /// A gossip key that says nothing a node could use.
@@ -327,6 +366,8 @@ mod tests {
         node.digest = Some(DigestVersion { epoch: 7, seq: 42 });
         node.sites_version = 5;
         node.round_trips_ms.insert("edge-2".parse().unwrap(), 12.5);
+        node.capacity_bytes = 10 << 30;
+        node.origins_ms.insert("www".into(), 31.5);
         node
     }
 
@@ -349,6 +390,8 @@ mod tests {
             ("geo", "91,0"),
             ("load", "x,1"),
             ("rtt", "edge-2=NaN"),
+            ("origins", "www=-1"),
+            ("capacity", "much"),
             ("phase", "?"),
         ] {
             let mut keys = sample().to_keys();

@@ -9,7 +9,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use http::Uri;
 use serde::{Deserialize, Serialize};
 
-use self::rules::{Access, BypassRule, KeyRule, PathRule, QueryRule, RULES_MAX, RangeMiss};
+use self::rules::{Access, BypassRule, KeyRule, PathRule, QueryRule, RULES_MAX, RangeMiss, Shield};
 use crate::quantity::{Bytes, Span};
 
 /// Most sites a registry may hold.
@@ -85,6 +85,9 @@ pub struct Site {
     /// What a range of an object that is not stored starts; the whole when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub range_miss: Option<RangeMiss>,
+    /// Who asks the origin for what no node holds; [`Shield::Region`] when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shield: Option<Shield>,
     /// Response fields whose directives count before `Cache-Control` (RFC 9213), the most specific
     /// first; `CDN-Cache-Control` and `Surrogate-Control` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -165,6 +168,7 @@ impl Site {
             stale_if_error: None,
             honour_client_reload: None,
             range_miss: None,
+            shield: None,
             targets: None,
             forward_targets: None,
             blocked_by: None,
@@ -294,6 +298,11 @@ impl Site {
         self.bypass.check()?;
         self.rule.iter().try_for_each(PathRule::check)?;
         self.access.iter().try_for_each(Access::check)
+    }
+
+    /// Who asks the origin for what no node holds.
+    pub fn shield(&self) -> Shield {
+        self.shield.unwrap_or_default()
     }
 
     /// Whether a request's country decides anything, so that a geo database is needed.
@@ -708,6 +717,8 @@ mod tests {
                 "10.0.0.0/8",
             ),
             ("range_miss = 'all'", "whole"),
+            ("shield = 'all'", "shield = 'all'"),
+            ("shield = 'all'", "`region`"),
             ("[bypas]", "bypas"),
         ] {
             let error = written(text).unwrap_err().to_string();

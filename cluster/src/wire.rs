@@ -12,6 +12,8 @@ use crate::{
 
 /// Peer listener: `GET {HOLD}/{key as 32 hex digits}` asks for an object from storage only.
 pub const HOLD: &str = "/v1/hold";
+/// Peer listener: `GET {FILL}/{key}` asks the home of a key for an object, which it fetches if need be.
+pub const FILL: &str = "/v1/fill";
 /// Peer listener: `GET {DIGEST}?since=epoch,seq` asks for what changed in the digest.
 pub const DIGEST: &str = "/v1/digest";
 /// Peer listener: `POST {WARM}?body={hash}` with a [`WarmBatch`] asks a node to fetch URLs ahead of
@@ -202,8 +204,10 @@ pub enum WarmResult {
 pub enum WarmSource {
     /// It was there already.
     Stored,
-    /// Another edge.
+    /// Another edge, which held it.
     Peer,
+    /// The home of its key, which fetched it.
+    Home,
     /// The origin.
     Origin,
 }
@@ -214,6 +218,7 @@ impl WarmSource {
         match self {
             Self::Stored => "stored",
             Self::Peer => "peer",
+            Self::Home => "home",
             Self::Origin => "origin",
         }
     }

@@ -48,7 +48,7 @@ use bytes::Bytes;
 use cluster::{digest::Holdings, key::Key, manifest::PieceHash, node::DigestVersion};
 use http::{HeaderMap, HeaderName};
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{Semaphore, SetOnce, watch},
     time::Instant,
 };
 use tracing::{debug, warn};
@@ -180,6 +180,8 @@ struct Fill {
     /// The one whose place it took while that was still being written.
     before: Option<Arc<Self>>,
     outcome: watch::Sender<Option<Outcome>>,
+    /// See [`Filler::reaches`].
+    reach: Arc<SetOnce<u8>>,
 }
 
 impl Fill {
@@ -634,9 +636,7 @@ impl Cache {
                 Some(fill.clone())
             }
             Some(fill) => {
-                return Some(Turn::Follow(Following {
-                    outcome: fill.outcome.subscribe(),
-                }));
+                return Some(Turn::Follow(Following::of(fill)));
             }
             None => None,
         };
@@ -665,6 +665,7 @@ impl Cache {
             is_cancelled: AtomicBool::new(false),
             before,
             outcome: watch::Sender::new(None),
+            reach: Arc::default(),
         });
         fills.insert(key, fill.clone());
         drop(fills);

@@ -44,7 +44,6 @@ use crate::{
     serve::{self, ConnectionLimits, idle::OnClosed},
     sites::Sites,
     upstream::{Upstream, UpstreamConfig},
-    warm::Warmer,
     workers,
 };
 
@@ -168,6 +167,7 @@ impl Edge {
         me.region.clone_from(&config.region);
         me.location = config.location;
         me.sites_version = sites.load().version();
+        me.capacity_bytes = config.cache.disk.0;
         me.digest = Some(cache.digest_version());
         let membership = match (&config.cluster, &peer_listener) {
             (Some(cluster), Some(peer)) => {
@@ -233,9 +233,13 @@ impl Edge {
         let peer = match (&config.cluster, peer_listener) {
             (Some(cluster), Some(listener)) => {
                 let verifier = Verifier::new(cluster.secret.clone(), config.id.clone());
-                let (cache, metrics, clock) = (cache.clone(), metrics.clone(), clock.clone());
-                let warmer = Warmer::new(proxy.clone(), metrics.clone());
-                let hold = Hold::new(cache, verifier, metrics, clock, warmer);
+                let hold = Hold::new(
+                    cache.clone(),
+                    proxy.clone(),
+                    verifier,
+                    metrics.clone(),
+                    clock.clone(),
+                );
                 Some((listener, hold))
             }
             _ => None,

@@ -69,6 +69,11 @@ pub fn is_loop(headers: &HeaderMap, me: &NodeId) -> bool {
         .any(|member| member.trim() == mine)
 }
 
+/// Says in `headers` that the request has been through this node.
+pub fn join_loop(headers: &mut HeaderMap, me: &NodeId) {
+    append_to_list(headers, CDN_LOOP, loop_member(me));
+}
+
 fn loop_member(me: &NodeId) -> String {
     [CDN_ID, "; node=", me.as_str()].concat()
 }
@@ -98,7 +103,7 @@ pub fn add_hop(headers: &mut HeaderMap, hop: &Hop<'_>) {
     headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
     set(headers, X_FORWARDED_HOST, hop.host);
     append_to_list(headers, header::VIA, via(hop.version, hop.me));
-    append_to_list(headers, CDN_LOOP, loop_member(hop.me));
+    join_loop(headers, hop.me);
 }
 
 /// One member of `Via` for a message received with `version`.

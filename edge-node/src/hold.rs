@@ -1,5 +1,6 @@
-//! The peer listener: questions of other edges, answered from storage only. No such question makes
-//! this node ask anybody else, so requests between nodes cannot loop.
+//! The peer listener: questions of other edges. `hold` questions and digests are answered from storage only,
+//! and make this node ask nobody. `fill` questions, asked of the home of a key, may make it ask homes of a
+//! lower level or the origin ([`Proxy::relay`]), nobody else; so requests between nodes cannot loop.
 //!
 //! What the control plane asks for here, to [fetch ahead of demand](crate::warm), begins journeys of
 //! its own, which end like those of clients: with questions to others, and never with such a wish.
@@ -26,12 +27,12 @@ use cluster::{
     wire::{self, WarmBatch},
 };
 use futures_util::stream::{BoxStream, StreamExt as _};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc::Receiver},
     time::timeout,
 };
 use tracing::warn;
@@ -39,13 +40,16 @@ use tracing::warn;
 use crate::{
     cache::{Cache, entry::Reading, fill::BodyError},
     metrics::Metrics,
+    proxy::{Proxy, Question},
     serve::{Connection, NotAdmitted},
-    upstream::peer,
+    upstream::{home::Level, peer},
     warm::Warmer,
 };
 
 /// Objects handed to peers at once. More are told at once that this node is busy, and ask elsewhere.
 const TRANSFERS_MAX: usize = 256;
+/// Questions to fill at once: each may wait for the origin, and holds two blocks of 64 KiB at most.
+const RELAYS_MAX: usize = 1024;
 /// Addresses whose first refusal was logged; beyond that, refusals are only counted.
 const LOGGED_MAX: usize = 1024;
 /// Longest time for the body of a batch to come in.
@@ -61,36 +65,43 @@ pub struct Hold {
 
 struct Shared {
     cache: Cache,
+    proxy: Proxy,
     verifier: Verifier,
     metrics: Arc<Metrics>,
     clock: Clock,
     warmer: Warmer,
     transfers: Arc<Semaphore>,
     batches: Arc<Semaphore>,
+    relays: Arc<Semaphore>,
     logged: Mutex<HashSet<IpAddr>>,
 }
 
 impl Hold {
-    /// Answers from `cache` whoever `verifier` accepts, and hands wishes to `warmer`.
+    /// Answers whoever `verifier` accepts: from `cache`, or with what `proxy` fetches, as a home or ahead of
+    /// demand.
     pub fn new(
         cache: Cache,
+        proxy: Proxy,
         verifier: Verifier,
         metrics: Arc<Metrics>,
         clock: Clock,
-        warmer: Warmer,
     ) -> Self {
         let transfers = Arc::new(Semaphore::new(TRANSFERS_MAX));
+        let relays = Arc::new(Semaphore::new(RELAYS_MAX));
         let batches = Arc::new(Semaphore::new(BATCHES_MAX));
+        let warmer = Warmer::new(proxy.clone(), metrics.clone());
         let logged = Mutex::default();
         Self {
             shared: Arc::new(Shared {
                 cache,
+                proxy,
                 verifier,
                 metrics,
                 clock,
                 warmer,
                 transfers,
                 batches,
+                relays,
                 logged,
             }),
         }
@@ -129,10 +140,12 @@ impl Hold {
         if path == wire::DIGEST {
             return Ok(self.digest(request.uri().query()).await);
         }
-        match path
-            .strip_prefix(wire::HOLD)
-            .and_then(|rest| rest.strip_prefix('/')?.parse().ok())
-        {
+        let key_behind = |prefix| path.strip_prefix(prefix)?.strip_prefix('/')?.parse().ok();
+        if let Some(key) = key_behind(wire::FILL) {
+            let level = Level::of_query(request.uri().query());
+            return Ok(self.fill(key, level, request.headers(), connection.from.ip()));
+        }
+        match key_behind(wire::HOLD) {
             Some(key) => Ok(self.hold(key, &request).await),
             None => Ok(answer(StatusCode::NOT_FOUND, Answer::Empty)),
         }
@@ -241,6 +254,35 @@ impl Hold {
         response
     }
 
+    fn fill(
+        &self,
+        key: Key,
+        level: Option<Level>,
+        fields: &HeaderMap,
+        from: IpAddr,
+    ) -> Response<Answer> {
+        let Shared { proxy, metrics, .. } = &*self.shared;
+        let Some(level) = level else {
+            return answer(StatusCode::BAD_REQUEST, Answer::Empty);
+        };
+        let Ok(place) = self.shared.relays.clone().try_acquire_owned() else {
+            metrics.peer_answered("busy");
+            return answer(StatusCode::SERVICE_UNAVAILABLE, Answer::Empty);
+        };
+        metrics.peer_answered("fill");
+        let question = Question {
+            key,
+            level,
+            from,
+            fields: fields.clone(),
+        };
+        let transfer = Transfer::new(metrics.clone(), place);
+        answer(
+            StatusCode::OK,
+            Answer::Fill(proxy.relay(question), transfer),
+        )
+    }
+
     fn log_once(&self, from: IpAddr, denied: &auth::Denied) {
         let mut logged = self
             .shared
@@ -291,6 +333,8 @@ pub enum Answer {
     Object(Bytes, Option<Reading>, Transfer),
     /// Line by line, as they come; the batch keeps its place until the end.
     Lines(BoxStream<'static, Bytes>, OwnedSemaphorePermit),
+    /// Frames as they come ([`crate::upstream::relayed`]).
+    Fill(Receiver<Bytes>, Transfer),
 }
 
 impl Body for Answer {
@@ -305,6 +349,7 @@ impl Body for Answer {
             Self::Empty => None,
             Self::Whole(bytes) => bytes.take().map(Ok),
             Self::Lines(lines, _) => std::task::ready!(lines.poll_next_unpin(context)).map(Ok),
+            Self::Fill(frames, _) => std::task::ready!(frames.poll_recv(context)).map(Ok),
             Self::Object(head, reading, _) => {
                 if head.is_empty() {
                     match reading {
@@ -323,7 +368,9 @@ impl Body for Answer {
                 }
             }
         };
-        if let (Self::Object(_, _, transfer), Some(Ok(bytes))) = (&*self, &bytes) {
+        if let (Self::Object(_, _, transfer) | Self::Fill(_, transfer), Some(Ok(bytes))) =
+            (&*self, &bytes)
+        {
             transfer.metrics.sent(bytes.len() as u64);
         }
         Poll::Ready(bytes.map(|read| read.map(Frame::data)))

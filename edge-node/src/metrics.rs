@@ -105,14 +105,22 @@ pub enum Source {
     Memory,
     /// The disk tier.
     Disk,
-    /// Another edge.
+    /// Another edge, which held it.
     Peer,
+    /// The home of the key, which fetched it for this node.
+    Home,
     /// The origin.
     Origin,
 }
 
 impl Source {
-    const ALL: [Self; 4] = [Self::Memory, Self::Disk, Self::Peer, Self::Origin];
+    const ALL: [Self; 5] = [
+        Self::Memory,
+        Self::Disk,
+        Self::Peer,
+        Self::Home,
+        Self::Origin,
+    ];
 
     /// The value of the `source` label.
     pub fn label(self) -> &'static str {
@@ -120,6 +128,7 @@ impl Source {
             Self::Memory => "memory",
             Self::Disk => "disk",
             Self::Peer => "peer",
+            Self::Home => "home",
             Self::Origin => "origin",
         }
     }

@@ -7,10 +7,12 @@
 
 mod answer;
 mod fetch;
+mod home;
 mod invalidation;
 mod onward;
 mod pass;
 mod quick;
+mod relay;
 mod shedding;
 mod target;
 mod tunnel;
@@ -18,11 +20,15 @@ mod upload;
 mod warm;
 
 pub use self::{
+    relay::Question,
     upload::UploadLimits,
     warm::{Again, Cold},
 };
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::IpAddr,
+    sync::{Arc, OnceLock},
+};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use cluster::{clock::Clock, key::Key, node::NodeId, site::Site};
@@ -52,7 +58,7 @@ use crate::{
     },
     serve::{Connection, framing::Flaw, interim::Interim},
     sites::{Selected, Sites},
-    upstream::{Upstream, plain::Spelling},
+    upstream::{Upstream, home::Level, plain::Spelling},
 };
 
 /// How often a request starts over because what it followed turned out not to be for it.
@@ -137,6 +143,10 @@ struct Asked {
     interim: Option<Interim>,
     now_ms: u64,
     started: Instant,
+    /// Who asks: a client, or another node of which.
+    level: Level,
+    /// Until when the fill must know what comes of it, once homes were asked.
+    deadline: OnceLock<Instant>,
 }
 
 /// A request in flight, up to its answer, with which its trace goes on; or until its client leaves.
@@ -380,6 +390,8 @@ impl Proxy {
             interim: caller.interim,
             now_ms: self.shared.clock.unix_ms(),
             started: caller.started,
+            level: Level::Client,
+            deadline: OnceLock::new(),
         }
     }
 

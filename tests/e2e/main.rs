@@ -8,6 +8,7 @@
 //! - [`overload`]: more than a node or an origin may do at once;
 //! - [`sharing`]: several edges, and where the bytes come from;
 //! - [`warming`]: URLs fetched ahead of demand;
+//! - [`homing`]: several edges, and how often the origin is asked;
 //! - [`ruling`]: what a site's owner rules;
 //! - [`losing`]: processes that are killed, stopped, or cut off;
 //! - [`storing`]: a disk that is full, read-only, damaged or robbed, and a process killed over it;
@@ -23,6 +24,8 @@ mod conforming;
 mod crowding;
 #[cfg(test)]
 mod forwarding;
+#[cfg(test)]
+mod homing;
 #[cfg(test)]
 mod losing;
 #[cfg(test)]

@@ -156,6 +156,12 @@ impl Answer {
         }
     }
 
+    /// With this status.
+    #[must_use]
+    pub fn with_status(self, status: u16) -> Self {
+        Self { status, ..self }
+    }
+
     fn with(body: Body) -> Self {
         Self {
             status: 200,

@@ -163,6 +163,20 @@ pub enum RangeMiss {
     Part,
 }
 
+/// Who asks the origin for what no node holds; everybody else asks those. See [`crate::placement`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Shield {
+    /// Every node by itself.
+    None,
+    /// One node in each region. What people expect of a cluster: the origin is spared, and the way of a
+    /// miss is longer by a hop between neighbours only, never by an ocean.
+    #[default]
+    Region,
+    /// One node in the whole cluster: for origins that are dear or slow. A miss may cross an ocean twice.
+    Cluster,
+}
+
 fn root() -> String {
     "/".to_owned()
 }

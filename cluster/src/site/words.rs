@@ -2,7 +2,7 @@
 
 use super::{
     ORIGIN_CONCURRENCY_DEFAULT, ORIGIN_QUEUE_DEFAULT, ORIGIN_QUEUE_TIMEOUT_DEFAULT, Site,
-    rules::{Access, Action, PathRule, Pattern, RangeMiss, Statuses},
+    rules::{Access, Action, PathRule, Pattern, RangeMiss, Shield, Statuses},
 };
 use crate::quantity::Span;
 
@@ -29,6 +29,7 @@ impl Site {
             words.push(order.to_owned());
         }
         words.extend(self.origin_limits_in_words());
+        words.push(shield(self.shield()).to_owned());
         words.push(self.targets_in_words());
         let all = Windows {
             stale_while_revalidate: self.stale_while_revalidate,
@@ -301,6 +302,20 @@ fn reloads(honoured: bool) -> &'static str {
     }
 }
 
+fn shield(shield: Shield) -> &'static str {
+    match shield {
+        Shield::None => "what no edge holds, each edge asks the origins for (shield = \"none\")",
+        Shield::Region => {
+            "what no edge holds, one edge of each region asks the origins for, and the others there ask it \
+             (shield = \"region\")"
+        }
+        Shield::Cluster => {
+            "what no edge holds, one edge of the whole cluster asks the origins for, and all others ask it \
+             (shield = \"cluster\")"
+        }
+    }
+}
+
 fn ranges(miss: RangeMiss) -> &'static str {
     match miss {
         RangeMiss::Whole => "a range of what is not stored starts the fetch of the whole",
@@ -337,6 +352,7 @@ mod tests {
             origins = ["https://origin.example.com"]
             stale_if_error = "1d"
             origin_concurrency = 200
+            shield = "cluster"
             honour_client_reload = false
             targets = ["CDN-Cache-Control"]
             forward_targets = false
@@ -385,6 +401,8 @@ mod tests {
                  next may say, and at last the site",
                 "each edge has at most 200 requests at the origins at once, and lets 4096 more wait for up \
                  to 5s; others are answered by what is stale where that is allowed, else by 503",
+                "what no edge holds, one edge of the whole cluster asks the origins for, and all others \
+                 ask it (shield = \"cluster\")",
                 "directives in CDN-Cache-Control count instead of those in Cache-Control and Expires, \
                  and do not go on to clients",
                 "a stale answer may be used for 1d when the origin fails, where the origin does not \
@@ -413,6 +431,6 @@ mod tests {
         let comments = site.in_comments();
         assert!(comments.starts_with("\n# Site a:\n# - a.test from http://o:80\n# - answers"));
         assert!(comments.lines().skip(1).all(|line| line.starts_with('#')));
-        assert_eq!(words.len(), 4, "{words:?}");
+        assert_eq!(words.len(), 5, "{words:?}");
     }
 }

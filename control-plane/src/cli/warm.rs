@@ -214,14 +214,14 @@ fn progress(status: &WarmStatus, elapsed: Duration) -> String {
 fn status_text(status: &WarmStatus) -> String {
     let rows = status.nodes.iter().map(|node| {
         let from = |source| node.sources.get(&source).map_or(0, |tally| tally.objects);
-        use cluster::wire::WarmSource::{Origin, Peer, Stored};
+        use cluster::wire::WarmSource::{Home, Origin, Peer, Stored};
         [
             node.node.to_string(),
             format!("{}/{}", node.done + node.failed, status.urls),
             node.failed.to_string(),
             per_second(node.bytes),
             from(Stored).to_string(),
-            from(Peer).to_string(),
+            (from(Peer) + from(Home)).to_string(),
             from(Origin).to_string(),
             node.trouble.clone().unwrap_or_default(),
         ]

@@ -26,6 +26,7 @@ use crate::{
     },
     deliver,
     ruling::access::{self, Visit},
+    upstream::home::HomesReport,
 };
 
 /// Why this node would answer a URL as it would.
@@ -37,6 +38,7 @@ struct Explained {
     key: String,
     stored: Option<Stored>,
     holders: Vec<serde_json::Value>,
+    homes: HomesReport,
     then: String,
     why: Vec<String>,
 }
@@ -156,6 +158,7 @@ pub(super) async fn explain(
         .iter()
         .map(|candidate| serde_json::to_value(candidate).unwrap_or_default())
         .collect();
+    let homes = admin.upstream.homes_report(&ruling.site, key);
     let refusal = admin.refusals.find(key);
     let now_ms = admin.clock.unix_ms();
     let case = Case {
@@ -173,6 +176,10 @@ pub(super) async fn explain(
             .is_some_and(|entry| deliver::suffices(method, headers, entry)),
         refusal: refusal.as_ref(),
         holder: holders.first().map(|first| first["id"].to_string()),
+        home: homes
+            .asked
+            .first()
+            .map(|first| format!("{:?}", first.id.as_str())),
         now_ms,
     };
     let explained = Explained {
@@ -183,6 +190,7 @@ pub(super) async fn explain(
         key: key.to_string(),
         stored: entry.as_ref().map(|entry| Stored::of(entry, now_ms)),
         holders,
+        homes,
         url: question.url,
     };
     Json(explained).into_response()

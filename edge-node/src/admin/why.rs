@@ -31,6 +31,8 @@ pub(super) struct Case<'a> {
     pub(super) refusal: Option<&'a Refusal>,
     /// The peer that would be asked first.
     pub(super) holder: Option<String>,
+    /// The home that would be asked first.
+    pub(super) home: Option<String>,
     pub(super) now_ms: u64,
 }
 
@@ -50,9 +52,15 @@ pub(super) fn then(case: &Case<'_>) -> String {
         return "sent to the origin, and the answer is not stored".to_owned();
     }
     let Some(head) = case.stored else {
-        return match &case.holder {
-            Some(holder) => format!("asked of {holder}, then of the origin"),
-            None => "fetched from the origin: no peer claims it".to_owned(),
+        return match (&case.holder, &case.home) {
+            (Some(holder), None) => format!("asked of {holder}, then of the origin"),
+            (Some(holder), Some(home)) => {
+                format!("asked of {holder}, then of its home {home}, then of the origin")
+            }
+            (None, Some(home)) => {
+                format!("asked of its home {home}, then of the origin: no peer claims it")
+            }
+            (None, None) => "fetched from the origin: no peer claims it".to_owned(),
         };
     };
     match case.reuse(head) {
@@ -324,6 +332,7 @@ mod tests {
             suffices: true,
             refusal,
             holder: None,
+            home: None,
             now_ms: NOW_MS,
         };
         (then(&case), why(&case).join("; "))

@@ -166,8 +166,10 @@ pub enum Body {
 pub enum Provenance {
     /// Read back from the store.
     Store,
-    /// Another edge.
+    /// Another edge, which held it.
     Peer(NodeId),
+    /// The home of its key, which fetched it for this node.
+    Home(NodeId),
     /// The origin.
     Origin,
 }
@@ -178,6 +180,7 @@ impl Provenance {
         match self {
             Self::Store => Source::Disk,
             Self::Peer(_) => Source::Peer,
+            Self::Home(_) => Source::Home,
             Self::Origin => Source::Origin,
         }
     }
@@ -188,6 +191,7 @@ impl fmt::Display for Provenance {
         match self {
             Self::Store => f.write_str("store"),
             Self::Peer(id) => write!(f, "peer:{id}"),
+            Self::Home(id) => write!(f, "home:{id}"),
             Self::Origin => f.write_str("origin"),
         }
     }

@@ -9,7 +9,7 @@ use cluster::{
 };
 use http::HeaderMap;
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{Semaphore, SetOnce, watch},
     time::Instant,
 };
 use tracing::{debug, warn};
@@ -29,9 +29,28 @@ use crate::error::ServeError;
 /// Waits for what comes of a fill.
 pub struct Following {
     pub(super) outcome: watch::Receiver<Option<Outcome>>,
+    reach: Arc<SetOnce<u8>>,
 }
 
 impl Following {
+    pub(super) fn of(fill: &Fill) -> Self {
+        Self {
+            outcome: fill.outcome.subscribe(),
+            reach: fill.reach.clone(),
+        }
+    }
+
+    /// How far the fill reaches ([`Filler::reaches`]). That is said as soon as it begins; `None` if it has
+    /// ended without.
+    pub async fn reach(&self) -> Option<u8> {
+        let mut outcome = self.outcome.clone();
+        tokio::select! {
+            biased;
+            reach = self.reach.wait() => Some(*reach),
+            _ = outcome.wait_for(Option::is_some) => None,
+        }
+    }
+
     /// Whether it is known already what came of it: then it was asked for before this request came.
     pub fn is_known(&self) -> bool {
         self.outcome.borrow().is_some()
@@ -77,9 +96,14 @@ pub struct Filler {
 impl Filler {
     /// Waits for what comes of this fill, like anybody else.
     pub fn follow(&self) -> Following {
-        Following {
-            outcome: self.fill.outcome.subscribe(),
-        }
+        Following::of(&self.fill)
+    }
+
+    /// Says, once, whose answer this fill may have to wait for: a number that means something to those who
+    /// fill. Who must not wait for such can tell before it follows ([`Following::reach`]).
+    pub fn reaches(&self, reach: u8) {
+        // The first word counts.
+        let _ = self.fill.reach.set(reach);
     }
 
     /// Knows what comes of this fill, without being one who waits for it.
@@ -199,12 +223,12 @@ impl Filler {
         Ok(())
     }
 
-    /// The stored `entry` still holds, with a new head. If it is another variant than the one this fill
+    /// The stored `entry` still holds, with a new head that came `from` there. If it is another variant than the one this fill
     /// was for, the request selects it from now on.
-    pub async fn refresh(mut self, entry: &Entry, head: Head) {
+    pub async fn refresh(mut self, entry: &Entry, head: Head, from: Provenance) {
         let object = entry.object;
         let (key, body) = (entry.key, entry.body.clone());
-        let fresh = Arc::new(Entry::new(key, object, head, body, Provenance::Origin));
+        let fresh = Arc::new(Entry::new(key, object, head, body, from));
         let shared = self.cache.shared.clone();
         let Shared { memory, store, .. } = &*shared;
         let fits =

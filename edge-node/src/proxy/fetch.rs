@@ -12,7 +12,7 @@ use bytes::Bytes;
 use cluster::manifest::{Manifest, PIECE_BYTES};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::BodyExt;
-use tokio::{runtime::Handle, sync::oneshot};
+use tokio::{runtime::Handle, sync::oneshot, time::timeout_at};
 use tracing::{debug, info};
 
 use super::{Asked, Filled, Proxy, shedding::FillPlace};
@@ -33,6 +33,7 @@ use crate::{
     error::{Kind, ServeError},
     forward::{self, Hop},
     upstream::{
+        home::{self, Level, Way},
         origin::{OriginBody, OriginError},
         peer::{PeerObject, PieceStream},
         pool::{self, Fault},
@@ -109,10 +110,12 @@ impl Proxy {
                 return Filling { work: None, answer };
             }
         };
+        let way = self.way(asked, stored.as_deref());
+        filler.reaches(home::reach(&way) as u8);
         let (proxy, asked) = (self.clone(), asked.clone());
         let work = async move {
             let _place = place;
-            proxy.fill(filler, &asked, stored, method, own).await;
+            proxy.fill(filler, &asked, stored, method, way, own).await;
         };
         Filling {
             work: Some(Box::pin(work)),
@@ -130,6 +133,7 @@ impl Proxy {
         place: FillPlace,
     ) -> Filling {
         let (own, answer) = oneshot::channel();
+        filler.reaches(Level::Origin as u8);
         let (proxy, asked) = (self.clone(), asked.clone());
         let work = async move {
             let _place = place;
@@ -149,19 +153,30 @@ impl Proxy {
         asked: &Asked,
         stored: Option<Arc<Entry>>,
         method: Method,
+        way: Way,
         own: Own,
     ) {
-        match stored {
-            Some(entry) if entry.head.part.is_none() => {
-                self.validate(filler, asked, &entry, method, own).await;
-            }
-            stored => match self.fill_from_peers(filler, asked).await {
-                Ok(()) => {}
-                Err(filler) => match stored {
-                    Some(part) => self.fetch_rest(filler, asked, &part, own).await,
-                    None => self.fetch(filler, asked, own).await,
-                },
-            },
+        let (stale, part) = match stored {
+            Some(entry) if entry.head.part.is_none() => (Some(entry), None),
+            part => (None, part),
+        };
+        let mut filler = filler;
+        // Who asks as a node has looked at its own digests.
+        if stale.is_none() && asked.level == Level::Client {
+            filler = match self.fill_from_peers(filler, asked).await {
+                Ok(()) => return,
+                Err(filler) => filler,
+            };
+        }
+        let stored = stale.as_deref();
+        let Some((filler, own)) = self.fill_from_homes(filler, asked, &way, stored, own).await
+        else {
+            return;
+        };
+        match (stale, part) {
+            (Some(stale), _) => self.validate(filler, asked, &stale, method, own).await,
+            (None, Some(part)) => self.fetch_rest(filler, asked, &part, own).await,
+            (None, None) => self.fetch(filler, asked, own).await,
         }
     }
 
@@ -316,7 +331,7 @@ impl Proxy {
             selected_by: entry.head.selected_by.clone(),
             ..self.head(asked, status, headers, None, asked_ms)
         };
-        filler.refresh(entry, head).await;
+        filler.refresh(entry, head, Provenance::Origin).await;
     }
 
     /// Asks the origin for what `entry`, a part, lacks of what is wanted, and joins both if they are of
@@ -408,7 +423,7 @@ impl Proxy {
         policy::may_serve_on_error(&entry.head.freshness, &asked.said, &asked.rules, now_ms)
     }
 
-    async fn fill_from_answer(
+    pub(super) async fn fill_from_answer(
         &self,
         filler: Filler,
         asked: &Asked,
@@ -712,13 +727,31 @@ impl Proxy {
         Some(headers)
     }
 
-    fn now(&self) -> u64 {
+    pub(super) fn now(&self) -> u64 {
         self.shared.clock.unix_ms()
     }
 
     /// Asks the origin, in turn; for a `filler` only as long as anybody waits for it. Also says when it
     /// was asked: an answer is as old as that, however long it had to wait before.
-    async fn ask_origin(
+    pub(super) async fn ask_origin(
+        &self,
+        filler: Option<&Filler>,
+        asked: &Asked,
+        method: Method,
+        headers: HeaderMap,
+    ) -> Result<(Response<OriginBody>, u64), ServeError> {
+        let answered = self.ask_origin_in_turn(filler, asked, method, headers);
+        match asked.deadline.get().filter(|_| filler.is_some()) {
+            // Of the time that it may take, homes have used some.
+            Some(deadline) => match timeout_at(*deadline, answered).await {
+                Ok(answered) => answered,
+                Err(_) => Err(ServeError::new(Kind::Timeout, "homes took the time")),
+            },
+            None => answered.await,
+        }
+    }
+
+    async fn ask_origin_in_turn(
         &self,
         filler: Option<&Filler>,
         asked: &Asked,
@@ -772,7 +805,7 @@ impl Proxy {
 }
 
 /// Where the one request that leads a fill gets an answer which is not for everybody.
-type Own = oneshot::Sender<Response<OriginBody>>;
+pub(super) type Own = oneshot::Sender<Response<OriginBody>>;
 
 /// Writes the origin's body, which must be `expected` bytes long where that is known.
 async fn pump(
@@ -819,7 +852,7 @@ pub(super) fn origin_failed(error: OriginError) -> ServeError {
 }
 
 /// Whether a partial answer begins at byte `start` (RFC 9110 §14.4).
-fn begins_at(headers: &HeaderMap, start: u64) -> bool {
+pub(super) fn begins_at(headers: &HeaderMap, start: u64) -> bool {
     headers
         .get(header::CONTENT_RANGE)
         .and_then(|value| value.to_str().ok()?.strip_prefix("bytes ")?.split_once('-'))

@@ -141,7 +141,7 @@ impl Proxy {
                 }
                 Ok(Some(source(&entry.from)))
             }
-            Some(Outcome::Refreshed(_)) => Ok(Some(WarmSource::Origin)),
+            Some(Outcome::Refreshed(entry)) => Ok(Some(source(&entry.from))),
             Some(Outcome::Again) => Ok(None),
             Some(Outcome::NotShared) => match own.map(|answer| answer.status()) {
                 Some(status) if !status.is_success() => Err(answered(status)),
@@ -223,6 +223,7 @@ fn source(from: &Provenance) -> WarmSource {
     match from {
         Provenance::Store => WarmSource::Stored,
         Provenance::Peer(_) => WarmSource::Peer,
+        Provenance::Home(_) => WarmSource::Home,
         Provenance::Origin => WarmSource::Origin,
     }
 }

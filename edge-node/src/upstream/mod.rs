@@ -2,7 +2,8 @@
 //!
 //! [`Upstream`] is the one handle; in reading order, the modules behind it:
 //! [`origin`] where objects come from; [`gate`] how many at once; [`peer`] one question to one peer;
-//! [`select`] which peer to ask; [`digest`] what peers hold; [`health`] how they have behaved;
+//! [`select`] which peer to ask; [`home`] who
+//! fetches for others, and [`relayed`] what it says then; [`digest`] what peers hold; [`health`] how they have behaved;
 //! [`ranking`] how far they are; [`control`] what the control plane says; [`pool`] the connections
 //! under all of them, and [`plain`] those that need no HTTP client.
 //!
@@ -13,11 +14,13 @@ pub mod control;
 pub mod digest;
 pub mod gate;
 pub mod health;
+pub mod home;
 pub mod origin;
 pub mod peer;
 pub mod plain;
 pub mod pool;
 pub mod ranking;
+pub mod relayed;
 #[cfg(test)]
 mod scripted;
 pub mod select;
@@ -26,7 +29,8 @@ use std::{
     collections::{BTreeMap, HashMap},
     fmt,
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use arc_swap::ArcSwapOption;
@@ -35,7 +39,7 @@ use cluster::{
     clock::Clock,
     key::Key,
     net::Net,
-    node::{Load, NodeId, NodeInfo, Phase, ROUND_TRIPS_MAX, Role},
+    node::{Load, NodeId, NodeInfo, ORIGINS_MAX, Phase, ROUND_TRIPS_MAX, Role},
     secret::ClusterSecret,
     site::{Site, SiteSet},
     view::ClusterView,
@@ -62,7 +66,8 @@ use self::{
 pub trait Events: Send + Sync + 'static {
     /// A request goes out to an origin of this site.
     fn origin_attempt(&self, site: &str);
-    /// A question to a peer has ended: `hit`, `abandoned`, or a [`PeerError::label`].
+    /// A question to a peer has ended: `hit`, `abandoned`, or a [`PeerError::label`]; one to a home `filled`,
+    /// `same`, or a [`relayed::Refusal::label`].
     fn peer_result(&self, peer: &NodeId, result: &'static str);
     /// A peer does not have what its digest claims.
     fn digest_false_hit(&self, peer: &NodeId);
@@ -112,7 +117,16 @@ struct Inner {
     data_dir: PathBuf,
     reach: Arc<HashMap<NodeId, String>>,
     events: Arc<dyn Events>,
+    /// Time to the origins of each site, in milliseconds. Sites that are gone leave with
+    /// [`Upstream::origin_times`].
+    origin_times_ms: Mutex<HashMap<String, f64>>,
 }
+
+/// How much of the difference to a longer time is believed: the shortest of the last some dozens is the
+/// way, what is above it the origin's work.
+const ORIGIN_TIME_DRIFT: f64 = 0.03;
+/// Times are told in steps of this factor, or everybody's candidates for homes would change all the time.
+const ORIGIN_TIME_STEP: f64 = 1.25;
 
 impl Upstream {
     /// Connects nothing yet.
@@ -150,6 +164,7 @@ impl Upstream {
             data_dir,
             reach: Arc::new(reach),
             events,
+            origin_times_ms: Mutex::default(),
         }))
     }
 
@@ -208,7 +223,26 @@ impl Upstream {
         request: Request<Body>,
         place: Place,
     ) -> Result<Response<OriginBody>, OriginError> {
-        self.0.origins.fetch(site, host, request, place).await
+        let asked = Instant::now();
+        let answered = self.0.origins.fetch(site, host, request, place).await;
+        if answered.is_ok() {
+            self.0.origin_took(&site.name, asked.elapsed());
+        }
+        answered
+    }
+
+    /// Times to the origins of sites that are `served`, to publish through gossip, in milliseconds. What is
+    /// known of others is forgotten.
+    pub fn origin_times(&self, served: impl Fn(&str) -> bool) -> BTreeMap<String, f64> {
+        let times = &self.0.origin_times_ms;
+        let mut times = times.lock().unwrap_or_else(PoisonError::into_inner);
+        times.retain(|site, _| served(site));
+        let sorted: BTreeMap<_, _> = times.iter().collect();
+        let step = |ms: f64| ORIGIN_TIME_STEP.powf(ms.max(0.1).log(ORIGIN_TIME_STEP).round());
+        let published = sorted.into_iter().take(ORIGINS_MAX);
+        published
+            .map(|(site, ms)| (site.clone(), step(*ms)))
+            .collect()
     }
 
     /// Who to ask for `key`, best first, by their digests: a local look, nobody is asked.
@@ -254,22 +288,13 @@ impl Upstream {
     ) -> Result<PeerObject, PeerError> {
         let peer = &candidate.id;
         let asker = self.0.asker.as_ref().ok_or(PeerError::Denied)?;
-        if !self.0.health.with(peer, |h| h.admit(Instant::now())) {
-            self.0.events.peer_result(peer, PeerError::Ejected.label());
-            return Err(PeerError::Ejected);
-        }
-        let question = Question {
-            inner: self.0.clone(),
-            peer: peer.clone(),
-            answered: false,
-        };
+        let question = self.0.question(peer)?;
         match asker
             .hold(peer, &candidate.addr, key, fields, from_piece)
             .await
         {
             Ok((mut object, round_trip)) => {
-                let ms = round_trip.as_secs_f64() * 1e3;
-                self.0.health.with(peer, |h| h.measured(ms, Instant::now()));
+                self.0.measured(peer, round_trip);
                 object
                     .pieces
                     .report_to(Box::new(move |result| question.end(result)));
@@ -365,6 +390,36 @@ impl Inner {
         )
     }
 
+    fn question(self: &Arc<Self>, peer: &NodeId) -> Result<Question, PeerError> {
+        if !self.health.with(peer, |h| h.admit(Instant::now())) {
+            self.events.peer_result(peer, PeerError::Ejected.label());
+            return Err(PeerError::Ejected);
+        }
+        Ok(Question {
+            inner: self.clone(),
+            peer: peer.clone(),
+            answered: false,
+        })
+    }
+
+    fn measured(&self, peer: &NodeId, round_trip: Duration) {
+        let ms = round_trip.as_secs_f64() * 1e3;
+        self.health.with(peer, |h| h.measured(ms, Instant::now()));
+    }
+
+    fn origin_took(&self, site: &str, took: Duration) {
+        let ms = took.as_secs_f64() * 1e3;
+        let mut times = self
+            .origin_times_ms
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match times.get_mut(site) {
+            Some(known) if *known < ms => *known += ORIGIN_TIME_DRIFT * (ms - *known),
+            Some(known) => *known = ms,
+            None => drop(times.insert(site.to_owned(), ms)),
+        }
+    }
+
     fn address<'a>(&'a self, node: &'a NodeInfo) -> &'a str {
         self.reach.get(&node.id).unwrap_or(&node.peer)
     }
@@ -378,12 +433,17 @@ struct Question {
 }
 
 impl Question {
-    fn end(mut self, result: Result<(), &PeerError>) {
+    fn end(self, result: Result<(), &PeerError>) {
+        self.end_as("hit", result);
+    }
+
+    /// The same with another word for success.
+    fn end_as(mut self, success: &'static str, result: Result<(), &PeerError>) {
         self.answered = true;
         let (peer, now) = (&self.peer, Instant::now());
         self.inner
             .events
-            .peer_result(peer, result.map_or_else(PeerError::label, |()| "hit"));
+            .peer_result(peer, result.map_or_else(PeerError::label, |()| success));
         if result == Err(&PeerError::Miss) {
             self.inner.events.digest_false_hit(peer);
         }

@@ -315,6 +315,17 @@ pub struct OriginBody {
 }
 
 impl OriginBody {
+    /// The body of an answer that another node has had from the origin.
+    pub fn relayed(bytes: Bytes) -> Self {
+        Self {
+            incoming: Arriving::Whole(bytes),
+            place: None,
+            _withheld: None,
+            silence: Silence::new(Duration::MAX),
+            origin: String::new(),
+        }
+    }
+
     /// All of it, if it is here already and nothing was taken from it.
     pub fn whole(&self) -> Option<Bytes> {
         match &self.incoming {

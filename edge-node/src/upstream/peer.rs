@@ -188,7 +188,7 @@ impl fmt::Debug for PieceStream {
 }
 
 /// A body that is taken in parts of known length.
-struct Frames {
+pub(super) struct Frames {
     incoming: Incoming,
     frame: Bytes,
     /// What is there of a part that spans frames.
@@ -196,8 +196,16 @@ struct Frames {
 }
 
 impl Frames {
+    pub(super) fn new(incoming: Incoming) -> Self {
+        Self {
+            incoming,
+            frame: Bytes::new(),
+            partial: BytesMut::new(),
+        }
+    }
+
     /// The next `length` bytes, without a copy where one frame holds them.
-    async fn take(&mut self, length: usize) -> Result<Bytes, PeerError> {
+    pub(super) async fn take(&mut self, length: usize) -> Result<Bytes, PeerError> {
         loop {
             if self.partial.is_empty() && self.frame.len() >= length {
                 return Ok(self.frame.split_to(length));
@@ -315,11 +323,7 @@ impl Asker {
             other => return Err(PeerError::Garbage(format!("status {other}"))),
         }
         let age = age_of(&head.headers).ok_or_else(|| PeerError::Garbage("no age".into()))?;
-        let mut bytes = Frames {
-            incoming,
-            frame: Bytes::new(),
-            partial: BytesMut::new(),
-        };
+        let mut bytes = Frames::new(incoming);
         let manifest = timeout(HEAD_TIMEOUT, manifest(&mut bytes)).await;
         let manifest = manifest.unwrap_or(Err(PeerError::Timeout))?;
         let mut expected: Vec<(PieceHash, usize)> = (from_piece..)

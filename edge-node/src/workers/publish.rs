@@ -1,4 +1,4 @@
-//! Tells the cluster how this node is: load, digest version, measured round trips. Once a second,
+//! Tells the cluster how this node is: load, digest version, measured round trips and times to origins. Once a second,
 //! so that what others know is seconds old at most.
 
 use std::{
@@ -29,6 +29,8 @@ pub async fn run(gauges: Gauges, membership: Option<Arc<Membership>>) {
         let in_flight = u32::try_from(gauges.metrics.in_flight().get()).unwrap_or(0);
         let digest = gauges.cache.digest_version();
         let round_trips = gauges.upstream.round_trips();
+        let sites = gauges.sites.load();
+        let origins = gauges.upstream.origin_times(|site| sites.serves(site));
         membership.update(|me| {
             me.load = Load {
                 in_flight,
@@ -36,6 +38,7 @@ pub async fn run(gauges: Gauges, membership: Option<Arc<Membership>>) {
             };
             me.digest = Some(digest);
             me.round_trips_ms = round_trips;
+            me.origins_ms = origins;
         });
     }
 }

@@ -1,0 +1,488 @@
+//! A fill through the homes of its key: they are asked one after the other, then the origin is, all within
+//! one time. What a home relays is seen block by block as it comes in; if the home is lost on the way, the
+//! next source has to send the same bytes again before anything of it goes on.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use http_body_util::BodyExt as _;
+use tokio::time::{Instant, timeout_at};
+use tracing::{debug, info};
+
+use super::{
+    Asked, Proxy,
+    fetch::{Own, begins_at},
+};
+use crate::{
+    cache::{
+        Filler, Writing,
+        entry::{self, BodyStream, Entry, Head, Provenance},
+        fill::BodyError,
+        key,
+        policy::{self, CacheControl, Freshness, Reuse, validator::EntityTag},
+        vary,
+    },
+    error::{Kind, ServeError},
+    forward,
+    upstream::{
+        home::{Home, Way},
+        origin::OriginBody,
+        peer,
+        relayed::{
+            self, BLOCK_BYTES, OriginFault, Refusal, RelayError, RelayHead, Relayed, Told, Wanted,
+        },
+    },
+};
+
+impl Proxy {
+    /// The homes to ask for this request; none where a home could not answer it for everybody, or would
+    /// know it by another key.
+    pub(super) fn way(&self, asked: &Asked, stored: Option<&Entry>) -> Way {
+        let is_part = stored.is_some_and(|entry| entry.head.part.is_some());
+        let wants_part = !asked.rules.fill_whole && asked.headers.contains_key(header::RANGE);
+        if is_part || wants_part || asked.headers.contains_key(header::AUTHORIZATION) {
+            return Way::new();
+        }
+        let way = self
+            .shared
+            .upstream
+            .way(&asked.site, asked.key, asked.level);
+        let same_key = || {
+            let (site, rules) = (&asked.site.name, &asked.ruling.key);
+            let fields = relayed::reaching_peers(&for_everybody(&asked.headers));
+            key::key(site, &asked.host, asked.target(), &fields, rules) == asked.key
+        };
+        if way.is_empty() || same_key() {
+            way
+        } else {
+            Way::new()
+        }
+    }
+
+    /// Asks the homes on this `way`. Gives back what it was given when the origin has to be asked from
+    /// here. `stored` is stale.
+    pub(super) async fn fill_from_homes(
+        &self,
+        mut filler: Filler,
+        asked: &Asked,
+        way: &[Home],
+        stored: Option<&Entry>,
+        own: Own,
+    ) -> Option<(Filler, Own)> {
+        if way.is_empty() {
+            return Some((filler, own));
+        }
+        let deadline = *asked
+            .deadline
+            .get_or_init(|| Instant::now() + asked.patience());
+        let mut fields = for_everybody(&asked.headers);
+        forward::join_loop(&mut fields, &self.shared.me);
+        let wanted = Wanted {
+            have: stored.and_then(|entry| entry.head.headers.get(header::ETAG)),
+            ..asked.wanted(&fields)
+        };
+        for (index, home) in way.iter().enumerate() {
+            let told = timeout_at(deadline, self.shared.upstream.fill(home, wanted)).await;
+            let told = match told {
+                Ok(Ok(told)) => told,
+                Ok(Err(error)) => {
+                    debug!(home = %home.id, %error, "home could not help");
+                    continue;
+                }
+                Err(_) => {
+                    let detail = format!("home {} waits for the origin", home.id);
+                    filler.fail(ServeError::new(Kind::Timeout, detail));
+                    return None;
+                }
+            };
+            match told {
+                Told::Refused(Refusal::Crossed | Refusal::Unknown | Refusal::Busy) => {}
+                Told::Refused(Refusal::Pass) => break,
+                Told::Refused(Refusal::OriginFailed { fault, detail }) => {
+                    let detail = format!("home {}: {detail}", home.id);
+                    filler.fail(ServeError::new(kind_of(fault), detail));
+                    return None;
+                }
+                Told::Refused(Refusal::OriginError {
+                    status,
+                    fields,
+                    body,
+                }) => {
+                    let Some(response) = error_response(status, &fields, body) else {
+                        break;
+                    };
+                    let status = response.status();
+                    if stored.is_some_and(|entry| self.outlives(asked, entry)) {
+                        let detail = format!("origin answered {status} to home {}", home.id);
+                        filler.fail(ServeError::new(Kind::BadAnswer, detail));
+                    } else {
+                        self.fill_from_answer(filler, asked, response, self.now(), own)
+                            .await;
+                    }
+                    return None;
+                }
+                Told::Same(told) => {
+                    let head = stored.and_then(|entry| {
+                        let head = self.relayed_head(asked, &told)?;
+                        (head.selected_by == entry.head.selected_by).then_some((entry, head))
+                    });
+                    let Some((entry, mut head)) = head else { break };
+                    head.length = entry.length();
+                    let from = Provenance::Home(home.id.clone());
+                    filler.refresh(entry, head, from).await;
+                    return None;
+                }
+                Told::Object(relayed) => {
+                    let Some(head) = self.relayed_head(asked, &relayed.head) else {
+                        debug!(home = %home.id, "home's object does not fit");
+                        break;
+                    };
+                    let others = &way[index + 1..];
+                    let kept = self.keep_relayed(filler, asked, head, *relayed, home, others);
+                    match Box::pin(kept).await {
+                        Ok(()) => return None,
+                        Err(back) => filler = back,
+                    }
+                }
+            }
+        }
+        Some((filler, own))
+    }
+
+    /// The head of what a home tells, if this request may be answered with it. The home has looked at what
+    /// the client said.
+    fn relayed_head(&self, asked: &Asked, told: &RelayHead) -> Option<Head> {
+        let (rules, now_ms) = (&*asked.rules, self.now());
+        let mut headers = entry::fields_of(&told.about);
+        let age = Duration::from_millis(told.age_ms);
+        headers.insert(header::AGE, age.as_secs().into());
+        let status = entry::status_of(&told.about);
+        let freshness = Freshness::of(status, &headers, rules, now_ms);
+        let mut head = Head::from_manifest(&told.about, headers, freshness, now_ms);
+        head.length = told.length;
+        let reuse = policy::reuse(&head.freshness, &CacheControl::default(), rules, now_ms);
+        let cache = &self.shared.cache;
+        let fits = (told.asked_for_you || reuse == Reuse::Fresh)
+            && told
+                .length
+                .is_none_or(|length| length <= cache.object_bytes_max())
+            && !cache.is_doubtful(asked.key, told.about.fetched_at)
+            && vary::matches(&head.selected_by, &asked.headers)
+            && policy::storable(&asked.facts(), head.status, &head.headers, rules, now_ms).is_ok();
+        fits.then_some(head)
+    }
+
+    /// Keeps what a home relays. Gives the filler back if it failed before anybody saw anything.
+    async fn keep_relayed(
+        &self,
+        mut filler: Filler,
+        asked: &Asked,
+        mut head: Head,
+        mut relayed: Relayed,
+        home: &Home,
+        others: &[Home],
+    ) -> Result<(), Filler> {
+        let from = Provenance::Home(home.id.clone());
+        let mut first = Vec::new();
+        // A small one comes in one exchange, and is stored in one step.
+        if head
+            .length
+            .is_some_and(|length| length <= BLOCK_BYTES as u64)
+        {
+            loop {
+                match relayed.next().await {
+                    Some(Ok(bytes)) if first.len() + bytes.len() <= BLOCK_BYTES => {
+                        first.extend_from_slice(&bytes);
+                    }
+                    Some(_) => return Err(filler),
+                    None => break,
+                }
+            }
+            if head.length != Some(first.len() as u64) {
+                return Err(filler);
+            }
+            let bytes = Bytes::from(std::mem::take(&mut first));
+            let shared = filler.share_whole(head, from.clone(), HeaderMap::new(), bytes.clone());
+            match shared.await {
+                Ok(()) => return Ok(()),
+                Err(back) => (filler, head, _) = *back,
+            }
+            first = bytes.into();
+        }
+        let mut writing = filler.share(head, from);
+        let mut written: u64 = 0;
+        let mut rest = Rest::Home(Box::new(relayed));
+        let stopped = match write(&mut writing, &mut written, first.into()).await {
+            Ok(()) => self.write_rest(&mut writing, &mut written, &mut rest).await,
+            stopped => stopped,
+        };
+        self.end(writing, asked, written, stopped, others).await;
+        Ok(())
+    }
+
+    /// Ends the body, or finds somebody who goes on with it.
+    async fn end(
+        &self,
+        mut writing: Writing,
+        asked: &Asked,
+        mut written: u64,
+        mut stopped: Result<(), Stopped>,
+        others: &[Home],
+    ) {
+        let length = writing.entry().head.length;
+        let mut others = others.iter();
+        let mut asked_origin = false;
+        loop {
+            let lost = match stopped {
+                Ok(()) if length.is_none_or(|length| length == written) => {
+                    return writing.commit().await;
+                }
+                Ok(()) => {
+                    let error = format!("{written} bytes of {}", length.unwrap_or(0));
+                    return writing.fail(BodyError::Source(error));
+                }
+                // All of it is here, only the word that this was all is not.
+                Err(Stopped::Lost(_)) if length == Some(written) => return writing.commit().await,
+                Err(Stopped::Lost(error)) => error,
+                Err(Stopped::For(error)) => return writing.fail(error),
+            };
+            info!(uri = %asked.uri, written, error = lost, "source lost within a body");
+            let next = match others.next() {
+                Some(home) => self.again_from_home(&writing, asked, home).await,
+                None if asked_origin => return writing.fail(BodyError::Source(lost)),
+                None => {
+                    asked_origin = true;
+                    self.again_from_origin(&writing, asked, written).await
+                }
+            };
+            stopped = match next {
+                Ok((mut rest, from)) => {
+                    match self.pass_over(&writing, &mut rest, from..written).await {
+                        Ok(bytes) => match write(&mut writing, &mut written, bytes).await {
+                            Ok(()) => self.write_rest(&mut writing, &mut written, &mut rest).await,
+                            stopped => stopped,
+                        },
+                        Err(stopped) => Err(stopped),
+                    }
+                }
+                Err(error) => Err(Stopped::Lost(error)),
+            };
+        }
+    }
+
+    /// Asks a home for the whole body once more.
+    async fn again_from_home(
+        &self,
+        writing: &Writing,
+        asked: &Asked,
+        home: &Home,
+    ) -> Result<(Rest, u64), String> {
+        let mut fields = for_everybody(&asked.headers);
+        forward::join_loop(&mut fields, &self.shared.me);
+        let asking = self.shared.upstream.fill(home, asked.wanted(&fields));
+        let told = timeout_at(Instant::now() + asked.patience(), asking).await;
+        let tag = |headers: &HeaderMap| headers.get(header::ETAG).cloned();
+        match told {
+            Ok(Ok(Told::Object(relayed)))
+                if tag(&entry::fields_of(&relayed.head.about))
+                    == tag(&writing.entry().head.headers) =>
+            {
+                Ok((Rest::Home(relayed), 0))
+            }
+            Ok(Ok(_)) => Err(format!("home {} does not have it", home.id)),
+            Ok(Err(error)) => Err(format!("home {} {error}", home.id)),
+            Err(_) => Err(format!("home {} does not answer in time", home.id)),
+        }
+    }
+
+    /// Asks the origin for what is behind `written`, if a strong validator makes sure that it is of the same
+    /// version, or else for the whole. Also says where what it sends begins.
+    async fn again_from_origin(
+        &self,
+        writing: &Writing,
+        asked: &Asked,
+        written: u64,
+    ) -> Result<(Rest, u64), String> {
+        let stored = &writing.entry().head.headers;
+        let mut headers = self.whole(asked);
+        let tag = stored.get(header::ETAG);
+        if let Some(tag) = tag.filter(|_| EntityTag::of(stored).is_some_and(|tag| !tag.weak)) {
+            let range = HeaderValue::from_str(&format!("bytes={written}-"));
+            headers.insert(header::RANGE, range.expect("digits and a dash"));
+            headers.insert(header::IF_RANGE, tag.clone());
+        }
+        let asking = self.ask_origin(None, asked, Method::GET, headers);
+        let (response, _) = asking.await.map_err(|error| error.detail)?;
+        let from = match response.status() {
+            StatusCode::PARTIAL_CONTENT if begins_at(response.headers(), written) => written,
+            StatusCode::OK => 0,
+            status => return Err(format!("origin answered {status} to the rest of an object")),
+        };
+        if response.headers().get(header::ETAG) != tag {
+            return Err("the object has changed at the origin meanwhile".to_owned());
+        }
+        Ok((Rest::Origin(Box::new(response.into_body())), from))
+    }
+
+    /// Passes over what is `known` of the body already, which must be the same again: then what follows
+    /// is of the same version. Returns the first bytes behind it.
+    async fn pass_over(
+        &self,
+        writing: &Writing,
+        rest: &mut Rest,
+        known: std::ops::Range<u64>,
+    ) -> Result<Bytes, Stopped> {
+        let mut left = known.end - known.start;
+        if left == 0 {
+            return Ok(Bytes::new());
+        }
+        let own = writing.entry().open(known, &self.shared.cache);
+        let mut own = ReadBack {
+            stream: own.map_err(Stopped::For)?.into_stream(),
+            bytes: Bytes::new(),
+        };
+        while let Some(bytes) = rest.next().await {
+            let mut bytes = bytes?;
+            while left > 0 && !bytes.is_empty() {
+                let own = own.next(bytes.len()).await?;
+                left -= own.len() as u64;
+                if bytes.split_to(own.len()) != own {
+                    let error = "the object has changed at the origin meanwhile".to_owned();
+                    return Err(Stopped::For(BodyError::Source(error)));
+                }
+            }
+            if left == 0 {
+                return Ok(bytes);
+            }
+        }
+        let error = "the object has become shorter at the origin meanwhile".to_owned();
+        Err(Stopped::For(BodyError::Source(error)))
+    }
+
+    async fn write_rest(
+        &self,
+        writing: &mut Writing,
+        written: &mut u64,
+        rest: &mut Rest,
+    ) -> Result<(), Stopped> {
+        while let Some(bytes) = rest.next().await {
+            write(writing, written, bytes?).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Asked {
+    pub(super) fn target(&self) -> &str {
+        self.uri.path_and_query().map_or("/", |pq| pq.as_str())
+    }
+
+    fn wanted<'a>(&'a self, fields: &'a HeaderMap) -> Wanted<'a> {
+        Wanted {
+            key: self.key,
+            site: &self.site.name,
+            host: &self.host,
+            target: self.target(),
+            fields,
+            have: None,
+        }
+    }
+
+    /// How long a fill that goes through homes may take until it is known what comes of it: what the origin
+    /// alone may take, and the way there. A home gives up somewhat earlier, and says why.
+    fn patience(&self) -> Duration {
+        let queue = self.site.origin_queue_timeout;
+        let queue = queue.unwrap_or(cluster::site::ORIGIN_QUEUE_TIMEOUT_DEFAULT);
+        queue.0 + self.site.connect_timeout.0 + self.site.first_byte_timeout.0 + peer::HEAD_TIMEOUT
+    }
+}
+
+/// The client's fields without those that make its request another than that for everybody.
+fn for_everybody(headers: &HeaderMap) -> HeaderMap {
+    let mut headers = headers.clone();
+    forward::make_whole(&mut headers);
+    headers
+}
+
+fn kind_of(fault: OriginFault) -> Kind {
+    match fault {
+        OriginFault::Unreachable => Kind::Unreachable,
+        OriginFault::BadAnswer => Kind::BadAnswer,
+        OriginFault::Timeout => Kind::Timeout,
+    }
+}
+
+fn error_response(
+    status: u16,
+    fields: &[(String, Vec<u8>)],
+    body: Vec<u8>,
+) -> Option<Response<OriginBody>> {
+    let mut response = Response::new(OriginBody::relayed(body.into()));
+    *response.status_mut() = StatusCode::from_u16(status)
+        .ok()
+        .filter(StatusCode::is_server_error)?;
+    for (name, value) in fields {
+        let name = http::HeaderName::from_bytes(name.as_bytes()).ok()?;
+        let value = HeaderValue::from_bytes(value).ok()?;
+        response.headers_mut().append(name, value);
+    }
+    Some(response)
+}
+
+/// Why a source gives no more of a body.
+enum Stopped {
+    /// It was lost; another may do.
+    Lost(String),
+    /// For good.
+    For(BodyError),
+}
+
+async fn write(writing: &mut Writing, written: &mut u64, bytes: Bytes) -> Result<(), Stopped> {
+    let length = bytes.len() as u64;
+    writing.write(bytes).await.map_err(Stopped::For)?;
+    *written += length;
+    Ok(())
+}
+
+/// Where the rest of a body comes from.
+enum Rest {
+    Home(Box<Relayed>),
+    Origin(Box<OriginBody>),
+}
+
+impl Rest {
+    async fn next(&mut self) -> Option<Result<Bytes, Stopped>> {
+        match self {
+            Self::Home(relayed) => {
+                let bytes = relayed.next().await?;
+                Some(bytes.map_err(|error| match error {
+                    RelayError::Home(error) => Stopped::Lost(error.to_string()),
+                    RelayError::Source(error) => Stopped::For(BodyError::Source(error)),
+                }))
+            }
+            Self::Origin(body) => match body.frame().await? {
+                Ok(frame) => Some(Ok(frame.into_data().unwrap_or_default())),
+                Err(error) => Some(Err(Stopped::Lost(error.to_string()))),
+            },
+        }
+    }
+}
+
+/// What was written of a body, read back in parts of any length.
+struct ReadBack {
+    stream: BodyStream,
+    bytes: Bytes,
+}
+
+impl ReadBack {
+    /// The next bytes, at most `most`, and at least one.
+    async fn next(&mut self, most: usize) -> Result<Bytes, Stopped> {
+        while self.bytes.is_empty() {
+            let next = self.stream.next().await;
+            self.bytes = next.unwrap_or(Err(BodyError::Gone)).map_err(Stopped::For)?;
+        }
+        Ok(self.bytes.split_to(most.min(self.bytes.len())))
+    }
+}

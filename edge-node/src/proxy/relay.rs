@@ -1,0 +1,349 @@
+//! What a home does when another node asks it to fill: it looks the object up like any request, fetches it
+//! if need be, and relays it while it still comes in. All that ask at once wait for one fetch.
+//!
+//! **Invariant:** a question makes this node ask only homes of a lower level, and wait only for fills that
+//! reach lower than itself ([`crate::upstream::home`]); it never makes it ask a holder.
+
+use std::{net::IpAddr, pin::pin, sync::Arc};
+
+use bytes::{Bytes, BytesMut};
+use cluster::key::Key;
+use futures_util::{FutureExt as _, StreamExt as _};
+use http::{Extensions, HeaderMap, Method, Response, Uri, Version, header};
+use http_body_util::{BodyExt as _, Limited};
+use tokio::{
+    sync::mpsc::{self, Sender},
+    time::{Instant, Interval, interval_at},
+};
+
+use super::{Asked, Caller, Parts, Proxy, ROUNDS_MAX};
+use crate::{
+    cache::{
+        Lookup, Outcome, Turn,
+        entry::Entry,
+        policy::{self, CacheControl},
+        vary,
+    },
+    error::{Kind, ServeError},
+    forward,
+    upstream::{
+        home::{Level, may_join},
+        origin::OriginBody,
+        relayed::{self, BEAT, BLOCK_BYTES, Frame, OriginFault, Refusal, RelayHead},
+    },
+};
+
+/// Frames that may wait for a slow asker, each of a block.
+const FRAMES_WAITING_MAX: usize = 2;
+/// Largest page with which an origin says that it failed that is relayed; for a larger one it is asked again.
+const ERROR_BYTES_MAX: usize = 64 << 10;
+
+/// What another node asks of this one as the home of a key.
+#[derive(Debug)]
+pub struct Question {
+    /// The key, by the asker.
+    pub key: Key,
+    /// As what it asks this node.
+    pub level: Level,
+    /// Its address.
+    pub from: IpAddr,
+    /// The fields of its question.
+    pub fields: HeaderMap,
+}
+
+/// What comes of a question.
+enum Found {
+    /// An object, and whether the origin was asked for this very question.
+    Entry(Arc<Entry>, bool),
+    /// None.
+    Refused(Refusal),
+}
+
+/// The way to the asker. An error: it has left.
+struct Out {
+    frames: Sender<Bytes>,
+    beat: Interval,
+}
+
+/// The asker has left.
+struct Left;
+
+impl Out {
+    fn new(frames: Sender<Bytes>) -> Self {
+        let beat = interval_at(Instant::now() + BEAT, BEAT);
+        Self { frames, beat }
+    }
+
+    /// Sends frames together.
+    async fn send(&mut self, frames: &[Frame]) -> Result<(), Left> {
+        let mut out = BytesMut::new();
+        for frame in frames {
+            // One that cannot be written is missed, and its asker goes elsewhere.
+            frame.write(&mut out).map_err(|_| Left)?;
+        }
+        if out.is_empty() {
+            return Ok(());
+        }
+        self.beat.reset();
+        self.frames.send(out.freeze()).await.map_err(|_| Left)
+    }
+
+    /// Waits for `what`, and says every now and then that it is not there yet.
+    async fn wait<T>(&mut self, what: impl Future<Output = T>) -> Result<T, Left> {
+        let mut what = pin!(what);
+        loop {
+            tokio::select! {
+                biased;
+                what = &mut what => return Ok(what),
+                () = self.frames.closed() => return Err(Left),
+                _ = self.beat.tick() => self.send(&[Frame::Wait]).await?,
+            }
+        }
+    }
+}
+
+impl Proxy {
+    /// Answers `question`, frame by frame.
+    pub fn relay(&self, question: Question) -> mpsc::Receiver<Bytes> {
+        let (frames, answer) = mpsc::channel(FRAMES_WAITING_MAX);
+        let proxy = self.clone();
+        tokio::spawn(async move {
+            // Whether the asker stays to the end is its own affair.
+            let _ = proxy.relay_to(Out::new(frames), question).await;
+        });
+        answer
+    }
+
+    async fn relay_to(&self, mut out: Out, question: Question) -> Result<(), Left> {
+        let have = question.fields.get(relayed::HAVE_FIELD).cloned();
+        let found = match self.asked_by_node(question) {
+            Some(asked) => out.wait(self.found(&Arc::new(asked))).await?,
+            None => Found::Refused(Refusal::Unknown),
+        };
+        let (entry, asked_for_you) = match found {
+            Found::Entry(entry, asked_for_you) => (entry, asked_for_you),
+            Found::Refused(refusal) => return out.send(&[Frame::Refused(refusal)]).await,
+        };
+        let head = Box::new(self.relay_head(&entry, asked_for_you));
+        let is_same = have.is_some() && entry.head.headers.get(header::ETAG) == have.as_ref();
+        if is_same {
+            return out.send(&[Frame::Same(head)]).await;
+        }
+        let cache = &self.shared.cache;
+        let Ok(reading) = entry.open(0..entry.length().unwrap_or(u64::MAX), cache) else {
+            cache.forget(entry.key).await;
+            return out.send(&[Frame::Refused(Refusal::Pass)]).await;
+        };
+        let mut body = reading.into_stream();
+        let mut frames = vec![Frame::Head(head)];
+        let (mut gathered, mut total) = (0, 0);
+        // What is here goes out together, a small object in one.
+        loop {
+            let mut next = body.next();
+            let bytes = match (&mut next).now_or_never() {
+                Some(bytes) => bytes,
+                None => {
+                    out.send(&frames).await?;
+                    frames.clear();
+                    gathered = 0;
+                    out.wait(next).await?
+                }
+            };
+            let mut bytes = match bytes {
+                Some(Ok(bytes)) => bytes,
+                Some(Err(error)) => {
+                    frames.push(Frame::Failed(error.to_string()));
+                    return out.send(&frames).await;
+                }
+                None => {
+                    frames.push(Frame::End(total));
+                    return out.send(&frames).await;
+                }
+            };
+            total += bytes.len() as u64;
+            while !bytes.is_empty() {
+                let block = bytes.split_to(bytes.len().min(BLOCK_BYTES));
+                gathered += block.len();
+                frames.push(Frame::Block(block));
+                if gathered >= BLOCK_BYTES {
+                    out.send(&frames).await?;
+                    frames.clear();
+                    gathered = 0;
+                }
+            }
+        }
+    }
+
+    fn relay_head(&self, entry: &Entry, asked_for_you: bool) -> RelayHead {
+        let age = entry.head.freshness.age(self.now());
+        RelayHead {
+            about: entry.head.manifest(0, Vec::new()),
+            length: entry.length(),
+            age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
+            asked_for_you,
+        }
+    }
+
+    /// The request that a node asks this one to fill; `None` if its key is not the one that this node makes
+    /// of it.
+    fn asked_by_node(&self, question: Question) -> Option<Asked> {
+        let text = |name: &str| std::str::from_utf8(question.fields.get(name)?.as_bytes()).ok();
+        let (site, host) = (text(relayed::SITE_FIELD)?, text(relayed::HOST_FIELD)?);
+        let uri: Uri = text(relayed::TARGET_FIELD)?.parse().ok()?;
+        let sites = self.shared.sites.load();
+        let selected = sites.select(host)?;
+        if selected.ruling.site.name != site {
+            return None;
+        }
+        let site_metrics = self.shared.metrics.site(site);
+        let mut headers = relayed::reaching_peers(&question.fields);
+        policy::strip_hop_by_hop(&mut headers);
+        let caller = Caller {
+            client: question.from,
+            host_sent: host.to_owned(),
+            interim: None,
+            spelling: None,
+            site_metrics,
+            started: Instant::now(),
+        };
+        let parts = Parts {
+            method: Method::GET,
+            uri,
+            version: Version::HTTP_11,
+            headers,
+            extensions: Extensions::new(),
+        };
+        let asked = Asked {
+            level: question.level,
+            ..self.asked(&sites, selected, parts, caller, false)
+        };
+        (asked.key == question.key).then_some(asked)
+    }
+
+    /// The journey of a question: lookup → fetch.
+    async fn found(&self, asked: &Arc<Asked>) -> Found {
+        if forward::is_loop(&asked.headers, &self.shared.me) {
+            return Found::Refused(Refusal::Pass);
+        }
+        let target = asked.target();
+        for _ in 0..ROUNDS_MAX {
+            let ask = self.ask(asked);
+            let (turn, stored) = match self.shared.cache.lookup(ask).await {
+                Lookup::Fresh(entry)
+                    if self.is_outdated(&asked.ruling, &asked.host, target, &entry) =>
+                {
+                    self.shared.cache.forget(entry.key).await;
+                    continue;
+                }
+                Lookup::Fresh(entry) if entry.head.part.is_some() => {
+                    match self.shared.cache.claim_rest(ask, &entry).await {
+                        Some(turn) => (turn, Some(entry)),
+                        None => continue,
+                    }
+                }
+                Lookup::Fresh(entry) => return Found::Entry(entry, false),
+                // What may be used once more here is not new enough to be kept elsewhere.
+                Lookup::Stale { entry, turn, .. } => (turn, Some(entry)),
+                Lookup::Filling(following) => (Turn::Follow(following), None),
+                Lookup::Absent(filler) => (Turn::Fill(filler), None),
+                Lookup::Unavailable | Lookup::Pass => return Found::Refused(Refusal::Pass),
+            };
+            if let Some(found) = self.filled(asked, turn, stored).await {
+                return found;
+            }
+        }
+        Found::Refused(Refusal::Pass)
+    }
+
+    /// Fetches, or follows whoever does; `None`: look again.
+    async fn filled(
+        &self,
+        asked: &Arc<Asked>,
+        turn: Turn,
+        stored: Option<Arc<Entry>>,
+    ) -> Option<Found> {
+        let (mut filling, following) = match turn {
+            Turn::Follow(following) => {
+                let reach = following.reach().await;
+                if reach.is_some_and(|reach| !may_join(asked.level, reach)) {
+                    return Some(Found::Refused(Refusal::Crossed));
+                }
+                (None, following)
+            }
+            Turn::Fill(filler) => {
+                let following = filler.follow();
+                let filling = self.begin_fill(filler, asked, stored.clone(), Method::GET);
+                (Some(filling), following)
+            }
+        };
+        let leads = filling.is_some();
+        let said = match following.is_known() {
+            true => asked.said.clone(),
+            false => CacheControl::default(),
+        };
+        let outcome = match &mut filling {
+            Some(filling) => filling.outcome(following).await,
+            None => following.outcome().await,
+        };
+        Some(match outcome {
+            Outcome::Shared(entry) if !vary::matches(&entry.head.selected_by, &asked.headers) => {
+                return None;
+            }
+            // A part of it, for whom it was fetched.
+            Outcome::Shared(entry) if entry.head.part.is_some() => Found::Refused(Refusal::Pass),
+            Outcome::Shared(entry) | Outcome::Refreshed(entry) => {
+                if leads || self.may_follow(asked, &said, &entry) {
+                    Found::Entry(entry, leads)
+                } else {
+                    Found::Refused(Refusal::Pass)
+                }
+            }
+            Outcome::NotShared => Found::Refused(match filling {
+                Some(filling) => match filling.own_answer().await {
+                    Some(answer) => error_of(answer).await.unwrap_or(Refusal::Pass),
+                    None => Refusal::Pass,
+                },
+                None => Refusal::Pass,
+            }),
+            Outcome::Again => return None,
+            Outcome::Failed(error) => match stored {
+                Some(entry) if self.outlives(asked, &entry) => Found::Entry(entry, true),
+                _ => Found::Refused(refusal_of(&error)),
+            },
+        })
+    }
+}
+
+/// The word for an error here, to who asked as a node.
+fn refusal_of(error: &ServeError) -> Refusal {
+    let fault = match error.kind {
+        Kind::Unreachable => OriginFault::Unreachable,
+        Kind::BadAnswer => OriginFault::BadAnswer,
+        Kind::Timeout => OriginFault::Timeout,
+        // Its own fault; another may do better.
+        _ => return Refusal::Busy,
+    };
+    Refusal::OriginFailed {
+        fault,
+        detail: error.detail.clone(),
+    }
+}
+
+/// The page with which the origin says that it failed, if it is one. It was asked for without anything that
+/// tells of a client, so it is nobody's own.
+async fn error_of(answer: Response<OriginBody>) -> Option<Refusal> {
+    let (head, body) = answer.into_parts();
+    if !head.status.is_server_error() || head.headers.contains_key(header::SET_COOKIE) {
+        return None;
+    }
+    let body = Limited::new(body, ERROR_BYTES_MAX).collect().await.ok()?;
+    let fields = head.headers.iter();
+    Some(Refusal::OriginError {
+        status: head.status.as_u16(),
+        fields: fields
+            .filter(|(name, _)| **name != header::CONTENT_LENGTH)
+            .map(|(name, value)| (name.as_str().to_owned(), value.as_bytes().to_vec()))
+            .collect(),
+        body: body.to_bytes().into(),
+    })
+}

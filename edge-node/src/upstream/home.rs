@@ -1,0 +1,345 @@
+//! The homes of a key ([`cluster::placement`]): which of them a fill asks ([`Way`]), and how far it may.
+//! What is said then is in [`relayed`](super::relayed).
+//!
+//! **No question goes in a circle**: every fill has a [`Level`], may ask questions of lower levels only, and
+//! a question may wait only for a fill that reaches lower than itself ([`may_join`]). So along any chain
+//! of questions and waiting fills the level falls, whatever each node thinks of who is home.
+
+use cluster::{
+    key::Key,
+    node::{NodeId, NodeInfo},
+    placement::{self, HOMES_ASKED_MAX},
+    site::{Site, rules::Shield},
+    view::ClusterView,
+};
+use serde::Serialize;
+
+use super::{
+    Inner, Upstream,
+    peer::PeerError,
+    relayed::{Told, Wanted},
+};
+
+/// How far a fill reaches, or from how high a question comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// The origin is asked, or a holder's storage; nobody waits for another fill.
+    Origin,
+    /// The home for the whole cluster is asked.
+    Cluster,
+    /// The home for the region is asked.
+    Region,
+    /// A client asks.
+    Client,
+}
+
+impl Level {
+    /// The word for it in a question.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Origin => "origin",
+            Self::Cluster => "cluster",
+            Self::Region => "region",
+            Self::Client => "client",
+        }
+    }
+
+    /// The level of a question with this query; only these two are asked.
+    pub fn of_query(query: Option<&str>) -> Option<Self> {
+        match query? {
+            "level=region" => Some(Self::Region),
+            "level=cluster" => Some(Self::Cluster),
+            _ => None,
+        }
+    }
+}
+
+/// Whether a question of `level` may wait for a fill that `reaches` so far (as a number).
+pub fn may_join(level: Level, reaches: u8) -> bool {
+    reaches < level as u8
+}
+
+/// A home to ask.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Home {
+    /// Its name.
+    pub id: NodeId,
+    /// `host:port` of its peer listener, as reached from here.
+    pub addr: String,
+    /// As what it is asked.
+    pub level: Level,
+}
+
+/// The homes that a fill asks, one after the other, before the origin.
+pub type Way = Vec<Home>;
+
+/// How far a fill reaches that goes this way.
+pub fn reach(way: &[Home]) -> Level {
+    way.iter()
+        .map(|home| home.level)
+        .max()
+        .unwrap_or(Level::Origin)
+}
+
+/// Whom `me` asks for a question of `level`, as level and name; then the origin. `region` and `cluster` are
+/// the homes of the key, the first one first.
+pub fn way(
+    level: Level,
+    shield: Shield,
+    me: &NodeId,
+    region: &[NodeId],
+    cluster: &[NodeId],
+) -> Vec<(Level, NodeId)> {
+    let regional = shield != Shield::None && level > Level::Region;
+    let global = shield == Shield::Cluster && level > Level::Cluster;
+    if global && cluster.first() == Some(me) {
+        // The end of every way.
+        return Vec::new();
+    }
+    let mut way: Vec<(Level, NodeId)> = Vec::new();
+    for (asks, level, homes) in [
+        (regional, Level::Region, region),
+        (global, Level::Cluster, cluster),
+    ] {
+        // Where it is this node's turn, it does what the home does.
+        let before_me = homes.iter().take_while(|id| *id != me);
+        for id in before_me.take(if asks { HOMES_ASKED_MAX } else { 0 }) {
+            if !way.iter().any(|(_, asked)| asked == id) {
+                way.push((level, id.clone()));
+            }
+        }
+    }
+    way
+}
+
+impl Upstream {
+    /// The homes that a question of `level` for `key` makes this node ask, one after the other, before the
+    /// origin.
+    pub fn way(&self, site: &Site, key: Key, level: Level) -> Way {
+        let inner = &*self.0;
+        if inner.asker.is_none() || level <= Level::Cluster {
+            return Way::new();
+        }
+        let view = inner.view.borrow().clone();
+        let [region, cluster] = inner.homes(&view, site, key);
+        let names = |homes: &[&'_ NodeInfo]| homes.iter().map(|node| node.id.clone()).collect();
+        let (region, cluster): (Vec<_>, Vec<_>) = (names(&region), names(&cluster));
+        way(level, site.shield(), &inner.me, &region, &cluster)
+            .into_iter()
+            .filter_map(|(level, id)| {
+                let addr = inner.address(view.node(&id)?).to_owned();
+                Some(Home { id, addr, level })
+            })
+            .collect()
+    }
+
+    /// Asks `home` for what is `wanted`, and waits until it is known what comes of it; the caller knows for
+    /// how long. A home that fails, now or within the body, is ejected; one that only tells of its origin's
+    /// failure is not.
+    ///
+    /// # Errors
+    ///
+    /// The home failed.
+    pub async fn fill(&self, home: &Home, wanted: Wanted<'_>) -> Result<Told, PeerError> {
+        let asker = self.0.asker.as_ref().ok_or(PeerError::Denied)?;
+        let question = self.0.question(&home.id)?;
+        match asker.fill(home, wanted).await {
+            Ok((mut told, round_trip)) => {
+                self.0.measured(&home.id, round_trip);
+                match &mut told {
+                    Told::Object(relayed) => {
+                        relayed.verdict =
+                            Some(Box::new(move |result| question.end_as("filled", result)));
+                    }
+                    Told::Same(_) => question.end_as("same", Ok(())),
+                    Told::Refused(refusal) => question.end_as(refusal.label(), Ok(())),
+                }
+                Ok(told)
+            }
+            Err(error) => {
+                question.end(Err(&error));
+                Err(error)
+            }
+        }
+    }
+
+    /// The homes of `key`, and why, for people.
+    pub fn homes_report(&self, site: &Site, key: Key) -> HomesReport {
+        let inner = &*self.0;
+        let view = inner.view.borrow().clone();
+        let [region, cluster] = inner.homes(&view, site, key);
+        let report = |homes: &[&NodeInfo]| -> Vec<HomeReport> {
+            let limit = placement::spill_limit(homes);
+            let most = homes.iter().take(HOMES_REPORTED_MAX);
+            most.map(|node| HomeReport::of(node, &site.name, limit, node.id == inner.me))
+                .collect()
+        };
+        HomesReport {
+            shield: site.shield(),
+            region: report(&region),
+            cluster: report(&cluster),
+            asked: self.way(site, key, Level::Client),
+        }
+    }
+}
+
+impl Inner {
+    /// The homes of `key` for this node's region and for the cluster, as far as the site has such.
+    fn homes<'a>(&self, view: &'a ClusterView, site: &Site, key: Key) -> [Vec<&'a NodeInfo>; 2] {
+        let nodes = || view.nodes().map(|node| &**node);
+        let region = view.node(&self.me).map_or("", |me| &me.region);
+        match site.shield() {
+            Shield::None => [vec![], vec![]],
+            Shield::Region => [placement::region_homes(key, region, nodes()), vec![]],
+            Shield::Cluster => [
+                placement::region_homes(key, region, nodes()),
+                placement::cluster_homes(key, &site.name, nodes()),
+            ],
+        }
+    }
+}
+
+/// Most homes that are told of: enough to see who would follow.
+const HOMES_REPORTED_MAX: usize = 5;
+
+/// The homes of a key, as one node sees them.
+#[derive(Clone, Debug, Serialize)]
+pub struct HomesReport {
+    /// What the site has.
+    pub shield: Shield,
+    /// Those of this node's region, the first one first.
+    pub region: Vec<HomeReport>,
+    /// Those of the cluster.
+    pub cluster: Vec<HomeReport>,
+    /// Whom this node would ask for a client before the origin.
+    pub asked: Way,
+}
+
+/// A home, and why it stands where it stands.
+#[derive(Clone, Debug, Serialize)]
+pub struct HomeReport {
+    /// Its name.
+    pub id: NodeId,
+    /// Why.
+    pub why: String,
+}
+
+impl HomeReport {
+    fn of(node: &NodeInfo, site: &str, limit: f64, is_me: bool) -> Self {
+        let load = placement::load(node);
+        let mut why = match load > limit {
+            true => {
+                format!("by its hash, behind those with less to do: load {load:.2} over {limit:.2}")
+            }
+            false => format!("by its hash; load {load:.2} of {limit:.2}"),
+        };
+        if let Some(ms) = node.origins_ms.get(site) {
+            why.push_str(&format!(", {ms:.1} ms from the origin"));
+        }
+        if is_me {
+            why.push_str("; this node");
+        }
+        let id = node.id.clone();
+        Self { id, why }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ids(names: &[&str]) -> Vec<NodeId> {
+        names.iter().map(|name| name.parse().unwrap()).collect()
+    }
+
+    /// The way as `level:name` words.
+    fn written(
+        level: Level,
+        shield: Shield,
+        me: &str,
+        region: &[&str],
+        cluster: &[&str],
+    ) -> String {
+        let (region, cluster) = (ids(region), ids(cluster));
+        let way = way(level, shield, &me.parse().unwrap(), &region, &cluster);
+        let words: Vec<String> = way
+            .iter()
+            .map(|(level, id)| format!("{}:{id}", level.word()))
+            .collect();
+        words.join(" ")
+    }
+
+    #[test]
+    fn who_is_asked() {
+        let (region, cluster) = (["a", "b", "c", "d"], ["x", "a", "y"]);
+        for (level, shield, me, expected) in [
+            (Level::Client, Shield::None, "d", ""),
+            (Level::Client, Shield::Region, "d", "region:a region:b"),
+            // The home itself, and the one after it.
+            (Level::Client, Shield::Region, "a", ""),
+            (Level::Client, Shield::Region, "b", "region:a"),
+            (
+                Level::Client,
+                Shield::Cluster,
+                "d",
+                "region:a region:b cluster:x",
+            ),
+            (Level::Client, Shield::Cluster, "a", "cluster:x"),
+            (Level::Client, Shield::Cluster, "b", "region:a cluster:x"),
+            (Level::Client, Shield::Cluster, "x", ""),
+            (
+                Level::Client,
+                Shield::Cluster,
+                "y",
+                "region:a region:b cluster:x",
+            ),
+            (Level::Region, Shield::Region, "a", ""),
+            // Another view than the asker's: still no question of its own level.
+            (Level::Region, Shield::Region, "d", ""),
+            (Level::Region, Shield::Cluster, "a", "cluster:x"),
+            (Level::Region, Shield::Cluster, "d", "cluster:x cluster:a"),
+            (Level::Region, Shield::Cluster, "x", ""),
+            (Level::Cluster, Shield::Cluster, "x", ""),
+            (Level::Cluster, Shield::Cluster, "d", ""),
+            (Level::Cluster, Shield::Region, "d", ""),
+        ] {
+            let way = written(level, shield, me, &region, &cluster);
+            assert_eq!(way, expected, "{level:?} {shield:?} {me}");
+        }
+        assert_eq!(written(Level::Client, Shield::Cluster, "a", &[], &[]), "");
+    }
+
+    /// Rule 6 of the design: whatever each node thinks of who is home, the level falls with every question
+    /// and with every fill that is waited for.
+    #[test]
+    fn the_level_falls_along_every_way() {
+        let levels = [Level::Origin, Level::Cluster, Level::Region, Level::Client];
+        let views: [&[&str]; 4] = [&["a", "b"], &["b", "a"], &["c"], &[]];
+        for level in [Level::Cluster, Level::Region, Level::Client] {
+            for shield in [Shield::None, Shield::Region, Shield::Cluster] {
+                for (region, cluster, me) in views.iter().flat_map(|r| {
+                    let with = |c| ["a", "b", "d"].map(|me| (*r, c, me));
+                    views.iter().flat_map(move |c| with(*c))
+                }) {
+                    let way = written(level, shield, me, region, cluster);
+                    for word in way.split_whitespace() {
+                        let asked = Level::of_query(Some(&format!(
+                            "level={}",
+                            word.split(':').next().unwrap()
+                        )));
+                        assert!(asked.unwrap() < level, "{level:?} {shield:?} {me}: {way}");
+                        assert!(!word.ends_with(&format!(":{me}")), "{way}");
+                    }
+                }
+            }
+            for reaches in levels {
+                assert_eq!(may_join(level, reaches as u8), reaches < level);
+            }
+        }
+        assert!(!may_join(Level::Region, u8::MAX));
+        for query in [None, Some("level=origin"), Some("level=client"), Some("")] {
+            assert_eq!(Level::of_query(query), None);
+        }
+    }
+}
