@@ -38,7 +38,7 @@ mod writing;
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -182,6 +182,8 @@ struct Fill {
     outcome: watch::Sender<Option<Outcome>>,
     /// See [`Filler::reaches`].
     reach: Arc<SetOnce<u8>>,
+    /// Since when it is known what comes of it.
+    known_at: OnceLock<Instant>,
 }
 
 impl Fill {
@@ -666,6 +668,7 @@ impl Cache {
             before,
             outcome: watch::Sender::new(None),
             reach: Arc::default(),
+            known_at: OnceLock::new(),
         });
         fills.insert(key, fill.clone());
         drop(fills);
@@ -677,6 +680,7 @@ impl Cache {
             variants,
             dropped: Vec::new(),
             fill,
+            rescue: None,
             concluded: false,
         }))
     }

@@ -167,6 +167,7 @@ pub struct Metrics {
     peer_requests: IntCounterVec,
     peer_served: IntCounterVec,
     warmed: IntCounterVec,
+    fill_orders: IntCounterVec,
     denied: IntCounter,
     cache_bytes: IntGaugeVec,
     cache_objects: IntGaugeVec,
@@ -332,6 +333,11 @@ impl Metrics {
                 "edge_peer_answers_total",
                 "Questions of peers answered by this node, by the answer",
                 &["answer"],
+            ),
+            fill_orders: counters(
+                "edge_fill_orders_total",
+                "Fills of what peers claim to hold, by who was asked first, and whether as a trial",
+                &["site", "first"],
             ),
             warmed: counters(
                 "edge_warmed_total",
@@ -573,6 +579,10 @@ impl Events for Metrics {
         self.digest_pulls
             .with_label_values(&[peer.as_str(), result])
             .inc();
+    }
+
+    fn ordered(&self, site: &str, first: &'static str) {
+        self.fill_orders.with_label_values(&[site, first]).inc();
     }
 }
 

@@ -10,6 +10,7 @@ mod fetch;
 mod home;
 mod invalidation;
 mod onward;
+mod order;
 mod pass;
 mod quick;
 mod relay;

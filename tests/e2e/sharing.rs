@@ -1,5 +1,6 @@
 //! Several edges: each object crosses the ocean once.
 
+use cluster::site::rules::Shield;
 use harness::{
     cache_status::Source,
     client::Client,
@@ -194,4 +195,66 @@ async fn the_control_plane_ranks_by_distance_and_steers() {
         .await
         .unwrap();
     assert!((400..500).contains(&stranger.status), "{}", stranger.status);
+}
+
+/// A peer behind a slow line does not make requests slower than the origin does: after some of them the
+/// origin comes first, the peer is tried now and then, and asked when the origin fails.
+#[tokio::test(flavor = "multi_thread")]
+async fn peers_that_do_not_pay_are_asked_when_the_origin_fails() {
+    const OBJECTS: usize = 80;
+    let origin = Origin::start().await.unwrap();
+    for n in 0..OBJECTS {
+        origin.route(&format!("/held/{n}"), Answer::bytes("held").max_age(600));
+        origin.route(&format!("/new/{n}"), Answer::bytes("new").max_age(600));
+    }
+    let plan = Plan::new(2, &origin.url()).lines(Lines::Perfect);
+    let cluster = started(plan.site(|site| site.shield = Some(Shield::None))).await;
+    cluster.settled().await.unwrap();
+    let [holder, asker] = &cluster.edges[..] else {
+        unreachable!()
+    };
+    for n in 0..OBJECTS {
+        holder.get(&format!("/held/{n}")).await.unwrap();
+    }
+    heard_of(asker, "edge-1", OBJECTS as u64).await.unwrap();
+    // Each way, for a peer whose origin is next door.
+    let slow = Conditions::delay(SECOND / 5);
+    cluster.line(1, 0).set(slow);
+    for n in 0..10 {
+        let answer = asker.get(&format!("/new/{n}")).await.unwrap();
+        assert_eq!(answer.cache_status().source(), Source::Origin);
+    }
+    let mut from_peer = Vec::new();
+    for n in 0..OBJECTS - 1 {
+        let answer = asker.get(&format!("/held/{n}")).await.unwrap();
+        assert_eq!((answer.status, &*answer.text()), (200, "held"));
+        if matches!(answer.cache_status().source(), Source::Peer(_)) {
+            from_peer.push(n);
+        }
+    }
+    // A few until it is known, then one in fifty at most.
+    let (first, later) = from_peer.split_at(from_peer.partition_point(|n| *n < 20));
+    assert!((1..15).contains(&first.len()), "{from_peer:?}");
+    assert!(later.len() <= 2, "{from_peer:?}");
+
+    let last = format!("/held/{}", OBJECTS - 1);
+    let url = format!("/explain?url=http://{HOST}{last}");
+    let told = asker.ask(&url).await.unwrap().json().unwrap();
+    assert_eq!(told["order"]["order"], "origin_first", "{told}");
+    let then = told["then"].as_str().unwrap();
+    assert!(
+        then.ends_with("and asked of \"edge-1\" if that fails"),
+        "{told}"
+    );
+    assert!(told["why"].to_string().contains("they take"), "{told}");
+    let orders = asker.metric("edge_fill_orders_total", &["first=\"origin\""]);
+    assert!(orders.await.unwrap() > 30.0);
+
+    origin.route(&last, Answer::status(503));
+    let rescued = asker.get(&last).await.unwrap();
+    assert_eq!((rescued.status, &*rescued.text()), (200, "held"));
+    assert!(matches!(rescued.cache_status().source(), Source::Peer(_)));
+    // Where nobody has it either, the client is told.
+    origin.route("/new/20", Answer::status(503));
+    assert_eq!(asker.get("/new/20").await.unwrap().status, 503);
 }

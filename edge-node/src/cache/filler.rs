@@ -9,7 +9,7 @@ use cluster::{
 };
 use http::HeaderMap;
 use tokio::{
-    sync::{Semaphore, SetOnce, watch},
+    sync::{Semaphore, SetOnce, oneshot, watch},
     time::Instant,
 };
 use tracing::{debug, warn};
@@ -73,6 +73,11 @@ impl Onlooker {
     pub fn outcome(&self) -> Option<Outcome> {
         self.0.outcome.borrow().clone()
     }
+
+    /// Since when that is known.
+    pub fn known_at(&self) -> Option<Instant> {
+        self.0.known_at.get().copied()
+    }
 }
 
 fn abandoned() -> ServeError {
@@ -90,6 +95,8 @@ pub struct Filler {
     /// Variants that had to go for this one.
     pub(super) dropped: Vec<Variant>,
     pub(super) fill: Arc<Fill>,
+    /// Who gets it when it fails, instead of the end.
+    pub(super) rescue: Option<oneshot::Sender<(Self, ServeError)>>,
     pub(super) concluded: bool,
 }
 
@@ -389,13 +396,32 @@ impl Filler {
         self.conclude(Outcome::Again);
     }
 
-    /// There is no answer.
+    /// There is no answer; unless somebody is to [rescue](Self::rescue) it, everybody is told.
     pub fn fail(mut self, error: ServeError) {
-        self.conclude(Outcome::Failed(error));
+        let unsaved = match self.rescue.take() {
+            Some(rescue) => rescue.send((self, error)).err(),
+            None => Some((self, error)),
+        };
+        if let Some((mut filler, error)) = unsaved {
+            filler.conclude(Outcome::Failed(error));
+        }
+    }
+
+    /// When this fails, once, it is handed over, with the reason, to who can try something else.
+    pub fn rescue(&mut self) -> oneshot::Receiver<(Self, ServeError)> {
+        let (rescue, rescued) = oneshot::channel();
+        self.rescue = Some(rescue);
+        rescued
+    }
+
+    /// Whether somebody is there to try something else when this fails.
+    pub fn has_rescue(&self) -> bool {
+        self.rescue.is_some()
     }
 
     fn conclude(&mut self, outcome: Outcome) {
         self.concluded = true;
+        let _ = self.fill.known_at.set(Instant::now());
         self.fill.outcome.send_replace(Some(outcome));
     }
 

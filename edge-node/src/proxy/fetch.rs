@@ -147,7 +147,8 @@ impl Proxy {
         }
     }
 
-    async fn fill(
+    /// Fills from the homes on the `way`, or else from the origin.
+    pub(super) async fn fill_from_afar(
         &self,
         filler: Filler,
         asked: &Asked,
@@ -160,14 +161,6 @@ impl Proxy {
             Some(entry) if entry.head.part.is_none() => (Some(entry), None),
             part => (None, part),
         };
-        let mut filler = filler;
-        // Who asks as a node has looked at its own digests.
-        if stale.is_none() && asked.level == Level::Client {
-            filler = match self.fill_from_peers(filler, asked).await {
-                Ok(()) => return,
-                Err(filler) => filler,
-            };
-        }
         let stored = stale.as_deref();
         let Some((filler, own)) = self.fill_from_homes(filler, asked, &way, stored, own).await
         else {
@@ -203,6 +196,10 @@ impl Proxy {
             Ok(answered) => answered,
             Err(error) => return filler.fail(error),
         };
+        if policy::is_error(response.status()) && filler.has_rescue() {
+            let detail = format!("origin answered {}", response.status());
+            return filler.fail(ServeError::new(Kind::BadAnswer, detail));
+        }
         if response.status() != StatusCode::NOT_MODIFIED {
             let answer = self.fill_from_answer(filler, asked, response, asked_ms, own);
             return answer.await;
@@ -526,8 +523,12 @@ impl Proxy {
     }
 
     /// Asks the holders, best first. Gives the filler back when none of them could help.
-    async fn fill_from_peers(&self, filler: Filler, asked: &Asked) -> Result<(), Filler> {
-        let candidates = self.shared.upstream.holders(asked.key);
+    pub(super) async fn fill_from_peers(
+        &self,
+        filler: Filler,
+        asked: &Asked,
+        candidates: &[Candidate],
+    ) -> Result<(), Filler> {
         for (index, candidate) in candidates.iter().enumerate() {
             let answer = self
                 .shared

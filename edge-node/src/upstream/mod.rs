@@ -4,7 +4,7 @@
 //! [`origin`] where objects come from; [`gate`] how many at once; [`peer`] one question to one peer;
 //! [`select`] which peer to ask; [`home`] who
 //! fetches for others, and [`relayed`] what it says then; [`digest`] what peers hold; [`health`] how they have behaved;
-//! [`ranking`] how far they are; [`control`] what the control plane says; [`pool`] the connections
+//! [`paying`] whether they are faster than the origin; [`ranking`] how far they are; [`control`] what the control plane says; [`pool`] the connections
 //! under all of them, and [`plain`] those that need no HTTP client.
 //!
 //! **Invariant:** nothing here knows of the cache; it takes and gives HTTP messages, keys and
@@ -16,6 +16,7 @@ pub mod gate;
 pub mod health;
 pub mod home;
 pub mod origin;
+pub mod paying;
 pub mod peer;
 pub mod plain;
 pub mod pool;
@@ -56,6 +57,7 @@ use self::{
     gate::{Place, Refused, Traffic},
     health::{Health, Severity, Standing},
     origin::{OriginBody, OriginError, Origins},
+    paying::{Comparison, Decision, Order, Paying, Sample},
     peer::{Asker, PeerError, PeerObject},
     pool::{Body, Pool},
     ranking::Placed,
@@ -73,6 +75,9 @@ pub trait Events: Send + Sync + 'static {
     fn digest_false_hit(&self, peer: &NodeId);
     /// A pull of a peer's digest has ended: `delta`, `snapshot` or `failed`.
     fn digest_pulled(&self, peer: &NodeId, result: &'static str);
+    /// It was decided who is asked first for something of this site that peers claim to hold: `peers`,
+    /// `origin`, or for a trial `peers_trial`, `origin_trial`.
+    fn ordered(&self, site: &str, first: &'static str);
 }
 
 /// What an [`Upstream`] is made of.
@@ -120,6 +125,7 @@ struct Inner {
     /// Time to the origins of each site, in milliseconds. Sites that are gone leave with
     /// [`Upstream::origin_times`].
     origin_times_ms: Mutex<HashMap<String, f64>>,
+    paying: Paying,
 }
 
 /// How much of the difference to a longer time is believed: the shortest of the last some dozens is the
@@ -165,6 +171,7 @@ impl Upstream {
             reach: Arc::new(reach),
             events,
             origin_times_ms: Mutex::default(),
+            paying: Paying::default(),
         }))
     }
 
@@ -243,6 +250,39 @@ impl Upstream {
         published
             .map(|(site, ms)| (site.clone(), step(*ms)))
             .collect()
+    }
+
+    /// Whether there may be peers to ask.
+    pub fn has_peers(&self) -> bool {
+        self.0.asker.is_some()
+    }
+
+    /// Who is asked first for something at `path` that peers claim to hold; see [`paying`].
+    pub fn decide(&self, site: &Site, path: &str) -> Order {
+        let Decision { order, is_trial } = self.0.paying.decide(site, path, Instant::now());
+        let first = match (order, is_trial) {
+            (Order::PeersFirst, false) => "peers",
+            (Order::PeersFirst, true) => "peers_trial",
+            (Order::OriginFirst, false) => "origin",
+            (Order::OriginFirst, true) => "origin_trial",
+        };
+        self.0.events.ordered(&site.name, first);
+        order
+    }
+
+    /// Notes what a fetch for `path` took.
+    pub fn took(&self, site: &Site, path: &str, from: paying::From, sample: Sample) {
+        self.0.paying.add(site, path, from, sample, Instant::now());
+    }
+
+    /// Notes that holders of something at `path` were asked in vain, and what it took in the end.
+    pub fn in_vain(&self, site: &Site, path: &str, took: Duration) {
+        self.0.paying.add_vain(site, path, took, Instant::now());
+    }
+
+    /// How peers and the origin compare for what is at `path`.
+    pub fn compare(&self, site: &Site, path: &str) -> Comparison {
+        self.0.paying.compare(site, path, Instant::now())
     }
 
     /// Who to ask for `key`, best first, by their digests: a local look, nobody is asked.
