@@ -14,6 +14,8 @@ use crate::{
 pub const HOLD: &str = "/v1/hold";
 /// Peer listener: `GET {FILL}/{key}` asks the home of a key for an object, which it fetches if need be.
 pub const FILL: &str = "/v1/fill";
+/// Peer listener: `GET {OFFER}/{key}` tells that an object is wanted in the node's region; it may fetch it.
+pub const OFFER: &str = "/v1/offer";
 /// Peer listener: `GET {DIGEST}?since=epoch,seq` asks for what changed in the digest.
 pub const DIGEST: &str = "/v1/digest";
 /// Peer listener: `POST {WARM}?body={hash}` with a [`WarmBatch`] asks a node to fetch URLs ahead of

@@ -40,6 +40,7 @@ use crate::{
     config::Config,
     hold::Hold,
     metrics::{Metrics, Shed},
+    offering::Offering,
     proxy::{LastSite, Proxy, ProxyParts, UploadLimits},
     serve::{self, ConnectionLimits, idle::OnClosed},
     sites::Sites,
@@ -239,6 +240,12 @@ impl Edge {
                     verifier,
                     metrics.clone(),
                     clock.clone(),
+                    Offering::new(
+                        upstream.clone(),
+                        cache.clone(),
+                        metrics.clone(),
+                        cluster.offers.0,
+                    ),
                 );
                 Some((listener, hold))
             }

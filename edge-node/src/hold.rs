@@ -3,7 +3,8 @@
 //! lower level or the origin ([`Proxy::relay`]), nobody else; so requests between nodes cannot loop.
 //!
 //! What the control plane asks for here, to [fetch ahead of demand](crate::warm), begins journeys of
-//! its own, which end like those of clients: with questions to others, and never with such a wish.
+//! its own, which end like those of clients: with questions to others, and never with such a wish. So does
+//! what a peer offers because it is [hot](crate::offering); of one object, that happens once a minute.
 //!
 //! Who does not prove to know the cluster's secret is cut off without a byte
 //! ([`crate::serve::ConnectionLimits::gated`]).
@@ -40,9 +41,10 @@ use tracing::warn;
 use crate::{
     cache::{Cache, entry::Reading, fill::BodyError},
     metrics::Metrics,
+    offering::Offering,
     proxy::{Proxy, Question},
     serve::{Connection, NotAdmitted},
-    upstream::{home::Level, peer},
+    upstream::{home::Level, peer, relayed},
     warm::Warmer,
 };
 
@@ -70,6 +72,7 @@ struct Shared {
     metrics: Arc<Metrics>,
     clock: Clock,
     warmer: Warmer,
+    offering: Offering,
     transfers: Arc<Semaphore>,
     batches: Arc<Semaphore>,
     relays: Arc<Semaphore>,
@@ -85,6 +88,7 @@ impl Hold {
         verifier: Verifier,
         metrics: Arc<Metrics>,
         clock: Clock,
+        offering: Offering,
     ) -> Self {
         let transfers = Arc::new(Semaphore::new(TRANSFERS_MAX));
         let relays = Arc::new(Semaphore::new(RELAYS_MAX));
@@ -99,6 +103,7 @@ impl Hold {
                 metrics,
                 clock,
                 warmer,
+                offering,
                 transfers,
                 batches,
                 relays,
@@ -124,11 +129,14 @@ impl Hold {
             .shared
             .verifier
             .verify(request.method().as_str(), target, field, now);
-        if let Err(denied) = verified {
-            self.shared.metrics.peer_denied();
-            self.log_once(connection.from.ip(), &denied);
-            return Err(NotAdmitted);
-        }
+        let from = match verified {
+            Ok(from) => from,
+            Err(denied) => {
+                self.shared.metrics.peer_denied();
+                self.log_once(connection.from.ip(), &denied);
+                return Err(NotAdmitted);
+            }
+        };
         connection.admit();
         if request.method() == Method::POST && request.uri().path() == wire::WARM {
             return Ok(self.warm(request).await);
@@ -141,12 +149,22 @@ impl Hold {
             return Ok(self.digest(request.uri().query()).await);
         }
         let key_behind = |prefix| path.strip_prefix(prefix)?.strip_prefix('/')?.parse().ok();
+        if let Some(key) = key_behind(wire::OFFER) {
+            return Ok(self.offered(key, request.headers()));
+        }
         if let Some(key) = key_behind(wire::FILL) {
+            self.shared.offering.asked(key, &from, request.headers());
             let level = Level::of_query(request.uri().query());
             return Ok(self.fill(key, level, request.headers(), connection.from.ip()));
         }
         match key_behind(wire::HOLD) {
-            Some(key) => Ok(self.hold(key, &request).await),
+            Some(key) => {
+                let answer = self.hold(key, &request).await;
+                if answer.status() == StatusCode::OK {
+                    self.shared.offering.asked(key, &from, request.headers());
+                }
+                Ok(answer)
+            }
             None => Ok(answer(StatusCode::NOT_FOUND, Answer::Empty)),
         }
     }
@@ -171,6 +189,23 @@ impl Hold {
                 answer(StatusCode::OK, Answer::Lines(lines, place))
             }
             Ok(_) | Err(_) => answer(StatusCode::BAD_REQUEST, Answer::Empty),
+        }
+    }
+
+    fn offered(&self, key: Key, fields: &HeaderMap) -> Response<Answer> {
+        let text = |name: &str| fields.get(name).and_then(|value| value.to_str().ok());
+        let (Some(site), Some(host), Some(target)) = (
+            text(relayed::SITE_FIELD),
+            text(relayed::HOST_FIELD),
+            text(relayed::TARGET_FIELD),
+        ) else {
+            return answer(StatusCode::BAD_REQUEST, Answer::Empty);
+        };
+        self.shared.metrics.peer_answered("offer");
+        let url = format!("http://{host}{target}");
+        match self.shared.warmer.offered(key, site, url) {
+            true => answer(StatusCode::ACCEPTED, Answer::Empty),
+            false => answer(StatusCode::SERVICE_UNAVAILABLE, Answer::Empty),
         }
     }
 

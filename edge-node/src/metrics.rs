@@ -168,6 +168,7 @@ pub struct Metrics {
     peer_served: IntCounterVec,
     warmed: IntCounterVec,
     fill_orders: IntCounterVec,
+    offers: IntCounterVec,
     denied: IntCounter,
     cache_bytes: IntGaugeVec,
     cache_objects: IntGaugeVec,
@@ -334,6 +335,11 @@ impl Metrics {
                 "Questions of peers answered by this node, by the answer",
                 &["answer"],
             ),
+            offers: counters(
+                "edge_offers_total",
+                "Hot objects offered to other nodes of a region, by what came of it",
+                &["result"],
+            ),
             fill_orders: counters(
                 "edge_fill_orders_total",
                 "Fills of what peers claim to hold, by who was asked first, and whether as a trial",
@@ -446,6 +452,11 @@ impl Metrics {
     /// A URL was fetched ahead of demand, and where it came from; or `failed`.
     pub fn warmed(&self, from: &str) {
         self.warmed.with_label_values(&[from]).inc();
+    }
+
+    /// A hot object was offered to a node, or could not be.
+    pub fn offered(&self, result: &'static str) {
+        self.offers.with_label_values(&[result]).inc();
     }
 
     /// Somebody on the peer listener did not know the secret.

@@ -7,7 +7,10 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use cluster::wire::{WARM_SILENCE_MAX_S, WarmBatch, WarmResult, WarmSource, WarmStep};
+use cluster::{
+    key::Key,
+    wire::{WARM_SILENCE_MAX_S, WarmBatch, WarmResult, WarmSource, WarmStep},
+};
 use futures_util::{
     StreamExt,
     stream::{self, BoxStream},
@@ -16,6 +19,7 @@ use tokio::{
     sync::Semaphore,
     time::{sleep, timeout},
 };
+use tracing::debug;
 
 use crate::{
     metrics::Metrics,
@@ -25,6 +29,8 @@ use crate::{
 /// Fetches ahead of demand at once on this node, whatever asked for them: enough to fill a line of
 /// 100 ms to the origin with small files, few beside the fills that clients may have.
 pub const FETCHES_MAX: usize = 8;
+/// Offers that wait for their turn; what is offered beyond is not taken.
+const OFFERS_MAX: usize = 64;
 /// How often a URL is tried before it counts as failed.
 const TRIES_MAX: u32 = 3;
 /// Pause after a failure; doubles with each.
@@ -41,6 +47,7 @@ const SILENCE: Duration = Duration::from_secs(WARM_SILENCE_MAX_S / 3);
 pub struct Warmer {
     proxy: Proxy,
     places: Arc<Semaphore>,
+    offers: Arc<Semaphore>,
     metrics: Arc<Metrics>,
 }
 
@@ -51,6 +58,7 @@ impl Warmer {
         Self {
             proxy,
             places,
+            offers: Arc::new(Semaphore::new(OFFERS_MAX)),
             metrics,
         }
     }
@@ -79,6 +87,25 @@ impl Warmer {
         stream::unfold(steps, next).boxed()
     }
 
+    /// Fetches what a peer offers, if there is room for it now, and says whether there is.
+    pub fn offered(&self, key: Key, site: &str, url: String) -> bool {
+        let Ok(place) = self.offers.clone().try_acquire_owned() else {
+            return false;
+        };
+        let (warmer, site) = (self.clone(), site.to_owned());
+        tokio::spawn(async move {
+            let Ok(_fetching) = warmer.places.acquire().await else {
+                return;
+            };
+            match warmer.proxy.warm(&site, &url, Some(key)).await {
+                Ok((from, _)) => warmer.metrics.warmed(from.label()),
+                Err(error) => debug!(url, %error, "what was offered was not fetched"),
+            }
+            drop(place);
+        });
+        true
+    }
+
     /// What came of one URL.
     async fn fetched(&self, site: &str, url: &str) -> WarmResult {
         match self.fetch(site, url).await {
@@ -98,7 +125,7 @@ impl Warmer {
         loop {
             let place = self.places.acquire().await;
             // A future that is polled among others must not be large.
-            let cold = match Box::pin(self.proxy.warm(site, url)).await {
+            let cold = match Box::pin(self.proxy.warm(site, url, None)).await {
                 Ok(warmed) => return Ok(warmed),
                 Err(cold) => cold,
             };

@@ -232,10 +232,12 @@ async fn peers_that_do_not_pay_are_asked_when_the_origin_fails() {
             from_peer.push(n);
         }
     }
+    let explain = asker.ask(&format!("/explain?url=http://{HOST}/held/x"));
+    let told = explain.await.unwrap().text();
     // A few until it is known, then one in fifty at most.
     let (first, later) = from_peer.split_at(from_peer.partition_point(|n| *n < 20));
-    assert!((1..15).contains(&first.len()), "{from_peer:?}");
-    assert!(later.len() <= 2, "{from_peer:?}");
+    assert!((1..15).contains(&first.len()), "{from_peer:?} {told}");
+    assert!(later.len() <= 2, "{from_peer:?} {told}");
 
     let last = format!("/held/{}", OBJECTS - 1);
     let url = format!("/explain?url=http://{HOST}{last}");
@@ -257,4 +259,50 @@ async fn peers_that_do_not_pay_are_asked_when_the_origin_fails() {
     // Where nobody has it either, the client is told.
     origin.route("/new/20", Answer::status(503));
     assert_eq!(asker.get("/new/20").await.unwrap().status, 503);
+}
+
+/// What two nodes of a region have asked for, the others are offered, and have before they ask.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_hot_in_a_region_is_there_before_it_is_asked_for() {
+    let origin = Origin::start().await.unwrap();
+    let body = Pattern::new(3, 300_000);
+    origin.route("/hot", Answer::pattern(&body).max_age(600));
+    let mut plan = Plan::new(4, &origin.url()).site(|site| site.shield = Some(Shield::None));
+    plan.regions = vec![plan.regions[0]; 4];
+    let cluster = started(plan).await;
+    cluster.settled().await.unwrap();
+    let [holder, one, two, other] = &cluster.edges[..] else {
+        unreachable!()
+    };
+    holder.get("/hot").await.unwrap();
+    stored(holder, "/hot").await;
+    heard_of(one, "edge-1", 1).await.unwrap();
+    heard_of(two, "edge-1", 1).await.unwrap();
+    // At once, so that neither can ask the other.
+    for answer in <[_; 2]>::from(tokio::join!(one.get("/hot"), two.get("/hot"))) {
+        let answer = answer.unwrap();
+        assert_eq!(answer.body, body.bytes());
+        assert_eq!(
+            answer.cache_status().source(),
+            Source::Peer("edge-1".into())
+        );
+    }
+    harness::process::eventually("the fourth has it", async || {
+        let warmed = other.metric("edge_warmed_total", &[]).await?;
+        anyhow::ensure!(warmed > 0.5, "{warmed}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let answer = other.get("/hot").await.unwrap();
+    assert_eq!(answer.cache_status().source(), Source::Hit);
+    assert_eq!(answer.body, body.bytes());
+    assert_eq!(origin.requests(), 1);
+    let taken = holder.metric("edge_offers_total", &["result=\"taken\""]);
+    assert!((taken.await.unwrap() - 1.0).abs() < 0.5);
+    // Who has asked is offered nothing.
+    for edge in [one, two] {
+        let warmed = edge.metric("edge_warmed_total", &[]).await.unwrap();
+        assert!(warmed < 0.5, "{warmed}");
+    }
 }

@@ -37,6 +37,7 @@ use crate::{
         origin::{OriginBody, OriginError},
         peer::{PeerObject, PieceStream},
         pool::{self, Fault},
+        relayed,
         select::Candidate,
     },
 };
@@ -529,11 +530,15 @@ impl Proxy {
         asked: &Asked,
         candidates: &[Candidate],
     ) -> Result<(), Filler> {
+        let fields = match relayed::question_fields(asked.wanted(&asked.headers)) {
+            Ok(fields) => fields,
+            Err(_) => return Err(filler),
+        };
         for (index, candidate) in candidates.iter().enumerate() {
             let answer = self
                 .shared
                 .upstream
-                .ask(candidate, asked.key, &asked.headers, 0)
+                .ask(candidate, asked.key, &fields, 0)
                 .await;
             let object = match answer {
                 Ok(object) => object,

@@ -12,7 +12,7 @@ use std::{
     sync::Arc,
 };
 
-use cluster::wire::WarmSource;
+use cluster::{key::Key, wire::WarmSource};
 use http::{Extensions, HeaderMap, Method, StatusCode, Uri, Version};
 use tokio::time::Instant;
 
@@ -72,13 +72,22 @@ impl Proxy {
     /// Sees to it that the object of `url`, an absolute URL of `site`, is stored and fresh, and says
     /// where it came from and how long its body is.
     ///
-    /// Dropping the future gives up waiting; a fetch under way goes on.
+    /// With a `key`, only if that is the object's key on this node. Dropping the future gives up waiting; a
+    /// fetch under way goes on.
     ///
     /// # Errors
     ///
     /// It is not, and why.
-    pub async fn warm(&self, site: &str, url: &str) -> Result<(WarmSource, u64), Cold> {
+    pub async fn warm(
+        &self,
+        site: &str,
+        url: &str,
+        key: Option<Key>,
+    ) -> Result<(WarmSource, u64), Cold> {
         let asked = Arc::new(self.asked_ahead(site, url)?);
+        if key.is_some_and(|key| key != asked.key) {
+            return Err(Cold::new(Again::Never, "it has another key here"));
+        }
         let target = asked.uri.path_and_query().map_or("/", |pq| pq.as_str());
         let mut from = WarmSource::Stored;
         for _ in 0..ROUNDS_MAX {

@@ -285,6 +285,37 @@ impl Upstream {
         self.0.paying.compare(site, path, Instant::now())
     }
 
+    /// Who in `region` serves and does not claim `key`, but for this node, and at which address.
+    pub fn lacking(&self, key: Key, region: &str) -> Vec<(NodeId, String)> {
+        let inner = &*self.0;
+        let digests = inner.digests.load();
+        let claims = |id: &NodeId| digests.get(id).is_some_and(|digest| digest.contains(key));
+        let view = self.view();
+        let lacking = view
+            .serving_edges()
+            .filter(|node| node.region == region && node.id != inner.me && !claims(&node.id));
+        lacking
+            .map(|node| (node.id.clone(), inner.address(node).to_owned()))
+            .collect()
+    }
+
+    /// Tells a node that `key` is wanted around it; see [`Asker::offer`]. Nobody waits for that, so it says
+    /// nothing of the peer's health.
+    ///
+    /// # Errors
+    ///
+    /// It does not take it.
+    pub async fn offer(
+        &self,
+        to: &NodeId,
+        addr: &str,
+        key: Key,
+        about: &HeaderMap,
+    ) -> Result<(), PeerError> {
+        let asker = self.0.asker.as_ref().ok_or(PeerError::Denied)?;
+        asker.offer(to, addr, key, about).await
+    }
+
     /// Who to ask for `key`, best first, by their digests: a local look, nobody is asked.
     pub fn holders(&self, key: Key) -> Vec<Candidate> {
         let inner = &*self.0;

@@ -21,7 +21,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use http_body_util::BodyExt as _;
 use tokio::time::{Instant, timeout};
 
-use super::pool::{self, Answer, Fault, Incoming, Patience, Pool};
+use super::{
+    pool::{self, Answer, Fault, Incoming, Patience, Pool},
+    relayed,
+};
 
 /// Request: the first piece to send; 0 when absent.
 pub const FROM_PIECE_FIELD: &str = "cdn-from-piece";
@@ -267,6 +270,33 @@ impl Asker {
         Ok(request)
     }
 
+    /// Tells `to`, which listens at `addr`, that the object `key` is wanted around it; `about` says of
+    /// which URL it is.
+    ///
+    /// # Errors
+    ///
+    /// It does not take it, or could not be asked.
+    pub async fn offer(
+        &self,
+        to: &NodeId,
+        addr: &str,
+        key: Key,
+        about: &HeaderMap,
+    ) -> Result<(), PeerError> {
+        let path = format!("{}/{key}", wire::OFFER);
+        let patience = Patience {
+            connect: CONNECT_TIMEOUT,
+            head: HEAD_TIMEOUT,
+        };
+        let request = || self.request(to, addr, &path, about.clone());
+        let answer = self.pool.ask(request, patience).await?;
+        match answer.response.status() {
+            StatusCode::ACCEPTED => Ok(()),
+            StatusCode::SERVICE_UNAVAILABLE => Err(PeerError::Busy),
+            other => Err(PeerError::Garbage(format!("status {other}"))),
+        }
+    }
+
     /// Asks `to`, which listens at `addr`, for the object `key` from piece `from_piece` on. Of
     /// `fields`, those that tell of the client stay here ([`may_reach_peers`]). Also returns how long
     /// the head of the answer took.
@@ -287,6 +317,8 @@ impl Asker {
         for (name, value) in fields.iter().filter(|(name, _)| may_reach_peers(name)) {
             selecting.append(name, value.clone());
         }
+        // So that it can tell others what is wanted.
+        selecting.extend(relayed::naming(fields));
         if from_piece > 0 {
             selecting.insert(FROM_PIECE_FIELD, from_piece.into());
         }
