@@ -232,8 +232,8 @@ async fn peers_that_do_not_pay_are_asked_when_the_origin_fails() {
             from_peer.push(n);
         }
     }
-    let explain = asker.ask(&format!("/explain?url=http://{HOST}/held/x"));
-    let told = explain.await.unwrap().text();
+    let url = format!("/explain?url=http://{HOST}/held/x");
+    let told = asker.ask(&url).await.unwrap().text();
     // A few until it is known, then one in fifty at most.
     let (first, later) = from_peer.split_at(from_peer.partition_point(|n| *n < 20));
     assert!((1..15).contains(&first.len()), "{from_peer:?} {told}");
