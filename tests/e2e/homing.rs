@@ -1,9 +1,6 @@
 //! The home of a key: whatever the crowd, the origin is asked once for a region, or for the whole cluster.
 
-use std::{
-    collections::HashSet,
-    time::{Duration, Instant},
-};
+use std::{collections::HashSet, time::Duration};
 
 use anyhow::{Result, ensure};
 use cluster::{
@@ -25,6 +22,7 @@ use harness::{
     region::REGIONS,
 };
 use http_body_util::BodyExt as _;
+use tokio::time::Instant;
 use toml::Value;
 
 use crate::{SECOND, started, stored};
@@ -132,11 +130,8 @@ async fn a_stampede_reaches_the_origin_once_for_the_cluster_or_the_region() {
         let (before, began) = (origin.requests(), Instant::now());
         let answers = crowd(&cluster, &site.hosts[0], &path, CLIENTS).await;
         let asked = origin.requests() - before;
-        let last = answers.iter().map(|a| a.last_byte.into_std() - began).max();
-        let first = answers
-            .iter()
-            .map(|a| a.first_byte.into_std() - began)
-            .max();
+        let last = answers.iter().map(|a| a.last_byte - began).max();
+        let first = answers.iter().map(|a| a.first_byte - began).max();
         let (first, last) = (first.unwrap(), last.unwrap());
         println!(
             "shield = {}: {asked} requests at the origin, slowest first byte {first:?}, last byte {last:?}",
@@ -185,8 +180,8 @@ async fn a_home_relays_keeps_and_says_so() {
         answer.cache_status().source(),
         Source::Home(home.id.clone())
     );
-    let first = answer.first_byte.into_std() - began;
-    let last = answer.last_byte.into_std() - began;
+    let first = answer.first_byte - began;
+    let last = answer.last_byte - began;
     assert!(last - first > SECOND, "{first:?} {last:?}");
     // The home keeps it.
     stored(home, &path).await;

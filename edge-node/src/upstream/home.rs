@@ -247,7 +247,26 @@ impl HomeReport {
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::HashMap, path::PathBuf, sync::Arc};
+
+    use bytes::BytesMut;
+    use cluster::{
+        clock::Clock,
+        net::SystemNet,
+        node::{Phase, Role},
+        secret::ClusterSecret,
+    };
+    use http::{HeaderMap, Request, Response};
+    use http_body_util::Full;
+    use hyper::body::Incoming;
+    use tokio::sync::watch;
+
     use super::*;
+    use crate::upstream::{
+        UpstreamConfig,
+        relayed::{Frame, OriginFault, Refusal},
+        scripted::{Counted, serving},
+    };
 
     fn ids(names: &[&str]) -> Vec<NodeId> {
         names.iter().map(|name| name.parse().unwrap()).collect()
@@ -340,6 +359,109 @@ mod tests {
         assert!(!may_join(Level::Region, u8::MAX));
         for query in [None, Some("level=origin"), Some("level=client"), Some("")] {
             assert_eq!(Level::of_query(query), None);
+        }
+    }
+
+    fn node(name: &str, region: &str, addr: &str) -> NodeInfo {
+        let mut node = NodeInfo::new(name.parse().unwrap(), Role::Edge);
+        node.phase = Phase::Ready;
+        node.region = region.into();
+        node.peer = addr.into();
+        node
+    }
+
+    fn upstream(nodes: Vec<NodeInfo>, events: Arc<Counted>) -> Upstream {
+        let secret = b"0123456789abcdef0123456789abcdef";
+        Upstream::new(UpstreamConfig {
+            me: "edge-1".parse().unwrap(),
+            secret: Some(ClusterSecret::from_bytes(secret).unwrap()),
+            net: Arc::new(SystemNet),
+            clock: Clock::system(),
+            view: watch::channel(Arc::new(ClusterView::new(nodes))).1,
+            control_planes: vec![],
+            sites_version: 0,
+            data_dir: PathBuf::new(),
+            reach: HashMap::new(),
+            events,
+        })
+    }
+
+    #[tokio::test]
+    async fn the_way_leads_through_this_region_and_then_to_the_cluster() {
+        let mut nodes: Vec<_> = (1..=3)
+            .map(|n| node(&format!("edge-{n}"), "eu", ""))
+            .collect();
+        nodes.extend((4..=6).map(|n| node(&format!("edge-{n}"), "us", "")));
+        let upstream = upstream(nodes, Arc::default());
+        let mut site = Site::new("www", &["www.test"], &["http://origin.test"]);
+        let (mut own, mut far) = (0, 0);
+        for number in 0..200_u64 {
+            let key = Key::of(&[&number.to_le_bytes()]);
+            site.shield = Some(Shield::Region);
+            let region = upstream.way(&site, key, Level::Client);
+            let all = |way: &Way, ids: &[&str]| way.iter().all(|h| ids.contains(&h.id.as_str()));
+            assert!(all(&region, &["edge-2", "edge-3"]), "{region:?}");
+            own += usize::from(region.is_empty());
+            site.shield = Some(Shield::Cluster);
+            let cluster = upstream.way(&site, key, Level::Client);
+            far += usize::from(cluster.iter().any(|home| home.level == Level::Cluster));
+            let report = upstream.homes_report(&site, key);
+            assert_eq!((report.region.len(), report.cluster.len()), (3, 5));
+            assert_eq!(report.asked, cluster);
+            site.shield = Some(Shield::None);
+            assert!(upstream.way(&site, key, Level::Client).is_empty());
+        }
+        // A third of the keys are this node's own; for half of all, the cluster's home is in the other region.
+        assert!((40..100).contains(&own), "{own}");
+        assert!((60..160).contains(&far), "{far}");
+    }
+
+    #[tokio::test]
+    async fn a_home_that_fails_is_ejected_and_one_whose_origin_fails_is_not() {
+        let failed = Frame::Refused(Refusal::OriginFailed {
+            fault: OriginFault::Unreachable,
+            detail: "refused".into(),
+        });
+        for (frame, result, ejected) in [
+            (Some(failed), "origin_failed", false),
+            (Some(Frame::Refused(Refusal::Crossed)), "crossed", false),
+            (None, "closed_early", true),
+        ] {
+            let mut bytes = BytesMut::new();
+            frame
+                .iter()
+                .for_each(|frame| frame.write(&mut bytes).unwrap());
+            let bytes = bytes.freeze();
+            let server = serving(move |_: Request<Incoming>| {
+                let bytes = bytes.clone();
+                async move { Response::new(Full::from(bytes)) }
+            })
+            .await;
+            let events = Arc::<Counted>::default();
+            let home = node("edge-2", "", &server.address());
+            let upstream = upstream(vec![node("edge-1", "", ""), home], events.clone());
+            let site = Site::new("www", &["www.test"], &["http://origin.test"]);
+            let key = (0..)
+                .map(Key)
+                .find(|key| !upstream.way(&site, *key, Level::Client).is_empty());
+            let key = key.unwrap();
+            let way = upstream.way(&site, key, Level::Client);
+            let wanted = Wanted {
+                key,
+                site: "www",
+                host: "www.test",
+                target: "/",
+                fields: &HeaderMap::new(),
+                have: None,
+            };
+            let told = upstream.fill(&way[0], wanted).await;
+            assert_eq!(told.is_err(), ejected);
+            assert_eq!(events.of(&format!("edge-2 {result}")), 1);
+            assert_eq!(upstream.peers_report()[0].ejected, ejected);
+            if ejected {
+                let again = upstream.fill(&way[0], wanted).await;
+                assert_eq!(again.unwrap_err(), PeerError::Ejected);
+            }
         }
     }
 }

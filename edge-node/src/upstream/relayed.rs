@@ -436,7 +436,15 @@ pub fn reaching_peers(fields: &HeaderMap) -> HeaderMap {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use cluster::{auth::Signer, clock::Clock, net::SystemNet, secret::ClusterSecret};
+    use http::{Request, Response};
+    use http_body_util::Full;
+    use hyper::body::Incoming;
+
     use super::*;
+    use crate::upstream::{home::Level, pool::Pool, scripted::serving};
 
     fn head() -> RelayHead {
         RelayHead {
@@ -497,6 +505,93 @@ mod tests {
         assert!(Frame::read(HEAD, payload.into(), 0).is_err());
         assert!(Frame::read(99, Bytes::new(), 0).is_err());
         assert!(Frame::read(END, Bytes::from_static(b"1"), 0).is_err());
+    }
+
+    fn encoded(frames: &[Frame]) -> Bytes {
+        let mut out = BytesMut::new();
+        frames
+            .iter()
+            .for_each(|frame| frame.write(&mut out).unwrap());
+        out.freeze()
+    }
+
+    /// Asks a home that answers with these bytes; what comes of the body.
+    async fn asked(answer: Bytes) -> Result<Vec<Result<Bytes, RelayError>>, PeerError> {
+        let server = serving(move |_: Request<Incoming>| {
+            let answer = answer.clone();
+            async move { Response::new(Full::from(answer)) }
+        })
+        .await;
+        let asker = Asker {
+            pool: Pool::new(Arc::new(SystemNet)),
+            signer: Signer::new(
+                ClusterSecret::from_bytes(b"0123456789abcdef0123456789abcdef").unwrap(),
+                "edge-1".parse().unwrap(),
+            ),
+            clock: Clock::system(),
+        };
+        let home = Home {
+            id: "edge-2".parse().unwrap(),
+            addr: server.address(),
+            level: Level::Region,
+        };
+        let wanted = Wanted {
+            key: Key(7),
+            site: "www",
+            host: "www.test",
+            target: "/a?b",
+            fields: &HeaderMap::new(),
+            have: None,
+        };
+        let (told, _) = asker.fill(&home, wanted).await?;
+        let mut heard = Vec::new();
+        if let Told::Object(mut relayed) = told {
+            while let Some(bytes) = relayed.next().await {
+                heard.push(bytes);
+            }
+        }
+        Ok(heard)
+    }
+
+    #[tokio::test]
+    async fn an_end_is_told_from_a_cut_and_from_a_lie() {
+        let one = Frame::Block(Bytes::from_static(b"one"));
+        let head = Frame::Head(Box::new(head()));
+        let good = Ok(Bytes::from_static(b"one"));
+        let whole = [head.clone(), Frame::Wait, one.clone(), Frame::End(3)];
+        let heard = asked(encoded(&whole)).await.unwrap();
+        assert_eq!(heard, std::slice::from_ref(&good));
+        let home = |error| Err(RelayError::Home(error));
+        let lost = asked(encoded(&[head.clone(), one.clone()])).await.unwrap();
+        assert_eq!(lost, [good.clone(), home(PeerError::ClosedEarly)]);
+        let short = asked(encoded(&[head.clone(), one.clone(), Frame::End(4)]));
+        let Err(RelayError::Home(PeerError::Garbage(_))) = &short.await.unwrap()[1] else {
+            panic!("three bytes are not four");
+        };
+        let failed = Frame::Failed("the origin is gone".into());
+        let failed = asked(encoded(&[head.clone(), one.clone(), failed]))
+            .await
+            .unwrap();
+        let source = Err(RelayError::Source("the origin is gone".into()));
+        assert_eq!(failed, [good.clone(), source]);
+        let mut bytes = encoded(&[head, one.clone(), one]).to_vec();
+        *bytes.last_mut().unwrap() ^= 1;
+        let corrupt = asked(bytes.into()).await.unwrap();
+        assert_eq!(corrupt, [good, home(PeerError::Corrupt { piece: 1 })]);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_answer_is_an_error() {
+        for frames in [
+            &[][..],
+            &[Frame::Wait],
+            &[Frame::Block(Bytes::from_static(b"one"))],
+            &[Frame::End(0)],
+        ] {
+            assert!(asked(encoded(frames)).await.is_err(), "{frames:?}");
+        }
+        let huge = Bytes::from_static(&[HEAD, 0xff, 0xff, 0xff, 0xff]);
+        assert!(matches!(asked(huge).await, Err(PeerError::Garbage(_))));
     }
 
     #[test]
