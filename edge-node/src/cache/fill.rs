@@ -138,7 +138,14 @@ impl Growing {
     /// How many bytes there are so far.
     pub fn length(&self) -> u64 {
         let state = self.lock();
-        (state.done.len() * PIECE_BYTES + state.tail_bytes) as u64
+        let (last, before) = match state.done.split_last() {
+            Some((Piece::Memory(last), before)) => (last.len(), before),
+            // The last piece of all is the only one that may be shorter.
+            Some((Piece::Disk(_, _, length), before)) => (*length, before),
+            Some((Piece::Gone, before)) => (PIECE_BYTES, before),
+            None => (0, &[][..]),
+        };
+        (before.len() * PIECE_BYTES + last + state.tail_bytes) as u64
     }
 
     /// Closes the growing piece and returns its number and bytes; `None` when it is empty.
