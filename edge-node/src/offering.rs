@@ -35,6 +35,7 @@ struct Inner {
     demand: Mutex<Demand>,
     budget: Mutex<Budget>,
     places: Arc<Semaphore>,
+    is_off: bool,
 }
 
 impl Offering {
@@ -47,11 +48,15 @@ impl Offering {
             demand: Mutex::default(),
             budget: Mutex::new(Budget::new(bytes_per_s)),
             places: Arc::new(Semaphore::new(OFFERS_MAX)),
+            is_off: bytes_per_s == 0,
         }))
     }
 
     /// `from` has asked for `key`, with `fields` that say of which URL it is.
     pub fn asked(&self, key: Key, from: &NodeId, fields: &HeaderMap) {
+        if self.0.is_off {
+            return;
+        }
         let view = self.0.upstream.view();
         let Some(region) = view.node(from).map(|node| &node.region) else {
             return;

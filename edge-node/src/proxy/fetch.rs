@@ -530,9 +530,8 @@ impl Proxy {
         asked: &Asked,
         candidates: &[Candidate],
     ) -> Result<(), Filler> {
-        let fields = match relayed::question_fields(asked.wanted(&asked.headers)) {
-            Ok(fields) => fields,
-            Err(_) => return Err(filler),
+        let Ok(fields) = relayed::question_fields(asked.wanted(&asked.headers)) else {
+            return Err(filler);
         };
         for (index, candidate) in candidates.iter().enumerate() {
             let answer = self
