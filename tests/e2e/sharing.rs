@@ -306,3 +306,42 @@ async fn what_is_hot_in_a_region_is_there_before_it_is_asked_for() {
         assert!(warmed < 0.5, "{warmed}");
     }
 }
+
+/// What no peer can serve takes no millisecond longer than where there are no peers.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_miss_that_no_peer_can_serve_costs_what_it_costs_alone() {
+    const MISSES: usize = 300;
+    let origin = Origin::start().await.unwrap();
+    for n in 0..MISSES {
+        let path = format!("/{n}");
+        origin.route(&path, Answer::bytes("new").max_age(600));
+        let path = format!("/held/{n}");
+        origin.route(&path, Answer::bytes("held").max_age(600));
+    }
+    let alone = started(Plan::alone(&origin.url())).await;
+    let together = started(Plan::new(3, &origin.url())).await;
+    together.settled().await.unwrap();
+    let [holder, asker, _] = &together.edges[..] else {
+        unreachable!()
+    };
+    for n in 0..MISSES {
+        holder.get(&format!("/held/{n}")).await.unwrap();
+    }
+    heard_of(asker, "edge-1", MISSES as u64).await.unwrap();
+    let mut took = [Vec::new(), Vec::new()];
+    for n in 0..MISSES {
+        // In turns, so that both meet the same machine.
+        for (edge, took) in [&alone.edges[0], asker].into_iter().zip(&mut took) {
+            let begun = tokio::time::Instant::now();
+            let answer = edge.get(&format!("/{n}")).await.unwrap();
+            took.push(begun.elapsed());
+            assert_eq!(answer.cache_status().source(), Source::Origin);
+        }
+    }
+    let [alone, together] = took.map(|mut took| {
+        took.sort();
+        took[MISSES / 2]
+    });
+    println!("a miss takes {alone:?} alone, {together:?} among peers");
+    assert!(together < alone + SECOND / 1000, "{alone:?} {together:?}");
+}
