@@ -19,7 +19,7 @@ pub struct GeoPoint {
 }
 
 /// Mean radius of the Earth (IUGG).
-const EARTH_RADIUS_KM: f64 = 6371.0088;
+pub(crate) const EARTH_RADIUS_KM: f64 = 6371.0088;
 
 impl GeoPoint {
     /// A point by degrees north (-90 to 90) and east (-180 to 180); `None` outside of these.

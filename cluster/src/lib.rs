@@ -12,6 +12,7 @@
 //! - [`site`]: what is served, from where, under which rules;
 //! - [`key`]: the name of an object; [`manifest`]: an object without its bytes; [`digest`]: a node's compact summary of what it holds;
 //! - [`geo`]: points, distances and address databases; [`network`]: blocks of addresses;
+//! - [`coordinates`]: where a node is by round trips; [`proximity`]: what asking another one costs;
 //! - [`wire`]: paths, header fields and bodies that nodes exchange;
 //! - [`net`], [`clock`]: the world as a parameter, so that a simulation can stand in for it;
 //! - [`settings`], [`quantity`], [`process`]: how every process of the project is configured, and
@@ -22,6 +23,7 @@
 
 pub mod auth;
 pub mod clock;
+pub mod coordinates;
 pub mod digest;
 pub mod geo;
 pub mod key;
@@ -32,6 +34,7 @@ pub mod network;
 pub mod node;
 pub mod placement;
 pub mod process;
+pub mod proximity;
 pub mod quantity;
 pub mod seal;
 pub mod secret;

@@ -19,6 +19,16 @@ pub const FIELDS_MAX: usize = 256;
 /// The BLAKE3 hash of a piece.
 pub type PieceHash = [u8; 32];
 
+/// What names some pieces in a row, whichever versions of an object have them: the BLAKE3 hash of their
+/// hashes.
+pub fn run_hash<'a>(pieces: impl IntoIterator<Item = &'a PieceHash>) -> PieceHash {
+    let mut hasher = blake3::Hasher::new();
+    for hash in pieces {
+        hasher.update(hash);
+    }
+    *hasher.finalize().as_bytes()
+}
+
 /// An object without its bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {

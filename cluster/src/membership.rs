@@ -50,6 +50,15 @@ pub const DEPARTED_TIME: Duration = Duration::from_secs(600);
 /// Most nodes remembered after they fell silent; the longest gone gives way.
 pub const DEPARTED_MAX: usize = 256;
 
+/// Most nodes that gossip carries: a message names all of them, by 41 bytes and the name, and chitchat has
+/// no message longer than 65,507 bytes. With names of 20 letters that is this many, with names of the
+/// longest kind 620; beyond, messages are not sent (`send_failures`).
+///
+/// Each round, a node exchanges such messages with three others, and is asked by three on average: that
+/// is about 20 bytes on the wire per node of the cluster and message, six messages out and six in. At
+/// 300 ms and 100 nodes, 40 kB/s either way; 1,000 nodes need an interval of 3 s for the same.
+pub const NODES_MAX: usize = 1_000;
+
 /// How long chitchat remembers that a key was deleted.
 const DELETED_KEY_TIME: Duration = Duration::from_secs(60);
 /// Seeds are greeted this often while nobody else is there: they may be starting, too.
@@ -865,6 +874,67 @@ mod tests {
 
     const SECRET: &str = "0123456789abcdef";
     const INTERVAL: Duration = Duration::from_millis(50);
+    /// The first message of a round among that many nodes, as chitchat writes it.
+    fn syn(nodes: usize, name: impl Fn(usize) -> String) -> ChitchatMessage {
+        // Its magic number, protocol 0, SYN.
+        let mut bytes = 45_139_u16.to_le_bytes().to_vec();
+        bytes.extend([0, 0]);
+        bytes.extend(u16::try_from(nodes).unwrap().to_le_bytes());
+        let mut random = 7_u64;
+        for node in 0..nodes {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            let name = name(node);
+            bytes.extend(u16::try_from(name.len()).unwrap().to_le_bytes());
+            bytes.extend(name.as_bytes());
+            // Generation, address, heartbeat, last collection, newest version.
+            bytes.extend((1_790_000_000_000 + (random >> 34)).to_le_bytes());
+            bytes.push(4);
+            bytes.extend(&random.to_le_bytes()[4..8]);
+            bytes.extend(7946_u16.to_le_bytes());
+            bytes.extend((1_000_000 + (random >> 50)).to_le_bytes());
+            bytes.extend((random >> 56).to_le_bytes());
+            bytes.extend((random >> 48).to_le_bytes());
+        }
+        bytes.extend([4, 0]);
+        bytes.extend(b"test");
+        let mut rest = &bytes[..];
+        let message = ChitchatMessage::deserialize(&mut rest).unwrap();
+        assert!(rest.is_empty() && message.serialize_to_vec() == bytes);
+        message
+    }
+
+    #[test]
+    fn as_many_nodes_as_said_fit_into_a_message_and_it_is_small_on_the_wire() {
+        let sealer = Sealer::new(
+            &ClusterSecret::from_bytes(SECRET.as_bytes()).unwrap(),
+            "test",
+        );
+        let name = |node| format!("edge-{node:04}.frankfurt");
+        for nodes in [100, NODES_MAX] {
+            let message = syn(nodes, name).serialize_to_vec();
+            let datagrams = sealer.seal(&message, 1_790_000_000_000).unwrap();
+            let bytes: usize = datagrams.iter().map(Vec::len).sum();
+            println!(
+                "{nodes} nodes: {} bytes, {bytes} on the wire",
+                message.len()
+            );
+            assert!(bytes < 25 * nodes, "{nodes}: {bytes}");
+        }
+        let longest = |node| format!("{node:064}");
+        assert!(
+            sealer
+                .seal(&syn(620, longest).serialize_to_vec(), 1)
+                .is_ok()
+        );
+        assert!(
+            sealer
+                .seal(&syn(2_000, name).serialize_to_vec(), 1)
+                .is_err()
+        );
+    }
+
     /// For what takes a second on an idle machine.
     const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::geo::GeoPoint;
+use crate::{coordinates::Coordinate, geo::GeoPoint};
 
 /// Most gossip keys a node may publish.
 pub const KEYS_MAX: usize = 16;
@@ -148,6 +148,8 @@ pub struct NodeInfo {
     pub sites_version: u64,
     /// Round trips it measured to others, in milliseconds.
     pub round_trips_ms: BTreeMap<NodeId, f64>,
+    /// Where it is by round trips; `None` until it has learnt.
+    pub coordinate: Option<Coordinate>,
     /// What its cache holds at most, in bytes; 0 when it does not say. Keys are shared by it.
     pub capacity_bytes: u64,
     /// Time to the origins of sites, as it measured it, in milliseconds.
@@ -171,6 +173,7 @@ impl NodeInfo {
             purge_seq: 0,
             sites_version: 0,
             round_trips_ms: BTreeMap::new(),
+            coordinate: None,
             capacity_bytes: 0,
             origins_ms: BTreeMap::new(),
         }
@@ -202,6 +205,9 @@ impl NodeInfo {
         }
         if let Some(digest) = self.digest {
             keys.push(("digest", format!("{},{}", digest.epoch, digest.seq)));
+        }
+        if let Some(coordinate) = self.coordinate {
+            keys.push(("at", coordinate.to_text()));
         }
         let round_trips = self.round_trips_ms.iter().take(ROUND_TRIPS_MAX);
         let origins = self.origins_ms.iter().take(ORIGINS_MAX);
@@ -239,6 +245,10 @@ impl NodeInfo {
             let (latitude, longitude): (f64, f64) = pair("geo", text)?;
             node.location =
                 Some(GeoPoint::new(latitude, longitude).ok_or_else(|| unreadable("geo", text))?);
+        }
+        if let Some(text) = get("at") {
+            let at = Coordinate::from_text(text, node.location);
+            node.coordinate = Some(at.ok_or_else(|| unreadable("at", text))?);
         }
         if let Some(text) = get("load") {
             let (in_flight, bytes_per_s) = pair("load", text)?;
@@ -366,6 +376,7 @@ mod tests {
         node.digest = Some(DigestVersion { epoch: 7, seq: 42 });
         node.sites_version = 5;
         node.round_trips_ms.insert("edge-2".parse().unwrap(), 12.5);
+        node.coordinate = Coordinate::from_text("1.5,-20.0,0.0,3.1,0.25", node.location);
         node.capacity_bytes = 10 << 30;
         node.origins_ms.insert("www".into(), 31.5);
         node
@@ -390,6 +401,7 @@ mod tests {
             ("geo", "91,0"),
             ("load", "x,1"),
             ("rtt", "edge-2=NaN"),
+            ("at", "1,2,3"),
             ("origins", "www=-1"),
             ("capacity", "much"),
             ("phase", "?"),

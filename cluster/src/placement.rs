@@ -11,6 +11,7 @@
 use crate::{
     key::Key,
     node::{Load, NodeInfo},
+    proximity::{Way, Why},
 };
 
 /// Homes of a key that are asked, one after the other: the second covers one that has just died. A third
@@ -55,14 +56,15 @@ pub fn cluster_homes<'a>(
 }
 
 /// The serving nodes that may be homes for the whole cluster: the nearest to the origin by what they
-/// measured, and those that have not measured it. A node measures it as soon as it is the home of
-/// something; so nobody is left out for want of an occasion.
+/// measured, and those that have not measured it, unless they are far from the nearest that has. A node
+/// measures it as soon as it is the home of something; so nobody near is left out for want of an occasion,
+/// and a large cluster finds its near ones by asking a few of the others.
 pub fn near_origin<'a>(
     site: &str,
     nodes: impl IntoIterator<Item = &'a NodeInfo>,
 ) -> Vec<&'a NodeInfo> {
     let serving = nodes.into_iter().filter(|node| node.is_serving_edge());
-    let (mut measured, mut near) = (Vec::new(), Vec::new());
+    let (mut measured, mut near): (Vec<(f64, &NodeInfo)>, Vec<&NodeInfo>) = Default::default();
     for node in serving {
         match node.origins_ms.get(site) {
             Some(ms) => measured.push((*ms, node)),
@@ -70,8 +72,12 @@ pub fn near_origin<'a>(
         }
     }
     measured.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.id.cmp(&b.1.id)));
-    if let Some((best, _)) = measured.first() {
+    if let Some((best, nearest)) = measured.first() {
         let limit = (best * NEAR_ORIGIN_FACTOR).max(best + NEAR_ORIGIN_MS);
+        near.retain(|node| match Way::between(nearest, node).cost() {
+            (_, Why::Unknown) => true,
+            (ms, _) => ms <= limit,
+        });
         let nearest = measured.iter().take(NEAR_ORIGIN_MAX);
         near.extend(nearest.take_while(|(ms, _)| *ms <= limit).map(|(_, n)| n));
     }
@@ -148,7 +154,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::node::{Phase, Role};
+    use crate::{
+        geo::GeoPoint,
+        node::{Phase, Role},
+    };
 
     fn node(name: &str) -> NodeInfo {
         let mut node = NodeInfo::new(name.parse().unwrap(), Role::Edge);
@@ -260,6 +269,23 @@ mod tests {
         let near = ["edge-1", "edge-2", "edge-3", "edge-5", "edge-6", "edge-7"];
         assert_eq!(names("www"), near);
         assert_eq!(names("other").len(), 8);
+    }
+
+    #[test]
+    fn who_has_not_measured_the_origin_is_not_near_it_if_far_from_who_is() {
+        let mut nodes = edges(4);
+        let places = [(50.1, 8.7), (48.9, 2.4), (35.7, 139.7)];
+        for (node, (latitude, longitude)) in nodes.iter_mut().zip(places) {
+            node.location = GeoPoint::new(latitude, longitude);
+        }
+        assert_eq!(near_origin("www", &nodes).len(), 4);
+        nodes[0].origins_ms.insert("www".into(), 12.0);
+        // Of the last one nothing is known.
+        let near: Vec<&str> = near_origin("www", &nodes)
+            .iter()
+            .map(|n| n.id.as_str())
+            .collect();
+        assert_eq!(near, ["edge-1", "edge-3", "edge-0"]);
     }
 
     proptest! {

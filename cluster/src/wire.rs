@@ -30,6 +30,8 @@ pub const WARM_URL_BYTES_MAX: usize = 8 << 10;
 pub const WARM_BATCH_BYTES_MAX: usize = WARM_BATCH_MAX * (WARM_URL_BYTES_MAX + 16) + 1024;
 /// Longest silence in the answer to a batch, in seconds; a sign of life comes three times as often.
 pub const WARM_SILENCE_MAX_S: u64 = 15;
+/// Peer listener: `GET {PING}` is answered by 204 at once: how long that takes is the round trip.
+pub const PING: &str = "/v1/ping";
 /// Control plane: the site registry.
 pub const SITES: &str = "/v1/sites";
 /// Control plane: ranked peers of one node.
@@ -78,6 +80,9 @@ pub struct RankedPeer {
     pub load: Load,
     /// Expected cost in milliseconds; lower is better.
     pub score: f64,
+    /// What the score rests on, in words.
+    #[serde(default)]
+    pub why: String,
 }
 
 /// The answer to `GET /v1/edges?client=IP`: edges for that client, best first.

@@ -586,6 +586,7 @@ mod tests {
             rtt_ms: Some(12_345.6),
             load: node.load,
             score: 12_345.6,
+            why: String::new(),
         };
         assert_fits(&peers_table(&PeersAnswer {
             node: node.id.clone(),

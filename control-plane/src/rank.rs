@@ -1,35 +1,12 @@
 //! Which peer or edge comes first for somebody, and why: the expected cost in milliseconds of
-//! asking it. Pure.
-//!
-//! What was measured beats what the map says, the map beats region labels, and labels beat nothing.
+//! asking it, by [`cluster::proximity`]. Pure.
 
 use cluster::{
     geo::GeoPoint,
-    node::{Load, NodeId, NodeInfo},
+    node::{NodeId, NodeInfo},
+    proximity::{Way, distance_km, load_factor, same_region},
     wire::{RankedEdge, RankedPeer},
 };
-
-/// Round trip per kilometre: light in fibre goes 200 km in a millisecond, there and back, on cables
-/// half as long again as the great circle. Between 49 cloud regions the median is 0.017.
-pub const MS_PER_KM: f64 = 1.5 * 2.0 / 200.0;
-/// Round trip over no distance at all. With [`MS_PER_KM`] it is within a third of the median at all
-/// distances between cloud regions (9 ms measured under 300 km, 235 ms over 12,000 km).
-pub const NEAR_MS: f64 = 5.0;
-/// Expected within a region, when either place is unknown.
-pub const SAME_REGION_MS: f64 = 15.0;
-/// Expected between regions, when either place is unknown: about half the globe's way.
-pub const ELSEWHERE_MS: f64 = 150.0;
-/// Requests under way that double the cost of a node: it answers, but others answer sooner.
-pub const IN_FLIGHT_DOUBLES: f64 = 200.0;
-/// Bytes per second that double the cost of a node: a gigabit's worth.
-pub const BYTES_PER_S_DOUBLES: f64 = 125e6;
-/// Bound on what load adds: past it, a far node is better in any case, and all are alike.
-pub const LOAD_FACTOR_MAX: f64 = 9.0;
-/// Least round trip per kilometre that light in fibre allows. One measured below it says that a
-/// place is wrong, or simulated (many nodes on one machine); then the places decide.
-const LIGHT_MS_PER_KM: f64 = 2.0 / 200.0;
-/// Shortest round trip that is believed; a clock's grain must not make a node free of cost.
-const RTT_MS_MIN: f64 = 0.1;
 
 /// A node and where it is.
 #[derive(Clone, Copy, Debug)]
@@ -51,24 +28,6 @@ pub struct Vantage<'a> {
     pub region: &'a str,
 }
 
-/// The expected cost of asking somebody, without their load: the measured round trip, else what
-/// the distance makes likely, else what the regions do.
-pub fn expected_ms(rtt_ms: Option<f64>, distance_km: Option<f64>, same_region: bool) -> f64 {
-    match (rtt_ms, distance_km) {
-        (Some(rtt), km) => rtt.max(RTT_MS_MIN).max(km.unwrap_or(0.0) * LIGHT_MS_PER_KM),
-        (None, Some(km)) => NEAR_MS + km * MS_PER_KM,
-        (None, None) if same_region => SAME_REGION_MS,
-        (None, None) => ELSEWHERE_MS,
-    }
-}
-
-/// What a node's load adds to its cost, as a multiple of it: 0 when idle.
-pub fn load_factor(load: Load) -> f64 {
-    let requests = f64::from(load.in_flight) / IN_FLIGHT_DOUBLES;
-    let bytes = load.bytes_per_s as f64 / BYTES_PER_S_DOUBLES;
-    requests.max(bytes).min(LOAD_FACTOR_MAX)
-}
-
 /// The peers of `me` that may be sent work, best first, at most `limit`.
 pub fn peers_for<'a>(
     me: &Seat<'_>,
@@ -78,17 +37,20 @@ pub fn peers_for<'a>(
     let peers = others
         .filter(|other| other.node.is_serving_edge() && other.node.id != me.node.id)
         .map(|other| {
-            let rtt_ms = round_trip_ms(me.node, other.node);
-            let distance_km = distance_km(me.point, other.point);
-            let expected = expected_ms(rtt_ms, distance_km, same_region(me.region, other.region));
+            let way = Way {
+                distance_km: distance_km(me.point, other.point),
+                same_region: same_region(me.region, other.region),
+                ..Way::between(me.node, other.node)
+            };
             RankedPeer {
                 id: other.node.id.clone(),
                 region: other.region.to_owned(),
                 peer_addr: other.node.peer.clone(),
-                distance_km,
-                rtt_ms,
+                distance_km: way.distance_km,
+                rtt_ms: way.rtt_ms(),
                 load: other.node.load,
-                score: expected * (1.0 + load_factor(other.node.load)),
+                score: way.cost().0 * (1.0 + load_factor(other.node.load)),
+                why: way.explain(),
             }
         });
     best_first(peers.collect(), limit, |peer| (peer.score, &peer.id))
@@ -103,34 +65,21 @@ pub fn edges_for<'a>(
     let edges = nodes
         .filter(|seat| seat.node.is_serving_edge() && seat.node.http.contains("://"))
         .map(|seat| {
-            let distance_km = distance_km(vantage.point, seat.point);
-            let expected = expected_ms(None, distance_km, same_region(vantage.region, seat.region));
+            let way = Way {
+                distance_km: distance_km(vantage.point, seat.point),
+                same_region: same_region(vantage.region, seat.region),
+                ..Way::default()
+            };
             RankedEdge {
                 id: seat.node.id.clone(),
                 region: seat.region.to_owned(),
                 http: seat.node.http.clone(),
-                distance_km,
+                distance_km: way.distance_km,
                 load: seat.node.load,
-                score: expected * (1.0 + load_factor(seat.node.load)),
+                score: way.cost().0 * (1.0 + load_factor(seat.node.load)),
             }
         });
     best_first(edges.collect(), limit, |edge| (edge.score, &edge.id))
-}
-
-/// What `me` measured to `other`; else what `other` measured to `me`.
-fn round_trip_ms(me: &NodeInfo, other: &NodeInfo) -> Option<f64> {
-    let measured = me.round_trips_ms.get(&other.id);
-    measured
-        .or_else(|| other.round_trips_ms.get(&me.id))
-        .copied()
-}
-
-fn distance_km(a: Option<GeoPoint>, b: Option<GeoPoint>) -> Option<f64> {
-    Some(a?.distance_km(b?))
-}
-
-fn same_region(a: &str, b: &str) -> bool {
-    !a.is_empty() && a == b
 }
 
 fn best_first<T>(mut all: Vec<T>, limit: usize, key: impl Fn(&T) -> (f64, &NodeId)) -> Vec<T> {
@@ -144,7 +93,10 @@ fn best_first<T>(mut all: Vec<T>, limit: usize, key: impl Fn(&T) -> (f64, &NodeI
 
 #[cfg(test)]
 mod tests {
-    use cluster::node::{Phase, Role};
+    use cluster::{
+        coordinates::Coordinate,
+        node::{Load, Phase, Role},
+    };
     use proptest::prelude::*;
 
     use super::*;
@@ -197,8 +149,24 @@ mod tests {
         let ranked = peers_for(&seat(&me, Some(FRANKFURT)), seats.into_iter(), 1);
         assert_eq!(ranked.len(), 1);
         assert_eq!(ranked[0].rtt_ms, Some(1.0));
+        assert_eq!(ranked[0].why, "1.0 ms reported, 478 km");
         assert_eq!(ranked[0].peer_addr, "near:7947");
         assert!((ranked[0].distance_km.unwrap() - 479.0).abs() < 10.0);
+    }
+
+    #[test]
+    fn where_nobody_measured_coordinates_decide() {
+        let [mut me, mut near, mut far] = ["me", "near", "far"].map(edge);
+        let at = |text, (lat, lon)| Coordinate::from_text(text, GeoPoint::new(lat, lon));
+        me.coordinate = at("1.0,0.0,0.0,2.5,0.2", FRANKFURT);
+        // A poor link of the near one.
+        near.coordinate = at("1.0,0.0,0.0,250.0,0.2", PARIS);
+        far.coordinate = at("1.0,0.0,0.0,2.5,0.2", SINGAPORE);
+        let seats = [seat(&near, Some(PARIS)), seat(&far, Some(SINGAPORE))];
+        let ranked = peers_for(&seat(&me, Some(FRANKFURT)), seats.into_iter(), 9);
+        assert_eq!(ranked[0].id, far.id);
+        let words = "ms predicted by coordinates ±";
+        assert!(ranked.iter().all(|p| p.why.contains(words)), "{ranked:?}");
     }
 
     #[test]
@@ -300,7 +268,8 @@ mod tests {
         /// All else equal, load and distance only ever make a node worse.
         #[test]
         fn cost_grows_with_load_and_distance(km in 0.0..20_000f64, more in 0.0..1_000f64, n in any::<u32>()) {
-            prop_assert!(expected_ms(None, Some(km), false) <= expected_ms(None, Some(km + more), false));
+            let cost = |km| Way { distance_km: Some(km), ..Way::default() }.cost().0;
+            prop_assert!(cost(km) <= cost(km + more));
             let load = |in_flight| load_factor(Load { in_flight, bytes_per_s: 0 });
             prop_assert!(load(n) <= load(n.saturating_add(1)));
         }

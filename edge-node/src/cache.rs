@@ -48,7 +48,7 @@ use bytes::Bytes;
 use cluster::{digest::Holdings, key::Key, manifest::PieceHash, node::DigestVersion};
 use http::{HeaderMap, HeaderName};
 use tokio::{
-    sync::{Semaphore, SetOnce, watch},
+    sync::{Semaphore, watch},
     time::Instant,
 };
 use tracing::{debug, warn};
@@ -179,17 +179,89 @@ struct Fill {
     is_cancelled: AtomicBool,
     /// The one whose place it took while that was still being written.
     before: Option<Arc<Self>>,
-    outcome: watch::Sender<Option<Outcome>>,
-    /// See [`Filler::reaches`].
-    reach: Arc<SetOnce<u8>>,
+    told: Mutex<Told>,
     /// Since when it is known what comes of it.
     known_at: OnceLock<Instant>,
 }
 
+/// What is known of a fill. Most are followed by nobody, and need nothing by which to tell.
+enum Told {
+    /// Not what came of it.
+    Nothing {
+        /// See [`Filler::reaches`].
+        reach: Option<u8>,
+        /// Who waits for it.
+        followers: Option<watch::Sender<Progress>>,
+    },
+    /// What came of it.
+    All(Outcome),
+}
+
+/// What those who wait for a fill are told.
+pub struct Progress {
+    reach: Option<u8>,
+    outcome: Option<Outcome>,
+}
+
 impl Fill {
+    fn new(primary: Key, before: Option<Arc<Self>>) -> Arc<Self> {
+        Arc::new(Self {
+            primary,
+            is_cancelled: AtomicBool::new(false),
+            before,
+            told: Mutex::new(Told::Nothing {
+                reach: None,
+                followers: None,
+            }),
+            known_at: OnceLock::new(),
+        })
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told
+            .lock()
+            .expect("no code panics while it holds this lock")
+    }
+
+    fn follow(&self) -> Following {
+        match &mut *self.told() {
+            Told::Nothing { reach, followers } => {
+                let begun = || Progress {
+                    reach: *reach,
+                    outcome: None,
+                };
+                let followers = followers.get_or_insert_with(|| watch::Sender::new(begun()));
+                Following::Waits(followers.subscribe())
+            }
+            Told::All(outcome) => Following::Knows(outcome.clone()),
+        }
+    }
+
+    fn tell(&self, outcome: Outcome) {
+        let _ = self.known_at.set(Instant::now());
+        let before = std::mem::replace(&mut *self.told(), Told::All(outcome.clone()));
+        if let Told::Nothing {
+            followers: Some(followers),
+            ..
+        } = before
+        {
+            followers.send_modify(|progress| progress.outcome = Some(outcome));
+        }
+    }
+
+    fn reaches(&self, word: u8) {
+        if let Told::Nothing { reach, followers } = &mut *self.told() {
+            // The first word counts.
+            let reach = *reach.get_or_insert(word);
+            if let Some(followers) = followers {
+                followers.send_modify(|progress| progress.reach = Some(reach));
+            }
+        }
+    }
+
     fn has_brought(&self, object: u64) -> bool {
-        match &*self.outcome.borrow() {
-            Some(Outcome::Shared(entry) | Outcome::Refreshed(entry)) => entry.object == object,
+        match &*self.told() {
+            Told::All(Outcome::Shared(entry) | Outcome::Refreshed(entry)) => entry.object == object,
             _ => false,
         }
     }
@@ -593,11 +665,10 @@ impl Cache {
         let (cache, entry) = (self.clone(), entry.clone());
         tokio::spawn(async move {
             let _place = place;
-            let (Body::Whole(bytes), Some(manifest)) = (&entry.body, entry.manifest()) else {
+            let Body::Whole(bytes) = &entry.body else {
                 return;
             };
-            let (length, hashes) = (manifest.length, &manifest.pieces);
-            let Some(meta) = Meta::encode_object(&entry.head, length, hashes) else {
+            let Some(meta) = Meta::encode_small(&entry.head, bytes) else {
                 return;
             };
             let Shared { memory, store, .. } = &*cache.shared;
@@ -638,7 +709,7 @@ impl Cache {
                 Some(fill.clone())
             }
             Some(fill) => {
-                return Some(Turn::Follow(Following::of(fill)));
+                return Some(Turn::Follow(fill.follow()));
             }
             None => None,
         };
@@ -662,27 +733,34 @@ impl Cache {
             return None;
         }
         let key = found.candidates[0];
-        let fill = Arc::new(Fill {
-            primary,
-            is_cancelled: AtomicBool::new(false),
-            before,
-            outcome: watch::Sender::new(None),
-            reach: Arc::default(),
-            known_at: OnceLock::new(),
-        });
+        let fill = Fill::new(primary, before);
         fills.insert(key, fill.clone());
         drop(fills);
         let variants = found.variants.clone();
-        Some(Turn::Fill(Filler {
-            cache: self.clone(),
-            primary,
-            keys: vec![key],
-            variants,
-            dropped: Vec::new(),
-            fill,
-            rescue: None,
-            concluded: false,
-        }))
+        Some(Turn::Fill(Filler::new(self, key, variants, fill)))
+    }
+
+    /// The right to fetch what is stored nowhere here, not being fetched by anybody, and not known not to
+    /// be for everybody. Holds locks for a few instructions only.
+    pub fn claim_absent(&self, key: Key, now: Instant) -> Option<Filler> {
+        let Shared { memory, store, .. } = &*self.shared;
+        if self.passing().is_passing(key, now) {
+            return None;
+        }
+        let mut fills = self.fills();
+        if fills.contains_key(&key) || memory.peek(key).is_some() || store.contains(key) {
+            return None;
+        }
+        let fill = Fill::new(key, None);
+        fills.insert(key, fill.clone());
+        drop(fills);
+        Some(Filler::new(self, key, None, fill))
+    }
+
+    /// Whether a body of so many bytes is kept in one step, see [`Filler::share_whole`].
+    pub fn takes_whole(&self, bytes: usize) -> bool {
+        let fits = self.shared.memory.object_bytes_max();
+        bytes <= HASH_INLINE_MAX && bytes as u64 <= fits.min(self.shared.object_bytes_max)
     }
 
     async fn hash(&self, bytes: Bytes) -> PieceHash {
@@ -709,14 +787,7 @@ fn is_intact(stored: &StoredObject) -> bool {
     let store::Body::Inline(bytes) = &stored.body else {
         return true;
     };
-    match Meta::decode(&stored.meta) {
-        Some(Meta::Object(_, manifest)) => match manifest.pieces.first() {
-            Some(hash) => blake3::hash(bytes) == *hash,
-            None => bytes.is_empty(),
-        },
-        Some(Meta::Variants(_)) => true,
-        None => false,
-    }
+    Meta::is_of(&stored.meta, bytes)
 }
 
 /// What a record on disk says.

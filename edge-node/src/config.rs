@@ -39,6 +39,8 @@ pub struct ConfigFile {
     pub cache: CacheSection,
     /// Bounds on clients.
     pub limits: LimitsSection,
+    /// What peers may have of this node, and this node of them.
+    pub peer: PeerSection,
     /// What tells countries.
     #[serde(skip_serializing_if = "is_unset")]
     pub geo: GeoSection,
@@ -227,6 +229,35 @@ impl Default for LimitsSection {
     }
 }
 
+/// `[peer]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PeerSection {
+    /// Objects, or parts of them, on their way to peers at once. More are told at once that this node is
+    /// busy, and ask elsewhere.
+    pub uploads: usize,
+    /// Bytes per second of all of them together; 0 for no limit. When more than a second's worth is
+    /// promised already, peers are told that this node is busy.
+    pub upload_bytes_per_s: Bytes,
+    /// Whether a second holder is asked when the first is later than usual; for one fetch in twenty at
+    /// most.
+    pub hedge: bool,
+}
+
+impl Default for PeerSection {
+    fn default() -> Self {
+        Self {
+            uploads: 256,
+            upload_bytes_per_s: Bytes(0),
+            hedge: true,
+        }
+    }
+}
+
+/// Slowest upload that is any help to a peer: a first answer, of 4 MiB, in under half the time that the
+/// peer bears for one piece.
+const UPLOAD_BYTES_PER_S_MIN: u64 = 256 << 10;
+
 /// `[geo]`
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -281,6 +312,8 @@ pub struct Config {
     pub cache: CacheSection,
     /// Bounds on clients.
     pub limits: LimitsSection,
+    /// What peers may have of this node, and this node of them.
+    pub peer: PeerSection,
     /// What tells countries, if a site names some.
     pub database: Database,
 }
@@ -370,6 +403,15 @@ impl ConfigFile {
                 format!("8KiB to 1MiB, not {}", limits.head),
             ));
         }
+        if self.peer.uploads == 0 {
+            return Err(bad("peer.uploads", "0 would help nobody"));
+        }
+        let rate = self.peer.upload_bytes_per_s;
+        if (1..UPLOAD_BYTES_PER_S_MIN).contains(&rate.0) {
+            let least = Bytes(UPLOAD_BYTES_PER_S_MIN);
+            let reason = format!("0 for no limit, or at least {least}, not {rate}");
+            return Err(bad("peer.upload_bytes_per_s", reason));
+        }
         for (key, span) in [
             ("limits.head_timeout", limits.head_timeout),
             ("limits.body_timeout", limits.body_timeout),
@@ -402,6 +444,7 @@ impl ConfigFile {
             sites,
             cache: self.cache,
             limits: self.limits,
+            peer: self.peer,
             database: Database::named(self.geo.database.as_deref()),
         })
     }
@@ -518,6 +561,11 @@ mod tests {
             ("[limits]\nfills = 0", "limits.fills"),
             ("[limits]\nfills = 1048577", "limits.fills"),
             ("[limits]\nhead = \"4KiB\"", "limits.head"),
+            ("[peer]\nuploads = 0", "peer.uploads"),
+            (
+                "[peer]\nupload_bytes_per_s = \"255KiB\"",
+                "peer.upload_bytes_per_s",
+            ),
             ("[limits]\nhead_timeout = \"0s\"", "limits.head_timeout"),
             ("[cluster]\nseeds = [\"a:1\"]", "cluster.secret_file"),
             (

@@ -38,7 +38,7 @@ use crate::{
         store::{OnEvicted, OpenError, Store, StoreConfig},
     },
     config::Config,
-    hold::Hold,
+    hold::{Hold, uploads::Uploads},
     metrics::{Metrics, Shed},
     offering::Offering,
     proxy::{LastSite, Proxy, ProxyParts, UploadLimits},
@@ -214,6 +214,7 @@ impl Edge {
             sites_version: sites.load().version(),
             data_dir: config.data_dir.clone(),
             reach: cluster.map(|c| c.reach.clone()).unwrap_or_default(),
+            hedge: config.peer.hedge,
             events: metrics.clone(),
         });
         let refusals = Refusals::default();
@@ -234,18 +235,22 @@ impl Edge {
         let peer = match (&config.cluster, peer_listener) {
             (Some(cluster), Some(listener)) => {
                 let verifier = Verifier::new(cluster.secret.clone(), config.id.clone());
+                let uploads = Uploads::new(config.peer.uploads, config.peer.upload_bytes_per_s.0);
+                let (metrics, clock) = (metrics.clone(), clock.clone());
+                let offering = Offering::new(
+                    upstream.clone(),
+                    cache.clone(),
+                    metrics.clone(),
+                    cluster.offers.0,
+                );
                 let hold = Hold::new(
                     cache.clone(),
                     proxy.clone(),
                     verifier,
-                    metrics.clone(),
-                    clock.clone(),
-                    Offering::new(
-                        upstream.clone(),
-                        cache.clone(),
-                        metrics.clone(),
-                        cluster.offers.0,
-                    ),
+                    uploads,
+                    metrics,
+                    clock,
+                    offering,
                 );
                 Some((listener, hold))
             }

@@ -184,6 +184,49 @@ pub fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
+/// What becomes of a field of a plain request ([`crate::serve::quick::Plain`]) that fetches for everybody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Onward {
+    /// It goes on as it came.
+    Same,
+    /// It is `Host`, and names the host that the origin knows.
+    Host,
+    /// It stays here.
+    Stays,
+    /// More has to be known of the request than this field.
+    Other,
+}
+
+/// What becomes of a field of this name, in any case; what [`make_whole`] and [`add_hop`] would do.
+pub fn onward(name: &str) -> Onward {
+    let is = |other: &str| name.eq_ignore_ascii_case(other);
+    let begins = |with: &str| {
+        name.get(..with.len())
+            .is_some_and(|b| b.eq_ignore_ascii_case(with))
+    };
+    let is_other = match name.as_bytes().first().map(u8::to_ascii_lowercase) {
+        Some(b'h') if is("host") => return Onward::Host,
+        Some(b'c') if is("connection") => return Onward::Stays,
+        Some(b'c') => is("cdn-loop"),
+        Some(b'f') => is("forwarded"),
+        Some(b'h') => is("http2-settings"),
+        Some(b'p') => begins("proxy-"),
+        Some(b'v') => is("via"),
+        Some(b'x') => begins("x-forwarded-") || OVERRIDING.into_iter().any(is),
+        Some(b'e' | b'i' | b'r') => selects(name),
+        Some(b'k' | b't' | b'u') => ["keep-alive", "te", "transfer-encoding", "upgrade"]
+            .into_iter()
+            .any(is),
+        Some(_) => false,
+        None => true,
+    };
+    if is_other {
+        Onward::Other
+    } else {
+        Onward::Same
+    }
+}
+
 /// Adds `member` to the comma-separated list `name`, as one field.
 pub fn append_to_list(headers: &mut HeaderMap, name: HeaderName, member: String) {
     let mut list: Vec<u8> = Vec::new();
@@ -230,6 +273,41 @@ mod tests {
             },
         );
         headers
+    }
+
+    #[test]
+    fn a_field_goes_on_as_it_came_if_nothing_would_become_of_it_anyway() {
+        let me: NodeId = "edge-1".parse().unwrap();
+        let ours = hop(&me, "192.0.2.7");
+        for (name, expected) in [
+            ("Accept", Onward::Same),
+            ("cookie", Onward::Same),
+            ("X-Requested-With", Onward::Same),
+            ("x-forward", Onward::Same),
+            ("Referer", Onward::Same),
+            ("trailer", Onward::Same),
+            ("HOST", Onward::Host),
+            ("Connection", Onward::Stays),
+            ("", Onward::Other),
+            ("Via", Onward::Other),
+            ("CDN-Loop", Onward::Other),
+            ("TE", Onward::Other),
+            ("X-Forwarded-Port", Onward::Other),
+            ("proxy-authenticate", Onward::Other),
+            ("Proxy-Anything", Onward::Other),
+        ] {
+            assert_eq!(onward(name), expected, "{name}");
+        }
+        // Whatever is stripped, dropped or written by this node.
+        let hop_by_hop = "connection http2-settings keep-alive proxy-authenticate te upgrade \
+                          proxy-authentication-info proxy-authorization proxy-connection \
+                          transfer-encoding";
+        let selective = SELECTIVE.iter().map(HeaderName::as_str);
+        let names = hop_by_hop.split(' ').chain(selective).chain(OVERRIDING);
+        for name in names.chain(ours.keys().map(HeaderName::as_str)) {
+            assert_ne!(onward(name), Onward::Same, "{name}");
+            assert_ne!(onward(&name.to_uppercase()), Onward::Same, "{name}");
+        }
     }
 
     #[test]

@@ -9,12 +9,14 @@
 //! Who does not prove to know the cluster's secret is cut off without a byte
 //! ([`crate::serve::ConnectionLimits::gated`]).
 
+pub mod uploads;
+
 use std::{
     collections::HashSet,
     net::IpAddr,
     pin::Pin,
     sync::{Arc, Mutex},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -23,7 +25,7 @@ use cluster::{
     auth::{self, Verifier},
     clock::Clock,
     key::Key,
-    manifest::PIECE_BYTES,
+    manifest::{PIECE_BYTES, run_hash},
     node::DigestVersion,
     wire::{self, WarmBatch},
 };
@@ -38,6 +40,8 @@ use tokio::{
 };
 use tracing::warn;
 
+use self::uploads::{Upload, Uploads};
+
 use crate::{
     cache::{Cache, entry::Reading, fill::BodyError},
     metrics::Metrics,
@@ -48,10 +52,6 @@ use crate::{
     warm::Warmer,
 };
 
-/// Objects handed to peers at once. More are told at once that this node is busy, and ask elsewhere.
-const TRANSFERS_MAX: usize = 256;
-/// Questions to fill at once: each may wait for the origin, and holds two blocks of 64 KiB at most.
-const RELAYS_MAX: usize = 1024;
 /// Addresses whose first refusal was logged; beyond that, refusals are only counted.
 const LOGGED_MAX: usize = 1024;
 /// Longest time for the body of a batch to come in.
@@ -73,25 +73,23 @@ struct Shared {
     clock: Clock,
     warmer: Warmer,
     offering: Offering,
-    transfers: Arc<Semaphore>,
     batches: Arc<Semaphore>,
-    relays: Arc<Semaphore>,
+    uploads: Uploads,
     logged: Mutex<HashSet<IpAddr>>,
 }
 
 impl Hold {
-    /// Answers whoever `verifier` accepts: from `cache`, or with what `proxy` fetches, as a home or ahead of
-    /// demand.
+    /// Answers whoever `verifier` accepts, as far as `uploads` allow: from `cache`, or with what `proxy`
+    /// fetches, as a home or ahead of demand; tells `offering` what is asked for.
     pub fn new(
         cache: Cache,
         proxy: Proxy,
         verifier: Verifier,
+        uploads: Uploads,
         metrics: Arc<Metrics>,
         clock: Clock,
         offering: Offering,
     ) -> Self {
-        let transfers = Arc::new(Semaphore::new(TRANSFERS_MAX));
-        let relays = Arc::new(Semaphore::new(RELAYS_MAX));
         let batches = Arc::new(Semaphore::new(BATCHES_MAX));
         let warmer = Warmer::new(proxy.clone(), metrics.clone());
         let logged = Mutex::default();
@@ -104,9 +102,8 @@ impl Hold {
                 clock,
                 warmer,
                 offering,
-                transfers,
                 batches,
-                relays,
+                uploads,
                 logged,
             }),
         }
@@ -147,6 +144,10 @@ impl Hold {
         let path = request.uri().path();
         if path == wire::DIGEST {
             return Ok(self.digest(request.uri().query()).await);
+        }
+        if path == wire::PING {
+            self.shared.metrics.peer_answered("ping");
+            return Ok(answer(StatusCode::NO_CONTENT, Answer::Empty));
         }
         let key_behind = |prefix| path.strip_prefix(prefix)?.strip_prefix('/')?.parse().ok();
         if let Some(key) = key_behind(wire::OFFER) {
@@ -249,38 +250,47 @@ impl Hold {
                 .insert(peer::ANSWER_FIELD, HeaderValue::from_static(word));
             response
         };
-        let Ok(place) = self.shared.transfers.clone().try_acquire_owned() else {
+        let Some(asked) = peer::asked_for(request.headers()) else {
+            return answer(StatusCode::BAD_REQUEST, Answer::Empty);
+        };
+        let Some(mut upload) = self.shared.uploads.begin() else {
             return refuse("busy", StatusCode::SERVICE_UNAVAILABLE);
         };
         let Some(entry) = cache.stored(key, request.headers()).await else {
             return refuse("miss", StatusCode::NOT_FOUND);
         };
         let (freshness, now_ms) = (&entry.head.freshness, clock.unix_ms());
-        if freshness.no_cache || !freshness.is_fresh(now_ms) {
+        // Who names the pieces judges by the manifest whether they may be used.
+        if asked.hash.is_none() && (freshness.no_cache || !freshness.is_fresh(now_ms)) {
             cache.disclaim(key);
             return refuse("stale", StatusCode::NOT_FOUND);
         }
-        let from_piece: u64 = request
-            .headers()
-            .get(peer::FROM_PIECE_FIELD)
-            .and_then(|value| value.to_str().ok()?.parse().ok())
-            .unwrap_or(0);
-        let Some((manifest, encoded)) = entry
-            .manifest()
-            .and_then(|m| m.encode().ok().map(|bytes| (m, bytes)))
-        else {
+        let Some(manifest) = entry.manifest() else {
             return refuse("miss", StatusCode::NOT_FOUND);
         };
-        let start = from_piece
-            .saturating_mul(PIECE_BYTES as u64)
-            .min(manifest.length);
-        let Ok(reading) = entry.open(start..manifest.length, cache) else {
+        let head = match asked.hash {
+            None => match manifest.encode() {
+                Ok(encoded) => peer::encode_answer_head(&encoded),
+                Err(_) => return refuse("miss", StatusCode::NOT_FOUND),
+            },
+            Some(hash) => {
+                let at = |piece: u32| (piece as usize).min(manifest.pieces.len());
+                let pieces = at(asked.pieces.start)..at(asked.pieces.end);
+                if run_hash(&manifest.pieces[pieces]) != hash {
+                    return refuse("other", StatusCode::NOT_FOUND);
+                }
+                Bytes::new()
+            }
+        };
+        let at = |piece: u32| (u64::from(piece) * PIECE_BYTES as u64).min(manifest.length);
+        let range = at(asked.pieces.start)..at(asked.pieces.end);
+        upload.promise(head.len() as u64 + range.end - range.start);
+        let Ok(reading) = entry.open(range, cache) else {
             cache.forget(entry.key).await;
             return refuse("miss", StatusCode::NOT_FOUND);
         };
         metrics.peer_answered("object");
-        let head = peer::encode_answer_head(&encoded);
-        let transfer = Transfer::new(metrics.clone(), place);
+        let transfer = Transfer::new(metrics.clone(), upload);
         let mut response = answer(
             StatusCode::OK,
             Answer::Object(head, Some(reading), transfer),
@@ -300,7 +310,7 @@ impl Hold {
         let Some(level) = level else {
             return answer(StatusCode::BAD_REQUEST, Answer::Empty);
         };
-        let Ok(place) = self.shared.relays.clone().try_acquire_owned() else {
+        let Some(upload) = self.shared.uploads.relay() else {
             metrics.peer_answered("busy");
             return answer(StatusCode::SERVICE_UNAVAILABLE, Answer::Empty);
         };
@@ -311,7 +321,7 @@ impl Hold {
             from,
             fields: fields.clone(),
         };
-        let transfer = Transfer::new(metrics.clone(), place);
+        let transfer = Transfer::new(metrics.clone(), upload);
         answer(
             StatusCode::OK,
             Answer::Fill(proxy.relay(question), transfer),
@@ -339,15 +349,18 @@ fn answer(status: StatusCode, body: Answer) -> Response<Answer> {
 /// An object on its way to a peer: holds its place, and counts in this node's load.
 pub struct Transfer {
     metrics: Arc<Metrics>,
-    _place: OwnedSemaphorePermit,
+    upload: Upload,
+    /// Read, and not sent yet.
+    rest: Bytes,
 }
 
 impl Transfer {
-    fn new(metrics: Arc<Metrics>, place: OwnedSemaphorePermit) -> Self {
+    fn new(metrics: Arc<Metrics>, upload: Upload) -> Self {
         metrics.in_flight().inc();
         Self {
             metrics,
-            _place: place,
+            upload,
+            rest: Bytes::new(),
         }
     }
 }
@@ -380,34 +393,48 @@ impl Body for Answer {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let bytes = match &mut *self {
-            Self::Empty => None,
-            Self::Whole(bytes) => bytes.take().map(Ok),
-            Self::Lines(lines, _) => std::task::ready!(lines.poll_next_unpin(context)).map(Ok),
-            Self::Fill(frames, _) => std::task::ready!(frames.poll_recv(context)).map(Ok),
-            Self::Object(head, reading, _) => {
-                if head.is_empty() {
-                    match reading {
-                        None => None,
-                        Some(Reading::Whole(bytes)) => {
-                            let bytes = std::mem::take(bytes);
-                            *reading = None;
-                            (!bytes.is_empty()).then_some(Ok(bytes))
-                        }
-                        Some(Reading::Stream(stream)) => {
-                            std::task::ready!(stream.as_mut().poll_next(context))
-                        }
-                    }
-                } else {
-                    Some(Ok(std::mem::take(head)))
+        let (transfer, read) = match &mut *self {
+            Self::Empty => return Poll::Ready(None),
+            Self::Whole(bytes) => return Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
+            Self::Lines(lines, _) => {
+                let line = ready!(lines.poll_next_unpin(context));
+                return Poll::Ready(line.map(|line| Ok(Frame::data(line))));
+            }
+            Self::Object(_, _, transfer) | Self::Fill(_, transfer) if !transfer.rest.is_empty() => {
+                (transfer, None)
+            }
+            Self::Fill(frames, transfer) => match ready!(frames.poll_recv(context)) {
+                // Who waits must hear that it is worth it, however many share the line.
+                Some(bytes) if bytes.len() <= relayed::SIGN_BYTES_MAX => {
+                    return Poll::Ready(Some(Ok(Frame::data(bytes))));
                 }
+                frame => (transfer, frame.map(Ok)),
+            },
+            Self::Object(head, _, transfer) if !head.is_empty() => {
+                (transfer, Some(Ok(std::mem::take(head))))
+            }
+            Self::Object(_, reading, transfer) => {
+                let read = match reading {
+                    None => None,
+                    Some(Reading::Whole(bytes)) => {
+                        let bytes = std::mem::take(bytes);
+                        *reading = None;
+                        (!bytes.is_empty()).then_some(Ok(bytes))
+                    }
+                    Some(Reading::Stream(stream)) => ready!(stream.as_mut().poll_next(context)),
+                };
+                (transfer, read)
             }
         };
-        if let (Self::Object(_, _, transfer) | Self::Fill(_, transfer), Some(Ok(bytes))) =
-            (&*self, &bytes)
-        {
-            transfer.metrics.sent(bytes.len() as u64);
+        if transfer.rest.is_empty() {
+            match read {
+                Some(Ok(bytes)) => transfer.rest = bytes,
+                other => return Poll::Ready(other.map(|read| read.map(Frame::data))),
+            }
         }
-        Poll::Ready(bytes.map(|read| read.map(Frame::data)))
+        let most = ready!(transfer.upload.poll_turn(context, transfer.rest.len()));
+        let bytes = transfer.rest.split_to(most);
+        transfer.metrics.sent(bytes.len() as u64);
+        Poll::Ready(Some(Ok(Frame::data(bytes))))
     }
 }

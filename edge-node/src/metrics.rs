@@ -169,6 +169,7 @@ pub struct Metrics {
     warmed: IntCounterVec,
     fill_orders: IntCounterVec,
     offers: IntCounterVec,
+    hedges: IntCounterVec,
     denied: IntCounter,
     cache_bytes: IntGaugeVec,
     cache_objects: IntGaugeVec,
@@ -327,7 +328,7 @@ impl Metrics {
             shed: Shed::ALL.map(|reason| shed.with_label_values(&[reason.label()])),
             peer_requests: counters(
                 "edge_peer_requests_total",
-                "Objects asked of peers, by what came of it",
+                "Questions for objects, and for pieces of large ones, asked of peers, by what came of it",
                 &["peer", "result"],
             ),
             peer_served: counters(
@@ -349,6 +350,11 @@ impl Metrics {
                 "edge_warmed_total",
                 "URLs fetched ahead of demand, by where they came from; failed ones as failed",
                 &["from"],
+            ),
+            hedges: counters(
+                "edge_hedges_total",
+                "Questions asked of a second peer because the first was late, by what came of it",
+                &["result"],
             ),
             denied: counter(
                 "edge_peer_denied_total",
@@ -584,6 +590,10 @@ impl Events for Metrics {
 
     fn digest_false_hit(&self, _: &NodeId) {
         self.digest_false_hits.inc();
+    }
+
+    fn hedged(&self, result: &'static str) {
+        self.hedges.with_label_values(&[result]).inc();
     }
 
     fn digest_pulled(&self, peer: &NodeId, result: &'static str) {

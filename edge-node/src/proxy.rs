@@ -9,6 +9,7 @@ mod answer;
 mod fetch;
 mod home;
 mod invalidation;
+mod miss;
 mod onward;
 mod order;
 mod pass;
@@ -28,7 +29,7 @@ pub use self::{
 
 use std::{
     net::IpAddr,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock},
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -41,7 +42,7 @@ use tokio::time::Instant;
 use self::{answer::How, shedding::Fills};
 use crate::{
     cache::{
-        Ask, Cache, Lookup, Outcome as Filled, Turn,
+        Ask, Cache, Filler, Lookup, Outcome as Filled, Turn,
         entry::{Body, Entry},
         key,
         policy::{self, CacheControl, RequestFacts, Reuse, Rules, Why},
@@ -59,7 +60,7 @@ use crate::{
     },
     serve::{Connection, framing::Flaw, interim::Interim},
     sites::{Selected, Sites},
-    upstream::{Upstream, home::Level, plain::Spelling},
+    upstream::{Upstream, home::Level, lane::Begun, plain::Spelling},
 };
 
 /// How often a request starts over because what it followed turned out not to be for it.
@@ -142,6 +143,8 @@ struct Asked {
     takes_trailers: bool,
     /// The way for interim responses, where the protocol has one.
     interim: Option<Interim>,
+    /// The exchange with the origin that was begun before it was known that all of this is needed.
+    begun: Mutex<Option<Begun>>,
     now_ms: u64,
     started: Instant,
     /// Who asks: a client, or another node of which.
@@ -389,6 +392,7 @@ impl Proxy {
             spelling: caller.spelling,
             takes_trailers,
             interim: caller.interim,
+            begun: Mutex::default(),
             now_ms: self.shared.clock.unix_ms(),
             started: caller.started,
             level: Level::Client,
@@ -396,10 +400,15 @@ impl Proxy {
         }
     }
 
-    /// Answers a request that has no body and asks for no tunnel; errors are answers, too.
-    async fn conclude(&self, asked: &Arc<Asked>) -> Response<Payload> {
+    /// Answers a request that has no body and asks for no tunnel; errors are answers, too. With a `filler`
+    /// it leads that fill.
+    async fn conclude(&self, asked: &Arc<Asked>, filler: Option<Filler>) -> Response<Payload> {
         let in_flight = InFlight::new(&self.shared.metrics);
-        let response = match self.answer(asked, None, None).await {
+        let answer = match filler {
+            None => self.answer(asked, None, None).await,
+            filler => self.answer_from_cache(asked, filler).await,
+        };
+        let response = match answer {
             Ok(response) => response,
             Err(error) => {
                 let what = format!("{} {}", asked.method, asked.uri);
@@ -458,10 +467,23 @@ impl Proxy {
             }
             return self.pass(asked, None, Fwd::Bypass).await;
         }
+        self.answer_from_cache(asked, None).await
+    }
+
+    /// The journey from the lookup on, or from where it has led to this `filler`.
+    async fn answer_from_cache(
+        &self,
+        asked: &Arc<Asked>,
+        mut filler: Option<Filler>,
+    ) -> Result<Response<Payload>, ServeError> {
         let ask = self.ask(asked);
         let target = asked.uri.path_and_query().map_or("/", |pq| pq.as_str());
         for _ in 0..ROUNDS_MAX {
-            let found = match self.shared.cache.lookup(ask).await {
+            let looked_up = match filler.take() {
+                Some(filler) => Lookup::Absent(filler),
+                None => self.shared.cache.lookup(ask).await,
+            };
+            let found = match looked_up {
                 Lookup::Fresh(entry)
                     if self.is_outdated(&asked.ruling, &asked.host, target, &entry) =>
                 {

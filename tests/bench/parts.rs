@@ -8,6 +8,7 @@ use cluster::{
     digest::{Digest, Holdings},
     key::Key,
     node::{NodeInfo, Phase, Role},
+    proximity::Way,
 };
 use control_plane::rank::{Seat, peers_for};
 use criterion::Criterion;
@@ -26,7 +27,7 @@ use edge_node::{
     },
     upstream::{
         health::Standing,
-        ranking::{Placed, Why},
+        ranking::Placed,
         select::{self, Claim},
     },
 };
@@ -156,10 +157,11 @@ fn asking(criterion: &mut Criterion) {
                 addr: &placed.node.peer,
                 standing: Standing::Good,
                 errors: 0.0,
+                bytes_per_s: Some(1e7 * placed.cost_ms),
             })
             .collect();
         let mut rng = SmallRng::seed_from_u64(1);
-        bench.iter(|| select::choose(black_box(&claims), &mut rng));
+        bench.iter(|| select::choose(black_box(&claims), 1e6, &mut rng));
     });
     criterion.bench_function("rank: peers of a node", |bench| {
         let seats: Vec<_> = nodes
@@ -233,9 +235,11 @@ fn node(n: usize) -> NodeInfo {
 fn placed(node: &Arc<NodeInfo>) -> Placed {
     Placed {
         node: node.clone(),
-        distance_km: Some(500.0),
-        rtt_ms: Some(10.0),
+        way: Way {
+            measured_ms: Some(10.0),
+            distance_km: Some(500.0),
+            ..Way::default()
+        },
         cost_ms: 10.0,
-        why: Why::Measured,
     }
 }

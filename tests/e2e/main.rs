@@ -6,8 +6,10 @@
 //! - [`clients`]: one edge, and the programs people use: curl, wget, players, WebSockets;
 //! - [`crowding`]: as many clients at once as there can be;
 //! - [`overload`]: more than a node or an origin may do at once;
+//! - [`leading`]: one edge, and misses over a connection that was kept;
 //! - [`sharing`]: several edges, and where the bytes come from;
 //! - [`warming`]: URLs fetched ahead of demand;
+//! - [`gathering`]: one object from many edges at once;
 //! - [`homing`]: several edges, and how often the origin is asked;
 //! - [`ruling`]: what a site's owner rules;
 //! - [`losing`]: processes that are killed, stopped, or cut off;
@@ -25,7 +27,11 @@ mod crowding;
 #[cfg(test)]
 mod forwarding;
 #[cfg(test)]
+mod gathering;
+#[cfg(test)]
 mod homing;
+#[cfg(test)]
+mod leading;
 #[cfg(test)]
 mod losing;
 #[cfg(test)]

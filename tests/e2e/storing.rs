@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
 use harness::{
     client::Response,
     cluster::{Cluster, Node, Plan},
@@ -19,7 +20,12 @@ use harness::{
     process::eventually,
 };
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
-use tokio::{task::JoinSet, time::Instant};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::JoinSet,
+    time::Instant,
+};
 
 use crate::{SECOND, started};
 
@@ -132,6 +138,55 @@ fn mixed(n: usize) -> u64 {
     match n % 16 {
         15 => (2 << 20) + n as u64,
         n => 1 + (n * n * 900) as u64,
+    }
+}
+
+/// Pieces that a client still has to get stay what they were, wherever it got the first ones from.
+#[tokio::test]
+async fn what_is_evicted_under_a_slow_client_reaches_it_unchanged() {
+    /// More than the buffers on the way to a client hold.
+    const LARGE_BYTES: u64 = 8 << 20;
+    /// So many more of them turn the ring over as often as hits are remembered, and once more.
+    const OTHERS: usize = 23;
+    for memory in [NO_MEMORY, "16MiB"] {
+        let objects = Objects::new(1, |_| LARGE_BYTES).await;
+        let other = Bytes::from(vec![0; usize::try_from(LARGE_BYTES).unwrap()]);
+        for n in 0..OTHERS {
+            let answer = Answer::bytes(other.clone()).max_age(3600);
+            objects.origin.route(&format!("/other/{n}"), answer);
+        }
+        let cluster = objects.edge(memory, SMALL_DISK).await;
+        let edge = &cluster.edges[0];
+        eventually("it is kept", async || {
+            let hit = objects.get(edge, 0).await?.cache_status().hit;
+            ensure!(hit);
+            Ok(())
+        })
+        .await
+        .unwrap();
+        let mut slow = TcpStream::connect(edge.http).await.unwrap();
+        let host = harness::cluster::HOST;
+        let request = format!("GET /0 HTTP/1.1\r\nhost: {host}\r\n\r\n");
+        slow.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = vec![slow.read_u8().await.unwrap()];
+        for n in 0..OTHERS {
+            let status = edge.get(&format!("/other/{n}")).await.unwrap().status;
+            assert_eq!(status, 200);
+        }
+        let again = objects.get(edge, 0).await.unwrap();
+        assert!(!again.cache_status().hit, "{memory}: it was evicted");
+        let head_bytes = loop {
+            let end = answer.windows(4).position(|at| at == b"\r\n\r\n");
+            if let Some(end) = end {
+                break end + 4;
+            }
+            answer.push(slow.read_u8().await.unwrap());
+        };
+        assert!(answer.starts_with(b"HTTP/1.1 200 "));
+        let mut body = vec![0; usize::try_from(LARGE_BYTES).unwrap()];
+        slow.read_exact(&mut body).await.unwrap();
+        assert_eq!(answer.len(), head_bytes);
+        assert!(body == objects.bodies[0].bytes(), "{memory}: wrong bytes");
     }
 }
 

@@ -12,6 +12,7 @@
 //! - [`process`] and [`cluster`]: the real binaries, alone and together;
 //! - [`mirror`]: fetches a whole directory through an edge and compares every byte;
 //! - [`simulation`]: the network as a simulation;
+//! - [`planet`]: many nodes at real sites, in virtual time;
 //! - [`hostile`]: what arrives from the network, as functions of arbitrary bytes.
 
 pub mod cache_status;
@@ -21,6 +22,7 @@ pub mod hostile;
 pub mod mirror;
 pub mod origin;
 pub mod pattern;
+pub mod planet;
 pub mod process;
 pub mod proxy;
 pub mod region;

@@ -1,5 +1,5 @@
-//! A TCP line between two places: delay each way, limited rate, stalls and cuts, changed at will
-//! while connections run.
+//! A TCP line between two places: delay each way, limited rate, stalls, cuts and wrong bytes, changed at
+//! will while connections run.
 //!
 //! The delay keeps order and throughput: bytes are stamped as they come in and leave when they are
 //! due, as many in flight as the line holds.
@@ -7,7 +7,10 @@
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -27,14 +30,23 @@ use tokio::{
 const READ_BYTES: usize = 64 << 10;
 /// Most reads in flight one way: 16 MiB, a 300 ms line at 400 Mbit/s.
 const IN_FLIGHT_MAX: usize = 256;
+/// How much a limited line takes in before it is its turn: connections share it fairly, and a new one
+/// does not wait behind megabytes of others.
+const QUEUE: Duration = Duration::from_millis(20);
+/// A read of that size is of a body: no head is so long.
+const BODY_READ_BYTES: usize = 16 << 10;
 
 /// How the line is. The default is a perfect one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Conditions {
     /// Delay one way.
     pub one_way: Duration,
-    /// Bytes per second each way and connection; unlimited when `None`.
+    /// Bytes per second each way, of all connections together; unlimited when `None`.
     pub bytes_per_s: Option<u64>,
+    /// One request in so many, which are small, waits for so long on its way.
+    pub hiccup: Option<(u32, Duration)>,
+    /// Some bytes of the bodies of answers become others.
+    pub corrupted: bool,
     /// Nothing moves, nothing breaks.
     pub stalled: bool,
     /// Connections are broken, and new ones closed at once.
@@ -112,6 +124,7 @@ async fn accept(
     by: ByClient,
 ) {
     let mut connections = JoinSet::new();
+    let line = Arc::new(Line::default());
     loop {
         let accepted = listener.accept().await;
         while connections.try_join_next().is_some() {}
@@ -120,10 +133,55 @@ async fn accept(
             continue;
         };
         let (to, conditions, by) = (to.clone(), conditions.clone(), by.clone());
+        let line = line.clone();
         connections.spawn(async move {
             // Either side may break off; the other then notices.
-            let _ = carry(client, from, &to, conditions, by).await;
+            let _ = carry(client, from, &to, conditions, by, &line).await;
         });
+    }
+}
+
+/// What the connections of a line share.
+#[derive(Default)]
+struct Line {
+    requests: AtomicU32,
+    /// When each way has sent what it took in.
+    free: [Mutex<Option<Instant>>; 2],
+}
+
+/// Which way bytes go.
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    There,
+    Back,
+}
+
+impl Line {
+    /// What a read becomes on its way, and when the line will have sent it.
+    fn take(&self, way: Way, now: &Conditions, bytes: &mut BytesMut, from: Instant) -> Instant {
+        let mut sent = from;
+        if let Some(rate) = now.bytes_per_s {
+            let free = &mut *self.free[way as usize]
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            let begins = free.map_or(from, |free| free.max(from));
+            sent = begins + Duration::from_secs_f64(bytes.len() as f64 / rate.max(1) as f64);
+            *free = Some(sent);
+        }
+        match now.hiccup {
+            Some((every, length)) if way == Way::There => {
+                let number = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
+                if number.is_multiple_of(every) {
+                    sent += length;
+                }
+            }
+            _ => {}
+        }
+        if now.corrupted && way == Way::Back && bytes.len() >= BODY_READ_BYTES {
+            let last = bytes.len() - 1;
+            bytes[last] ^= 1;
+        }
+        sent
     }
 }
 
@@ -133,6 +191,7 @@ async fn carry(
     to: &str,
     mut conditions: watch::Receiver<Conditions>,
     by: ByClient,
+    line: &Line,
 ) -> io::Result<()> {
     let accepted = Instant::now();
     if conditions.borrow().cut {
@@ -154,8 +213,8 @@ async fn carry(
         _ = cut => Ok(()),
         result = async {
             tokio::try_join!(
-                pass(client_in, server_out, shaken, watched.clone(), one_way),
-                pass(server_in, client_out, shaken, watched.clone(), one_way),
+                pass(client_in, server_out, shaken, watched.clone(), one_way, (line, Way::There)),
+                pass(server_in, client_out, shaken, watched.clone(), one_way, (line, Way::Back)),
             )
         } => result.map(|_| ()),
     }
@@ -168,6 +227,7 @@ async fn pass(
     shaken: Instant,
     mut conditions: watch::Receiver<Conditions>,
     one_way: impl Fn(&Conditions) -> Duration,
+    (line, way): (&Line, Way),
 ) -> io::Result<()> {
     let (sender, mut receiver) = mpsc::channel::<(Instant, Bytes)>(IN_FLIGHT_MAX);
     let read_conditions = conditions.clone();
@@ -179,17 +239,13 @@ async fn pass(
                 return io::Result::Ok(());
             }
             let now = *read_conditions.borrow();
-            // A limited line is busy with this piece until all of it is on its way.
-            free = free.max(Instant::now());
-            if let Some(rate) = now.bytes_per_s {
-                free += Duration::from_secs_f64(buffer.len() as f64 / rate.max(1) as f64);
-            }
-            if sender
-                .send((free + one_way(&now), buffer.freeze()))
-                .await
-                .is_err()
-            {
+            free = line.take(way, &now, &mut buffer, free.max(Instant::now()));
+            let due = free + one_way(&now);
+            if sender.send((due, buffer.freeze())).await.is_err() {
                 return Ok(());
+            }
+            if now.bytes_per_s.is_some() {
+                sleep_until(free - QUEUE).await;
             }
         }
     };
@@ -261,6 +317,52 @@ mod tests {
             .unwrap();
         assert_eq!(big.bytes, 4 << 20);
         assert!(begun.elapsed() >= Duration::from_millis(490));
+    }
+
+    #[tokio::test]
+    async fn connections_share_a_limited_line() {
+        let (_origin, _proxy, url) = line(Conditions {
+            bytes_per_s: Some(16 << 20),
+            ..Conditions::default()
+        })
+        .await;
+        let begun = Instant::now();
+        let fetching = (0..3).map(|_| {
+            let url = format!("{url}/big");
+            async move { Client::new().digest(&url, &[]).await.unwrap().bytes }
+        });
+        let got = futures_util::future::join_all(fetching).await;
+        assert_eq!(got, [4 << 20; 3]);
+        assert!(begun.elapsed() >= Duration::from_millis(740));
+    }
+
+    #[tokio::test]
+    async fn a_line_can_corrupt_bodies_and_hold_requests_up() {
+        let (_origin, proxy, url) = line(Conditions {
+            corrupted: true,
+            ..Conditions::default()
+        })
+        .await;
+        let client = Client::new();
+        assert_eq!(
+            client.get(&format!("{url}/small")).await.unwrap().body,
+            "ok"
+        );
+        let big = client.digest(&format!("{url}/big"), &[]).await.unwrap();
+        assert_eq!(big.bytes, 4 << 20);
+        assert_ne!(big.hash, Pattern::new(3, 4 << 20).hash());
+        let wait = Duration::from_millis(300);
+        proxy.set(Conditions {
+            hiccup: Some((3, wait)),
+            ..Conditions::default()
+        });
+        let mut late = 0;
+        for _ in 0..9 {
+            let begun = Instant::now();
+            client.get(&format!("{url}/small")).await.unwrap();
+            late += u32::from(begun.elapsed() >= wait);
+        }
+        assert!(late >= 3, "{late}");
     }
 
     #[tokio::test]

@@ -27,7 +27,7 @@ use super::{
     fill::{BodyError, Follower, Growing},
     policy::{Freshness, Rules, part::Part},
     shelved::Shelved,
-    store::PieceRef,
+    store::{PieceRef, crc},
 };
 use crate::metrics::Source;
 
@@ -48,6 +48,8 @@ const TOUCH_EVERY_S: u32 = 8;
 /// First byte of every stored meta block; tells what follows and in which encoding.
 const META_OBJECT: u8 = 3;
 const META_VARIANTS: u8 = 4;
+/// An object with its body beside it, behind the body's CRC.
+const META_SMALL: u8 = 5;
 /// Longest meta block of most objects: one allocation instead of several.
 const META_BYTES_USUAL: usize = 512;
 
@@ -605,6 +607,26 @@ struct ManifestParts<'a> {
     as_of: u64,
 }
 
+impl<'a> StoredParts<'a> {
+    fn of(head: &'a Head, length: u64, pieces: &'a [PieceHash]) -> Self {
+        Self {
+            manifest: ManifestParts {
+                status: head.status.as_u16(),
+                fields: Fields(&head.headers),
+                selected_by: &head.selected_by,
+                length,
+                pieces,
+                fetched_by: &head.fetched_by,
+                fetched_at: head.fetched_at,
+                as_of: head.as_of,
+            },
+            asked_ms: head.asked_ms,
+            freshness: head.freshness,
+            part: &head.part,
+        }
+    }
+}
+
 struct Fields<'a>(&'a HeaderMap);
 
 /// Encodes as a sequence of bytes does, in one go.
@@ -630,24 +652,35 @@ impl Meta {
     /// The meta block of an object with this `head` and a body of `length` bytes, whose pieces have these
     /// hashes.
     pub fn encode_object(head: &Head, length: u64, pieces: &[PieceHash]) -> Option<Bytes> {
-        let stored = StoredParts {
-            manifest: ManifestParts {
-                status: head.status.as_u16(),
-                fields: Fields(&head.headers),
-                selected_by: &head.selected_by,
-                length,
-                pieces,
-                fetched_by: &head.fetched_by,
-                fetched_at: head.fetched_at,
-                as_of: head.as_of,
-            },
-            asked_ms: head.asked_ms,
-            freshness: head.freshness,
-            part: &head.part,
-        };
+        let stored = StoredParts::of(head, length, pieces);
         let mut block = Vec::with_capacity(META_BYTES_USUAL);
         block.push(META_OBJECT);
         postcard::to_extend(&stored, block).ok().map(Bytes::from)
+    }
+
+    /// The same for an object whose `body` stands beside it. On this disk its CRC tells whether it is still
+    /// the same; a hash is what a peer needs to know, and is made for the first that asks.
+    pub fn encode_small(head: &Head, body: &[u8]) -> Option<Bytes> {
+        let stored = StoredParts::of(head, body.len() as u64, &[]);
+        let mut block = Vec::with_capacity(META_BYTES_USUAL);
+        block.push(META_SMALL);
+        block.extend_from_slice(&crc(body).to_le_bytes());
+        postcard::to_extend(&stored, block).ok().map(Bytes::from)
+    }
+
+    /// Whether `body`, read from beside a meta block, is the one that the block was written for.
+    pub fn is_of(bytes: &[u8], body: &[u8]) -> bool {
+        if let Some((&META_SMALL, rest)) = bytes.split_first() {
+            return rest.first_chunk().copied().map(u32::from_le_bytes) == Some(crc(body));
+        }
+        match Self::decode(bytes) {
+            Some(Self::Object(_, manifest)) => match manifest.pieces.first() {
+                Some(hash) => blake3::hash(body) == *hash,
+                None => body.is_empty(),
+            },
+            Some(Self::Variants(_)) => true,
+            None => false,
+        }
     }
 
     /// The meta block that says a key has variants.
@@ -659,7 +692,11 @@ impl Meta {
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let (tag, rest) = bytes.split_first()?;
         match *tag {
-            META_OBJECT => {
+            META_OBJECT | META_SMALL => {
+                let rest = match *tag {
+                    META_SMALL => rest.get(size_of::<u32>()..)?,
+                    _ => rest,
+                };
                 let stored: StoredHead = postcard::from_bytes(rest).ok()?;
                 let (headers, asked_ms) = (fields_of(&stored.manifest), stored.asked_ms);
                 let head =

@@ -9,13 +9,13 @@ use cluster::{
 };
 use http::HeaderMap;
 use tokio::{
-    sync::{Semaphore, SetOnce, oneshot, watch},
+    sync::{Semaphore, oneshot, watch},
     time::Instant,
 };
 use tracing::{debug, warn};
 
 use super::{
-    Cache, Fill, HASH_INLINE_MAX, Outcome, Shared, Writing,
+    Cache, Fill, Outcome, Progress, Shared, Told, Writing,
     entry::{Body, Entry, Head, Meta, Provenance, Variant, Variants},
     fill::{Growing, UNWRITTEN_PIECES_MAX},
     key,
@@ -27,41 +27,45 @@ use super::{
 use crate::error::ServeError;
 
 /// Waits for what comes of a fill.
-pub struct Following {
-    pub(super) outcome: watch::Receiver<Option<Outcome>>,
-    reach: Arc<SetOnce<u8>>,
+pub enum Following {
+    /// It is not known yet.
+    Waits(watch::Receiver<Progress>),
+    /// It is.
+    Knows(Outcome),
 }
 
 impl Following {
-    pub(super) fn of(fill: &Fill) -> Self {
-        Self {
-            outcome: fill.outcome.subscribe(),
-            reach: fill.reach.clone(),
-        }
-    }
-
     /// How far the fill reaches ([`Filler::reaches`]). That is said as soon as it begins; `None` if it has
-    /// ended without.
-    pub async fn reach(&self) -> Option<u8> {
-        let mut outcome = self.outcome.clone();
-        tokio::select! {
-            biased;
-            reach = self.reach.wait() => Some(*reach),
-            _ = outcome.wait_for(Option::is_some) => None,
-        }
+    /// ended.
+    pub async fn reach(&mut self) -> Option<u8> {
+        let Self::Waits(progress) = self else {
+            return None;
+        };
+        let said = |progress: &Progress| progress.reach.is_some() || progress.outcome.is_some();
+        progress.wait_for(said).await.ok()?.reach
     }
 
     /// Whether it is known already what came of it: then it was asked for before this request came.
     pub fn is_known(&self) -> bool {
-        self.outcome.borrow().is_some()
+        match self {
+            Self::Waits(progress) => progress.borrow().outcome.is_some(),
+            Self::Knows(_) => true,
+        }
     }
 
     /// What came of it.
-    pub async fn outcome(mut self) -> Outcome {
-        match self.outcome.wait_for(Option::is_some).await {
-            Ok(outcome) => outcome.clone().expect("waited for it"),
-            Err(_) => Outcome::Failed(abandoned()),
-        }
+    pub async fn outcome(self) -> Outcome {
+        let mut progress = match self {
+            Self::Waits(progress) => progress,
+            Self::Knows(outcome) => return outcome,
+        };
+        let ended = progress
+            .wait_for(|progress| progress.outcome.is_some())
+            .await;
+        ended
+            .ok()
+            .and_then(|progress| progress.outcome.clone())
+            .unwrap_or_else(|| Outcome::Failed(abandoned()))
     }
 }
 
@@ -71,7 +75,10 @@ pub struct Onlooker(Arc<Fill>);
 impl Onlooker {
     /// What came of it; `None` as long as that is not known.
     pub fn outcome(&self) -> Option<Outcome> {
-        self.0.outcome.borrow().clone()
+        match &*self.0.told() {
+            Told::All(outcome) => Some(outcome.clone()),
+            Told::Nothing { .. } => None,
+        }
     }
 
     /// Since when that is known.
@@ -101,16 +108,33 @@ pub struct Filler {
 }
 
 impl Filler {
+    pub(super) fn new(
+        cache: &Cache,
+        key: Key,
+        variants: Option<Arc<Variants>>,
+        fill: Arc<Fill>,
+    ) -> Self {
+        Self {
+            cache: cache.clone(),
+            primary: fill.primary,
+            keys: vec![key],
+            variants,
+            dropped: Vec::new(),
+            fill,
+            rescue: None,
+            concluded: false,
+        }
+    }
+
     /// Waits for what comes of this fill, like anybody else.
     pub fn follow(&self) -> Following {
-        Following::of(&self.fill)
+        self.fill.follow()
     }
 
     /// Says, once, whose answer this fill may have to wait for: a number that means something to those who
     /// fill. Who must not wait for such can tell before it follows ([`Following::reach`]).
     pub fn reaches(&self, reach: u8) {
-        // The first word counts.
-        let _ = self.fill.reach.set(reach);
+        self.fill.reaches(reach);
     }
 
     /// Knows what comes of this fill, without being one who waits for it.
@@ -120,7 +144,14 @@ impl Filler {
 
     /// Returns once nobody waits for what comes of this fill.
     pub async fn deserted(&self) {
-        self.fill.outcome.closed().await;
+        let followers = match &*self.fill.told() {
+            Told::Nothing {
+                followers: Some(followers),
+                ..
+            } => followers.clone(),
+            _ => return,
+        };
+        followers.closed().await;
     }
 
     /// Whether the URL has variants, of which the request selects none that is stored.
@@ -189,7 +220,7 @@ impl Filler {
     }
 
     /// The answer may be shared, and all of its body is here. Gives both back if it has to go the way of
-    /// larger ones: with a `Vary`, as a part, or because memory does not take it.
+    /// larger ones: with a `Vary`, as a part, or because memory does not [take it](Cache::takes_whole).
     ///
     /// # Errors
     ///
@@ -201,9 +232,7 @@ impl Filler {
         withheld: HeaderMap,
         bytes: Bytes,
     ) -> Result<(), Box<(Self, Head, HeaderMap)>> {
-        let fits = bytes.len() as u64 <= self.cache.shared.memory.object_bytes_max()
-            && bytes.len() <= HASH_INLINE_MAX
-            && bytes.len() as u64 <= self.cache.shared.object_bytes_max;
+        let fits = self.cache.takes_whole(bytes.len());
         let is_plain = vary::selecting_fields(&head.headers) == Vary::None
             && self.keys[0] == self.primary
             && head.part.is_none();
@@ -211,13 +240,30 @@ impl Filler {
             return Err(Box::new((self, head, withheld)));
         }
         self.variants = None;
-        let (key, length) = (self.primary, bytes.len() as u64);
+        head.length = Some(bytes.len() as u64);
+        let withheld = (!withheld.is_empty()).then(|| Box::new(withheld));
+        self.keep_small(head, from, withheld, bytes).await;
+        Ok(())
+    }
+
+    /// The same for what the [cache takes](Cache::takes_whole), all of an object without a `Vary`, of a key
+    /// that was [absent](Cache::claim_absent).
+    pub async fn share_small(self, head: Head, from: Provenance, bytes: Bytes) {
+        self.keep_small(head, from, None, bytes).await;
+    }
+
+    async fn keep_small(
+        mut self,
+        head: Head,
+        from: Provenance,
+        withheld: Option<Box<HeaderMap>>,
+        bytes: Bytes,
+    ) {
+        let key = self.primary;
         let object = self.cache.shared.store.next_object_id();
-        head.length = Some(length);
-        let hash = (!bytes.is_empty()).then(|| *blake3::hash(&bytes).as_bytes());
-        let meta = encode(&head, length, hash.as_slice());
+        let meta = storable(Meta::encode_small(&head, &bytes));
         let mut entry = Entry::new(key, object, head, Body::Whole(bytes.clone()), from);
-        entry.withheld = Mutex::new((!withheld.is_empty()).then(|| Box::new(withheld)));
+        entry.withheld = Mutex::new(withheld);
         let entry = Arc::new(entry);
         let kept = match meta {
             Some(meta) => Some(self.keep_whole(entry.clone(), meta, bytes).await),
@@ -227,7 +273,6 @@ impl Filler {
         if let Some(kept) = kept {
             self.finish(kept).await;
         }
-        Ok(())
     }
 
     /// The stored `entry` still holds, with a new head that came `from` there. If it is another variant than the one this fill
@@ -421,8 +466,7 @@ impl Filler {
 
     fn conclude(&mut self, outcome: Outcome) {
         self.concluded = true;
-        let _ = self.fill.known_at.set(Instant::now());
-        self.fill.outcome.send_replace(Some(outcome));
+        self.fill.tell(outcome);
     }
 
     /// The key for a response with this head; notes the variants, if there are any.
@@ -536,8 +580,11 @@ pub(super) enum Kept {
 
 /// The meta block of what is to be stored; `None` if it cannot be.
 pub(super) fn encode(head: &Head, length: u64, hashes: &[PieceHash]) -> Option<Bytes> {
-    let meta =
-        Meta::encode_object(head, length, hashes).filter(|meta| meta.len() <= MANIFEST_BYTES_MAX);
+    storable(Meta::encode_object(head, length, hashes))
+}
+
+fn storable(meta: Option<Bytes>) -> Option<Bytes> {
+    let meta = meta.filter(|meta| meta.len() <= MANIFEST_BYTES_MAX);
     if meta.is_none() {
         warn!("object's head is too large to be stored");
     }

@@ -52,7 +52,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-pub use self::open::OpenError;
+pub use self::{open::OpenError, proofs::crc};
 use self::{
     proofs::Proofs,
     table::{PIECES_MAX, Slot, Span, Table},

@@ -733,3 +733,67 @@ async fn pieces_from_memory_are_not_counted_as_read_from_disk() {
         assert_eq!(from_disk.load(Ordering::Relaxed), expected);
     }
 }
+
+#[tokio::test]
+async fn a_small_body_on_disk_is_known_by_its_crc_and_has_a_hash_for_peers() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path(), u64::MAX);
+    let body = Bytes::from(pattern(1000));
+    let filler = cache.claim_absent(KEY, Instant::now()).unwrap();
+    assert!(cache.claim_absent(KEY, Instant::now()).is_none(), "claimed");
+    let following = filler.follow();
+    let head = Head {
+        length: Some(1000),
+        ..plain()
+    };
+    let meta = Meta::encode_small(&head, &body).unwrap();
+    for (changed, holds) in [(None, true), (Some(0), false), (Some(999), false)] {
+        let mut read = body.to_vec();
+        changed.into_iter().for_each(|at: usize| read[at] ^= 1);
+        assert_eq!(Meta::is_of(&meta, &read), holds, "{changed:?}");
+    }
+    for cut in 0..meta.len() {
+        // As long as the CRC is there, nothing of it may panic.
+        let _ = Meta::is_of(&meta[..cut], &body);
+        let _ = Meta::decode(&meta[..cut]);
+    }
+    assert!(!Meta::is_of(&meta[..4], &body) && Meta::decode(&meta[..3]).is_none());
+
+    filler
+        .share_small(head, Provenance::Origin, body.clone())
+        .await;
+    let Outcome::Shared(told) = following.outcome().await else {
+        panic!("it was shared");
+    };
+    assert_eq!(read(&told, &cache).await.unwrap(), body);
+    assert!(cache.claim_absent(KEY, Instant::now()).is_none(), "stored");
+    cache.store().close().await;
+    drop(cache);
+
+    let cache = open(dir.path(), u64::MAX);
+    assert!(cache.claim_absent(KEY, Instant::now()).is_none(), "on disk");
+    let stored = cache.stored(KEY, &HeaderMap::new()).await.unwrap();
+    assert_eq!(read(&stored, &cache).await.unwrap(), body);
+    let manifest = stored.manifest().unwrap();
+    assert_eq!(manifest.pieces, [*blake3::hash(&body).as_bytes()]);
+    assert_eq!(manifest.length, 1000);
+}
+
+#[tokio::test]
+async fn who_follows_late_is_told_at_once_and_nobody_waits_for_what_nobody_follows() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path(), u64::MAX);
+    let filler = cache.claim_absent(KEY, Instant::now()).unwrap();
+    filler.deserted().await;
+    let first = filler.follow();
+    let deserted = tokio::time::timeout(Duration::from_millis(10), filler.deserted());
+    assert!(deserted.await.is_err(), "somebody follows");
+    assert!(!first.is_known());
+    let fill = filler.fill.clone();
+    filler.again();
+    let late = fill.follow();
+    assert!(first.is_known() && late.is_known());
+    for following in [first, late] {
+        assert!(matches!(following.outcome().await, Outcome::Again));
+    }
+}

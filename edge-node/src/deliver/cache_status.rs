@@ -10,6 +10,9 @@ pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 /// Largest integer of a structured field, in either direction (RFC 9651 §3.3.1).
 const INTEGER_MAX: i64 = 999_999_999_999_999;
 
+/// Longest text of most: one allocation instead of several.
+const TEXT_BYTES_USUAL: usize = 160;
+
 /// One cache's account of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheStatus<'a> {
@@ -84,7 +87,12 @@ impl Fwd {
 impl CacheStatus<'_> {
     /// The member as a field value.
     pub fn value(&self) -> HeaderValue {
-        let mut text = String::with_capacity(96);
+        HeaderValue::try_from(self.text()).expect("strings hold printable ASCII only")
+    }
+
+    /// The same as text.
+    pub fn text(&self) -> String {
+        let mut text = String::with_capacity(TEXT_BYTES_USUAL);
         if is_token(self.node) {
             text.push_str(self.node);
         } else {
@@ -121,7 +129,7 @@ impl CacheStatus<'_> {
                 push_string(&mut text, value);
             }
         }
-        HeaderValue::try_from(text).expect("strings hold printable ASCII only")
+        text
     }
 
     /// Appends the member behind those of the caches nearer to the origin (§2).

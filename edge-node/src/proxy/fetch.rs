@@ -35,10 +35,10 @@ use crate::{
     upstream::{
         home::{self, Level, Way},
         origin::{OriginBody, OriginError},
-        peer::{PeerObject, PieceStream},
+        peer::PeerObject,
         pool::{self, Fault},
         relayed,
-        select::Candidate,
+        select::{Candidate, HOLDERS_ASKED_MAX},
     },
 };
 
@@ -533,26 +533,29 @@ impl Proxy {
         let Ok(fields) = relayed::question_fields(asked.wanted(&asked.headers)) else {
             return Err(filler);
         };
-        for (index, candidate) in candidates.iter().enumerate() {
-            let answer = self
-                .shared
-                .upstream
-                .ask(candidate, asked.key, &fields, 0)
-                .await;
-            let object = match answer {
+        let mut tried = 0;
+        while tried < candidates.len().min(HOLDERS_ASKED_MAX) {
+            let left = &candidates[tried..];
+            let upstream = &self.shared.upstream;
+            // Most fills ask no peer, and should not be as large as those that do.
+            let answered = Box::pin(upstream.ask_first(left, asked.key, &fields)).await;
+            let by = &left[answered.by];
+            tried += answered.asked;
+            let object = match answered.answer {
                 Ok(object) => object,
                 Err(error) => {
-                    debug!(peer = %candidate.id, %error, "peer could not help");
+                    debug!(peer = %by.id, %error, "peer could not help");
                     continue;
                 }
             };
             let Some(head) = self.usable(asked, &object) else {
-                debug!(peer = %candidate.id, "peer's object does not fit");
+                debug!(peer = %by.id, "peer's object does not fit");
                 continue;
             };
-            let writing = filler.share(head, Provenance::Peer(candidate.id.clone()));
-            let others = &candidates[index + 1..];
-            Box::pin(self.fill_from_pieces(writing, asked, object, others)).await;
+            let writing = filler.share(head, Provenance::Peer(by.id.clone()));
+            let others = candidates.iter().filter(|other| other.id != by.id);
+            let holders = [by].into_iter().chain(others).cloned().collect();
+            Box::pin(self.fill_from_pieces(writing, asked, object, holders)).await;
             return Ok(());
         }
         Err(filler)
@@ -578,66 +581,58 @@ impl Proxy {
         fits.then_some(head)
     }
 
-    /// Writes verified pieces from one peer, and when it fails from whoever else has them.
+    /// Writes verified pieces from whoever has them, the first of `holders` first, which sends `object`;
+    /// when nobody is left, the origin finishes.
     async fn fill_from_pieces(
         &self,
         mut writing: Writing,
         asked: &Asked,
         object: PeerObject,
-        others: &[Candidate],
+        holders: Vec<Candidate>,
     ) {
-        let manifest = object.manifest;
-        let mut next: u32 = 0;
-        let mut pieces = object.pieces;
-        let mut others = others.iter();
-        loop {
-            match self
-                .write_pieces(&mut writing, &mut pieces, &mut next, &manifest)
-                .await
-            {
-                Ok(()) => return writing.commit().await,
-                Err(Stopped::Pointless(error)) => return writing.fail(error),
-                Err(Stopped::Source(error)) => {
-                    info!(uri = %asked.uri, piece = next, error, "peer failed within a body");
-                }
-            }
-            pieces = loop {
-                let Some(candidate) = others.next() else {
-                    return self
-                        .finish_from_origin(writing, asked, &manifest, next)
-                        .await;
-                };
-                let answer = self
-                    .shared
-                    .upstream
-                    .ask(candidate, asked.key, &asked.headers, next)
-                    .await;
-                match answer {
-                    Ok(o) if o.manifest.pieces == manifest.pieces => break o.pieces,
-                    Ok(_) | Err(_) => {}
-                }
+        let PeerObject {
+            manifest,
+            mut pieces,
+            ..
+        } = object;
+        let mut under_way = None;
+        if manifest.pieces.len() > 1 {
+            under_way = Some(pieces);
+        } else if let Some(Ok(bytes)) = pieces.next().await {
+            // What is small comes at once and takes no task.
+            return match writing.write(bytes).await {
+                Ok(()) => writing.commit().await,
+                Err(error) => writing.fail(error),
             };
         }
-    }
-
-    async fn write_pieces(
-        &self,
-        writing: &mut Writing,
-        pieces: &mut PieceStream,
-        next: &mut u32,
-        manifest: &Manifest,
-    ) -> Result<(), Stopped> {
-        while (*next as usize) < manifest.pieces.len() {
-            match pieces.next().await {
-                Some(Ok(bytes)) => {
-                    writing.write(bytes).await.map_err(Stopped::Pointless)?;
-                    *next += 1;
+        let manifest = Arc::new(manifest);
+        let mut gathering = self.shared.upstream.gather(
+            asked.key,
+            &asked.headers,
+            manifest.clone(),
+            0,
+            under_way,
+            holders,
+        );
+        while let Some(piece) = gathering.next().await {
+            match piece {
+                Ok(bytes) => {
+                    if let Err(error) = writing.write(bytes).await {
+                        return writing.fail(error);
+                    }
                 }
-                Some(Err(error)) => return Err(Stopped::Source(error.to_string())),
-                None => return Err(Stopped::Source("ended early".to_owned())),
+                Err(error) => {
+                    info!(uri = %asked.uri, %error, "the origin sends the rest");
+                    drop(gathering);
+                    return self
+                        .finish_from_origin(writing, asked, &manifest, error.piece)
+                        .await;
+                }
             }
         }
-        Ok(())
+        // Whoever sees the end of the body also finds what was learnt, and room for the next.
+        drop(gathering);
+        writing.commit().await;
     }
 
     /// Fetches what is missing from piece `next` on from the origin; only bytes that match the
@@ -763,6 +758,15 @@ impl Proxy {
         method: Method,
         headers: HeaderMap,
     ) -> Result<(Response<OriginBody>, u64), ServeError> {
+        if let Some(begun) = asked.begun() {
+            let asked_ms = begun.asked_ms;
+            let request = asked.onward(method, headers, pool::empty());
+            let answered = self.shared.upstream.conclude(&asked.site, request, begun);
+            let answered = answered.await;
+            return answered
+                .map(|response| (response, asked_ms))
+                .map_err(origin_failed);
+        }
         let place = match filler {
             Some(filler) => self.fill_origin_place(asked, filler).await?,
             None => self.origin_place(asked).await?,
@@ -836,13 +840,6 @@ async fn pump(
         }
         _ => Ok(()),
     }
-}
-
-enum Stopped {
-    /// The source failed; another may do.
-    Source(String),
-    /// Nobody wants the body any more.
-    Pointless(BodyError),
 }
 
 /// What a client is told when the origin failed.

@@ -1,6 +1,8 @@
 //! The client's request as it goes on to the origin: what of it is for this hop only stays here, and
 //! what the origin says before it answers finds its way back.
 
+use std::sync::PoisonError;
+
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 
 use super::{Asked, Proxy, answer::response};
@@ -10,7 +12,10 @@ use crate::{
     forward,
     metrics::{Outcome, Source},
     payload::Payload,
-    upstream::pool::{self, OnInterim},
+    upstream::{
+        lane::Begun,
+        pool::{self, OnInterim},
+    },
 };
 
 impl Asked {
@@ -53,6 +58,12 @@ impl Asked {
             request.extensions_mut().insert(tell);
         }
         request
+    }
+
+    /// The exchange that was begun for it, once.
+    pub(super) fn begun(&self) -> Option<Begun> {
+        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        begun.take()
     }
 
     /// From now on, until it has its final response, this request's client gets interim ones.

@@ -14,6 +14,7 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
+use cluster::key::Key;
 use futures_util::TryStreamExt;
 use http::{
     Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version,
@@ -26,6 +27,7 @@ use tokio::time::Instant;
 use super::{Asked, Caller, LastSite, Parts, Proxy, target};
 use crate::{
     cache::{
+        Filler,
         entry::{Body, Entry, Hot, Reading, Stamped},
         key,
         policy::{self, CacheControl, Reuse, Rules, validator},
@@ -49,11 +51,11 @@ use crate::{
         quick::{self, Answer, Chunks, Class, Later, Plain, Quick, Session, class},
     },
     sites::{Selected, Sites},
-    upstream::plain::Spelling,
+    upstream::{lane::Lane, plain::Spelling},
 };
 
 /// Longest head of most answers: one allocation instead of several.
-const HEAD_BYTES_USUAL: usize = 512;
+pub(super) const HEAD_BYTES_USUAL: usize = 512;
 
 impl Quick for Proxy {
     fn session(&self, connection: &Arc<Connection>) -> Box<dyn Session> {
@@ -61,6 +63,8 @@ impl Quick for Proxy {
             proxy: self.clone(),
             connection: connection.clone(),
             site: None,
+            key: None,
+            hop: None,
             source: Source::Memory,
             from_disk: Arc::default(),
         })
@@ -73,6 +77,10 @@ struct Hits {
     connection: Arc<Connection>,
     /// That of the last request: clients mostly stay with one host.
     site: Option<Arc<Known>>,
+    /// What the request names for which there was no answer at once.
+    key: Option<Key>,
+    /// What this node adds to requests that go on, and to which site.
+    hop: Option<(Arc<Known>, Vec<u8>)>,
     /// Where the last answer's body came from, but for what is counted in `from_disk`.
     source: Source,
     from_disk: Arc<AtomicU64>,
@@ -82,9 +90,21 @@ struct Hits {
 pub(super) struct Known {
     sent: String,
     sites: Arc<Sites>,
-    ruling: Arc<Ruling>,
-    host: String,
-    metrics: Arc<SiteMetrics>,
+    pub(super) ruling: Arc<Ruling>,
+    pub(super) host: String,
+    pub(super) metrics: Arc<SiteMetrics>,
+    /// The shortest way to the origin, where all requests are served by the same rules.
+    pub(super) lane: Option<Lane>,
+}
+
+/// What a plain request wants.
+struct Wanted<'a> {
+    client: IpAddr,
+    method: &'a Method,
+    target: &'a str,
+    /// All of its fields, or only the selective ones if no rule looks at others.
+    headers: &'a HeaderMap,
+    key: Key,
 }
 
 /// What a plain request hits.
@@ -100,6 +120,7 @@ impl Session for Hits {
     fn answer(&mut self, request: &Plain<'_>, out: &mut Vec<u8>) -> Option<Answer> {
         let started = Instant::now();
         let shared = &self.proxy.shared;
+        self.key = None;
         self.site = Some(self.proxy.know(self.site.take(), request.host)?);
         let known = self.site.as_deref()?;
         let method = method_of(request);
@@ -112,9 +133,16 @@ impl Session for Hits {
             only(request, is_named)
         };
         let client = self.connection.from.ip();
-        let hit = self
-            .proxy
-            .hit(known, client, &method, request.target, &headers, varied)?;
+        let key = known.key(request.target, &headers);
+        self.key = Some(key);
+        let wanted = Wanted {
+            client,
+            method: &method,
+            target: request.target,
+            headers: &headers,
+            key,
+        };
+        let hit = self.proxy.hit(known, wanted, varied)?;
         self.source = hit
             .body
             .as_ref()
@@ -135,27 +163,23 @@ impl Session for Hits {
     }
 
     fn begin(&mut self, request: &Plain<'_>) -> Option<Later> {
-        self.site = Some(self.proxy.know(self.site.take(), request.host)?);
-        let known = self.site.as_deref()?;
-        let asked = self.proxy.asked_plainly(known, request, &self.connection)?;
-        // Not in the future, which would be larger by it.
-        let asked = Arc::new(asked);
-        let (proxy, connection) = (self.proxy.clone(), self.connection.clone());
-        let answer = async move {
-            let mut response = proxy.conclude(&asked).await;
-            match proxy.written(&mut response) {
-                Some((head, body)) => Some(Answer {
-                    head,
-                    body: quick::Body::Bytes(body),
-                    counts: Some(Box::new(response.into_body())),
-                }),
-                None => {
-                    connection.prepare(response);
-                    None
-                }
-            }
+        let (known, connection) = (self.site.as_ref()?, &self.connection);
+        let hop = match self.hop.take() {
+            Some((site, hop)) if Arc::ptr_eq(&site, known) => hop,
+            _ => self.proxy.hop_fields(known, connection),
         };
-        Some(Box::pin(answer))
+        let led = self
+            .key
+            .and_then(|key| self.proxy.lead(known, key, request, &hop, connection));
+        self.hop = Some((known.clone(), hop));
+        if led.is_some() {
+            self.source = Source::Origin;
+            self.from_disk.store(0, Ordering::Relaxed);
+            return led;
+        }
+        let asked = self.proxy.asked_plainly(known, request, connection)?;
+        let (proxy, connection) = (self.proxy.clone(), connection.clone());
+        Some(Box::pin(answered(proxy, connection, asked, None)))
     }
 
     fn sent(&mut self, body_bytes: u64) {
@@ -165,6 +189,39 @@ impl Session for Hits {
             known.metrics.bytes(Source::Disk, from_disk);
             known.metrics.bytes(self.source, body_bytes - from_disk);
         }
+    }
+}
+
+/// The answer to a plain request at the end of the whole journey; `None`: hyper writes it.
+pub(super) fn answered(
+    proxy: Proxy,
+    connection: Arc<Connection>,
+    asked: Asked,
+    filler: Option<Filler>,
+) -> impl Future<Output = Option<Answer>> + Send {
+    // Not in the future, which would be larger by it.
+    let asked = Arc::new(asked);
+    async move {
+        let mut response = proxy.conclude(&asked, filler).await;
+        match proxy.written(&mut response) {
+            Some((head, body)) => Some(Answer {
+                head,
+                body: quick::Body::Bytes(body),
+                counts: Some(Box::new(response.into_body())),
+            }),
+            None => {
+                connection.prepare(response);
+                None
+            }
+        }
+    }
+}
+
+impl Known {
+    /// What a request names.
+    fn key(&self, target: &str, headers: &HeaderMap) -> Key {
+        let ruling = &self.ruling;
+        key::key(&ruling.site.name, &self.host, target, headers, &ruling.key)
     }
 }
 
@@ -194,7 +251,15 @@ impl Proxy {
         let target = uri.path_and_query()?.as_str();
         let varied = |_: &[HeaderName]| headers.clone();
         let client = connection.from.ip();
-        let hit = self.hit(&known, client, request.method(), target, headers, varied)?;
+        let key = known.key(target, headers);
+        let wanted = Wanted {
+            client,
+            method: request.method(),
+            target,
+            headers,
+            key,
+        };
+        let hit = self.hit(&known, wanted, varied)?;
         let hot = self.hot(&hit)?;
         let (mut body, source) = hit.body.clone()?;
         if request.method() == Method::HEAD {
@@ -229,7 +294,7 @@ impl Proxy {
     }
 
     /// What a plain request asks for, with nothing left to be found wrong with it.
-    fn asked_plainly(
+    pub(super) fn asked_plainly(
         &self,
         known: &Known,
         request: &Plain<'_>,
@@ -319,6 +384,7 @@ impl Proxy {
                 Some(Arc::new(Known {
                     sent: host.to_owned(),
                     metrics: self.shared.metrics.site(&selected.ruling.site.name),
+                    lane: self.lane(&selected.ruling),
                     sites: Arc::clone(&sites),
                     ruling: selected.ruling,
                     host: selected.host,
@@ -326,17 +392,25 @@ impl Proxy {
             })
     }
 
-    /// The fresh object in memory that answers a request, if its site serves it from there. `headers`
-    /// are all of the request's fields, or only the selective ones if no rule looks at others.
+    fn lane(&self, ruling: &Ruling) -> Option<Lane> {
+        let lane = || self.shared.upstream.lane(&ruling.site);
+        ruling.is_plain().then(lane)?
+    }
+
+    /// The fresh object in memory that answers a request, if its site serves it from there.
     fn hit<'a>(
         &self,
         known: &'a Known,
-        client: IpAddr,
-        method: &Method,
-        target: &str,
-        headers: &HeaderMap,
+        wanted: Wanted<'_>,
         varied: impl Fn(&[HeaderName]) -> HeaderMap,
     ) -> Option<Hit<'a>> {
+        let Wanted {
+            client,
+            method,
+            target,
+            headers,
+            key,
+        } = wanted;
         let (ruling, shared) = (&known.ruling, &self.shared);
         let rules = if ruling.is_plain() {
             ruling.usual()
@@ -354,8 +428,6 @@ impl Proxy {
             }
             ruling.rules(&path)
         };
-        let name = &ruling.site.name;
-        let key = key::key(name, &known.host, target, headers, &ruling.key);
         let now_ms = shared.clock.unix_ms();
         let entry = shared.cache.hot(key, varied, now_ms)?;
         if self.is_outdated(ruling, &known.host, target, &entry) {
@@ -534,7 +606,7 @@ fn only(request: &Plain<'_>, wanted: impl Fn(&str) -> bool) -> HeaderMap {
 }
 
 /// Status line and fields, without the empty line behind them.
-fn write_head(status: StatusCode, headers: &HeaderMap, out: &mut Vec<u8>) {
+pub(super) fn write_head(status: StatusCode, headers: &HeaderMap, out: &mut Vec<u8>) {
     write_status(status, None, out);
     write_fields(headers, out);
 }
@@ -560,7 +632,7 @@ fn write_fields(headers: &HeaderMap, out: &mut Vec<u8>) {
 }
 
 /// One field, its value in parts.
-fn write_field(name: &HeaderName, value: &[&[u8]], out: &mut Vec<u8>) {
+pub(super) fn write_field(name: &HeaderName, value: &[&[u8]], out: &mut Vec<u8>) {
     out.extend_from_slice(name.as_str().as_bytes());
     out.extend_from_slice(b": ");
     value.iter().for_each(|part| out.extend_from_slice(part));

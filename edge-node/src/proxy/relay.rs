@@ -263,7 +263,7 @@ impl Proxy {
         stored: Option<Arc<Entry>>,
     ) -> Option<Found> {
         let (mut filling, following) = match turn {
-            Turn::Follow(following) => {
+            Turn::Follow(mut following) => {
                 let reach = following.reach().await;
                 if reach.is_some_and(|reach| !may_join(asked.level, reach)) {
                     return Some(Found::Refused(Refusal::Crossed));

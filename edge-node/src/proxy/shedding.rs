@@ -43,6 +43,12 @@ impl Proxy {
         taken.map_err(|_| self.shed(Shed::Fills, "as many fills as there may be"))
     }
 
+    /// The same, for who can do without.
+    pub(super) fn fill_place_at_once(&self) -> Option<FillPlace> {
+        let places = &self.shared.fills.places;
+        places.clone().try_acquire_owned().ok()
+    }
+
     /// A place at the site's origins, in turn.
     pub(super) async fn origin_place(&self, asked: &Asked) -> Result<Place, ServeError> {
         let entered = self.shared.upstream.place(&asked.site).await;

@@ -36,7 +36,8 @@ pub trait Session: Send {
     /// empty. `None`: it takes the long way.
     fn answer(&mut self, request: &Plain<'_>, fields: &mut Vec<u8>) -> Option<Answer>;
 
-    /// Begins to answer a request that cannot be answered at once. `None`: it takes the long way.
+    /// Begins to answer the request for which [`Session::answer`] has just had none. `None`: it takes the
+    /// long way.
     fn begin(&mut self, request: &Plain<'_>) -> Option<Later>;
 
     /// So many bytes of the last answer's body have gone out; called once per answer that does not count
@@ -126,6 +127,8 @@ pub struct Plain<'a> {
     pub target: &'a str,
     /// The host, as sent.
     pub host: &'a str,
+    /// All of its head, as sent.
+    pub head: &'a [u8],
     fields: &'a [httparse::Header<'a>],
 }
 
@@ -134,6 +137,14 @@ impl<'a> Plain<'a> {
     pub fn fields(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> + Clone {
         self.fields.iter().map(|field| (field.name, field.value))
     }
+}
+
+/// Reads a [head](Plain::head) once more.
+pub fn again<T>(head: &[u8], read: impl FnOnce(&Plain<'_>) -> Option<T>) -> Option<T> {
+    let mut space = [const { MaybeUninit::uninit() }; FIELDS_MAX];
+    let mut request = httparse::Request::new(&mut []);
+    request.parse_with_uninit_headers(head, &mut space).ok()?;
+    read(&plain(&request, head)?)
 }
 
 /// What bytes at the beginning of a request came to.
@@ -157,7 +168,7 @@ pub(super) fn try_answer(session: &mut dyn Session, bytes: &[u8], fields: &mut V
         Ok(httparse::Status::Partial) => return Tried::Partial,
         Err(_) => return Tried::Other,
     };
-    let Some(plain) = plain(&request) else {
+    let Some(plain) = plain(&request, &bytes[..length]) else {
         return Tried::Other;
     };
     fields.clear();
@@ -170,7 +181,7 @@ pub(super) fn try_answer(session: &mut dyn Session, bytes: &[u8], fields: &mut V
     }
 }
 
-fn plain<'a>(request: &'a httparse::Request<'_, 'a>) -> Option<Plain<'a>> {
+fn plain<'a>(request: &'a httparse::Request<'_, 'a>, head: &'a [u8]) -> Option<Plain<'a>> {
     let is_head = match request.method? {
         "GET" => false,
         "HEAD" => true,
@@ -193,6 +204,7 @@ fn plain<'a>(request: &'a httparse::Request<'_, 'a>) -> Option<Plain<'a>> {
         is_head,
         target,
         host: host.filter(|host| !host.is_empty())?,
+        head,
         fields: &*request.headers,
     })
 }

@@ -5,7 +5,7 @@
 use std::{
     io,
     mem::MaybeUninit,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
     time::Duration,
@@ -15,6 +15,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use cluster::net::BoxStream;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
+    task::yield_now,
     time::{Instant, Sleep, sleep, sleep_until},
 };
 
@@ -32,6 +33,10 @@ const READ_BYTES: usize = 4 << 10;
 /// each. Larger ones are not worth the copy.
 const GATHERED_BYTES_MAX: usize = 64 << 10;
 const GATHER_BYTES_MAX: usize = 16 << 10;
+
+/// What of a body goes out before the other connections of the thread have their turn: a client that is as
+/// fast as we are would take all of it at once. To write this much takes some 0.3 ms.
+const TURN_BYTES_MAX: usize = 2 << 20;
 
 /// How long a client that is still sending is listened to after the last word to it (RFC 9112 §9.6):
 /// closing at once would reset the connection, and the client might lose the answer that tells it to
@@ -72,6 +77,9 @@ pub(super) struct Guarded {
     /// The quick answer that is being written.
     answer: Option<Written>,
     fields: Vec<u8>,
+    /// The last turn of the connection's task in which something of an answer went out, and how much.
+    turn: u64,
+    turn_bytes: usize,
     lingering: Option<Pin<Box<Sleep>>>,
 }
 
@@ -186,6 +194,8 @@ impl Guarded {
             later: None,
             answer: None,
             fields: Vec::new(),
+            turn: 0,
+            turn_bytes: 0,
             lingering: None,
         }
     }
@@ -214,6 +224,15 @@ impl Guarded {
     /// Writes what is left of the quick answer.
     fn poll_answer(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while let Some(written) = &mut self.answer {
+            let turn = self.connection.turn();
+            if self.turn != turn {
+                (self.turn, self.turn_bytes) = (turn, 0);
+            }
+            if self.turn_bytes >= TURN_BYTES_MAX {
+                // Wakes the task when the runtime has looked for what else is ready.
+                let _ = pin!(yield_now()).poll(context);
+                return Poll::Pending;
+            }
             let waits = match written.poll_chunk(context) {
                 Poll::Ready(Ok(())) => false,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
@@ -233,6 +252,7 @@ impl Guarded {
             if count == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
+            self.turn_bytes += count;
             if let Some(written) = &mut self.answer {
                 written.advance(&self.fields, count);
             }
@@ -865,6 +885,95 @@ mod tests {
             let (_, answers) = tokio::join!(serve, ask);
             assert_eq!(answers, expected, "{chunks:?}");
         }
+    }
+
+    /// Takes all that is written at once, and lets nobody else have a turn meanwhile.
+    struct Taking {
+        request: &'static [u8],
+        taken: Arc<AtomicUsize>,
+    }
+
+    impl AsyncRead for Taking {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            buffer: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            buffer.put_slice(std::mem::take(&mut self.request));
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for Taking {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            self.taken.fetch_add(bytes.len(), Ordering::Relaxed);
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// Answers with so many chunks of [`CHUNK_BYTES`], all of which are there.
+    struct Large(usize);
+
+    const CHUNK_BYTES: usize = 1 << 20;
+
+    impl Session for Large {
+        fn answer(&mut self, _: &Plain<'_>, _: &mut Vec<u8>) -> Option<quick::Answer> {
+            let chunk = Bytes::from(vec![0; CHUNK_BYTES]);
+            let chunks = stream::iter(vec![chunk; self.0]).map(Ok);
+            let length = (self.0 * CHUNK_BYTES) as u64;
+            Some(quick::Answer {
+                head: Bytes::new(),
+                body: quick::Body::Chunks(Chunks::new(length, chunks)),
+                counts: None,
+            })
+        }
+
+        fn begin(&mut self, _: &Plain<'_>) -> Option<Later> {
+            None
+        }
+
+        fn sent(&mut self, _: u64) {}
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_everything_gets_so_much_in_a_turn() {
+        const CHUNKS: usize = 64;
+        let connection = Arc::new(Connection::new(([127, 0, 0, 1], 1).into()));
+        let taken = Arc::new(AtomicUsize::new(0));
+        let taking = Taking {
+            request: b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            taken: taken.clone(),
+        };
+        let limits = ConnectionLimits::admin();
+        let session = Box::new(Large(CHUNKS));
+        let stream = Guarded::new(Box::new(taking), &limits, connection.clone(), Some(session));
+        let service = service_fn(|_: Request<Incoming>| async {
+            Ok::<_, Infallible>(Response::new(Empty::<Bytes>::new()))
+        });
+        let serve = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+        let mut serve = Box::pin(serve);
+        let _ = poll_fn(|context| {
+            connection.turns.fetch_add(1, Ordering::Relaxed);
+            let before = taken.load(Ordering::Relaxed);
+            let served = serve.as_mut().poll(context);
+            let after = taken.load(Ordering::Relaxed);
+            assert!(after - before < TURN_BYTES_MAX + CHUNK_BYTES);
+            served
+        })
+        .await;
+        assert_eq!(taken.load(Ordering::Relaxed), CHUNKS * CHUNK_BYTES);
     }
 
     proptest! {

@@ -1,7 +1,12 @@
 //! What the peers hold: their digests, pulled whenever gossip says that one has changed. Readers on
 //! the request path never wait.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    hash::Hash,
+    sync::Arc,
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use cluster::{
@@ -26,6 +31,14 @@ use super::{
     pool::Patience,
 };
 
+/// Most peers whose digests are kept, the nearest: memory and traffic do not grow with the cluster beyond
+/// that. Who is farther is hardly ever a better choice than the home of the key.
+pub const SUBSCRIPTIONS_MAX: usize = 64;
+/// A peer that was among them stays until this many are nearer: ranks that change places with every
+/// measurement must not cost snapshots.
+const SUBSCRIPTIONS_KEPT: usize = SUBSCRIPTIONS_MAX + SUBSCRIPTIONS_MAX / 4;
+/// How often it is looked who is nearest, in clusters with more.
+const NEAREST_INTERVAL: Duration = Duration::from_secs(30);
 /// Most pulls at once: a snapshot may take tens of megabytes while it is read.
 const PULLS_MAX: usize = 4;
 /// Least time between two pulls from a peer, so that one that changes all the time is asked for
@@ -65,12 +78,54 @@ pub struct DigestPuller {
     pub me: NodeId,
     /// Who is there, and with which version.
     pub view: watch::Receiver<Arc<ClusterView>>,
+    /// Every other edge, the nearest first.
+    pub nearest: Nearest,
     /// Addresses of peer listeners that are not those in the view.
     pub reach: Arc<HashMap<NodeId, String>>,
     /// Learns of round trips and of peers that cannot be reached.
     pub health: Arc<Health>,
     /// Counts.
     pub events: Arc<dyn Events>,
+}
+
+/// Tells every other edge, the nearest first.
+pub type Nearest = Arc<dyn Fn() -> Vec<NodeId> + Send + Sync>;
+
+/// Whose digests are wanted; `None`: everybody's, for they are few.
+#[derive(Default)]
+struct Wanted {
+    peers: Option<HashSet<NodeId>>,
+    looked: Option<Instant>,
+}
+
+impl Wanted {
+    /// Looks again if it is time to.
+    fn look(&mut self, others: usize, nearest: &Nearest, now: Instant) {
+        if others <= SUBSCRIPTIONS_MAX {
+            *self = Self::default();
+        } else if self.looked.is_none_or(|at| now >= at + NEAREST_INTERVAL) {
+            self.looked = Some(now);
+            let before = self.peers.take().unwrap_or_default();
+            self.peers = Some(subscriptions(&nearest(), &before).into_iter().collect());
+        }
+    }
+
+    fn has(&self, peer: &NodeId) -> bool {
+        self.peers.as_ref().is_none_or(|peers| peers.contains(peer))
+    }
+}
+
+/// Whose digests to have, the nearest first: those in `before` that are still near, and the nearest
+/// beside them, at most [`SUBSCRIPTIONS_MAX`].
+pub fn subscriptions<T: Clone + Eq + Hash>(nearest: &[T], before: &HashSet<T>) -> Vec<T> {
+    let near = &nearest[..nearest.len().min(SUBSCRIPTIONS_KEPT)];
+    let kept = near.iter().filter(|peer| before.contains(peer));
+    let fresh = near.iter().filter(|peer| !before.contains(peer));
+    let chosen: HashSet<&T> = kept.chain(fresh).take(SUBSCRIPTIONS_MAX).collect();
+    near.iter()
+        .filter(|peer| chosen.contains(peer))
+        .cloned()
+        .collect()
 }
 
 /// Where this node stands with one peer's digest.
@@ -93,9 +148,12 @@ impl DigestPuller {
     pub async fn run(mut self) {
         let mut subscriptions: HashMap<NodeId, Subscription> = HashMap::new();
         let mut pulls: JoinSet<(NodeId, Result<Pulled, PullError>)> = JoinSet::new();
+        let mut wanted = Wanted::default();
         loop {
             let view = self.view.borrow_and_update().clone();
-            let wake = self.begin(&view, &mut subscriptions, &mut pulls);
+            let others = view.peers_of(&self.me).count();
+            wanted.look(others, &self.nearest, Instant::now());
+            let wake = self.begin(&view, &wanted, &mut subscriptions, &mut pulls);
             tokio::select! {
                 changed = self.view.changed() => {
                     if changed.is_err() {
@@ -119,6 +177,7 @@ impl DigestPuller {
     fn begin(
         &self,
         view: &ClusterView,
+        wanted: &Wanted,
         subscriptions: &mut HashMap<NodeId, Subscription>,
         pulls: &mut JoinSet<(NodeId, Result<Pulled, PullError>)>,
     ) -> Instant {
@@ -136,9 +195,10 @@ impl DigestPuller {
                 });
             subscription.seen = now;
             let mine = digests.get(&peer.id);
-            let due = peer
-                .digest
-                .is_some_and(|theirs| is_behind(mine.and_then(|d| d.version()), theirs));
+            let due = wanted.has(&peer.id)
+                && peer
+                    .digest
+                    .is_some_and(|theirs| is_behind(mine.and_then(|d| d.version()), theirs));
             if !due || subscription.pulling || peer.peer.is_empty() {
                 continue;
             }
@@ -150,9 +210,9 @@ impl DigestPuller {
             }
         }
         subscriptions.retain(|_, s| s.pulling || now < s.seen + KEPT_FOR);
-        if digests.keys().any(|id| !subscriptions.contains_key(id)) {
-            self.digests
-                .change(|all| all.retain(|id, _| subscriptions.contains_key(id)));
+        let keep = |id: &NodeId| subscriptions.contains_key(id) && wanted.has(id);
+        if !digests.keys().all(keep) {
+            self.digests.change(|all| all.retain(|id, _| keep(id)));
         }
         self.health.retain(|id| subscriptions.contains_key(id));
         wake
@@ -368,6 +428,7 @@ mod tests {
                 },
                 me: id("me"),
                 view: bench.view.subscribe(),
+                nearest: Arc::new(Vec::new),
                 reach: Arc::default(),
                 health: bench.health.clone(),
                 events: bench.events.clone(),
@@ -392,6 +453,56 @@ mod tests {
                 .get(&id("peer"))
                 .is_some_and(|digest| digest.contains(key))
         }
+    }
+
+    #[test]
+    fn the_nearest_are_subscribed_to_and_stay_while_they_are_near() {
+        let mut nearest: Vec<usize> = (0..500).collect();
+        let first = subscriptions(&nearest, &HashSet::new());
+        assert_eq!(first, nearest[..SUBSCRIPTIONS_MAX]);
+        // Somewhat farther now, and far away.
+        nearest[..SUBSCRIPTIONS_KEPT].rotate_left(10);
+        nearest.swap(0, 400);
+        let before = first.iter().copied().collect();
+        let next = subscriptions(&nearest, &before);
+        let fresh = next.iter().filter(|peer| !before.contains(peer)).count();
+        assert_eq!((next.len(), fresh), (SUBSCRIPTIONS_MAX, 1));
+        assert!(next.is_sorted_by_key(|peer| nearest.iter().position(|p| p == peer)));
+        assert_eq!(subscriptions(&[1, 2], &HashSet::from([9])), [1, 2]);
+    }
+
+    #[tokio::test]
+    async fn of_many_peers_only_the_nearest_are_pulled_and_the_others_forgotten() {
+        let holdings = Arc::new(Mutex::new(Holdings::new(7)));
+        holdings.lock().unwrap().add(key(1));
+        let server = peer(holdings.clone(), false).await;
+        let (bench, mut puller) = Bench::puller(server.address());
+        let crowd = |i: usize| id(&format!("edge-{i:03}"));
+        puller.nearest = Arc::new(move || {
+            std::iter::once(id("peer"))
+                .chain((0..200).map(crowd))
+                .collect()
+        });
+        let version = holdings.lock().unwrap().version();
+        let node = |name: NodeId, addr: &str| {
+            let mut node = NodeInfo::new(name, Role::Edge);
+            node.peer = addr.to_owned();
+            node.digest = Some(version);
+            node
+        };
+        // A few at first: the last of the crowd is known, too.
+        let stranger = node(crowd(199), &bench.addr);
+        bench
+            .digests
+            .change(|all| drop(all.insert(crowd(199), Arc::default())));
+        let mut all = vec![node(id("peer"), &bench.addr), stranger];
+        all.extend((0..199).map(|i| node(crowd(i), "")));
+        bench.view.send_replace(Arc::new(ClusterView::new(all)));
+        let running = tokio::spawn(puller.run());
+        eventually(|| bench.claims(key(1))).await;
+        eventually(|| !bench.digests.load().contains_key(&crowd(199))).await;
+        assert_eq!(bench.events.all(), ["peer digest snapshot"]);
+        running.abort();
     }
 
     #[tokio::test]
@@ -472,16 +583,16 @@ mod tests {
         bench
             .digests
             .change(|all| drop(all.insert(id("peer"), Arc::default())));
-        let mut subscriptions = HashMap::new();
+        let (mut subscriptions, wanted) = (HashMap::new(), Wanted::default());
         let mut pulls = JoinSet::new();
         bench.gossip(DigestVersion::default());
         let view = bench.view.borrow().clone();
-        puller.begin(&view, &mut subscriptions, &mut pulls);
+        puller.begin(&view, &wanted, &mut subscriptions, &mut pulls);
         let nobody = ClusterView::default();
-        puller.begin(&nobody, &mut subscriptions, &mut pulls);
+        puller.begin(&nobody, &wanted, &mut subscriptions, &mut pulls);
         assert_eq!(bench.digests.load().len(), 1);
         subscriptions.get_mut(&id("peer")).unwrap().seen -= KEPT_FOR;
-        puller.begin(&nobody, &mut subscriptions, &mut pulls);
+        puller.begin(&nobody, &wanted, &mut subscriptions, &mut pulls);
         assert!(bench.digests.load().is_empty() && subscriptions.is_empty());
     }
 

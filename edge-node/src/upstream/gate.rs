@@ -107,6 +107,13 @@ impl Gate {
         }
     }
 
+    /// The same, for who would rather not wait.
+    pub fn enter_at_once(&self, limits: Limits) -> Option<Place> {
+        let mut line = self.line();
+        line.places = limits.places;
+        line.enters().then(|| Place(self.clone()))
+    }
+
     /// How busy it is.
     pub fn traffic(&self) -> Traffic {
         let line = self.line();
@@ -270,6 +277,7 @@ mod tests {
         let wait = Duration::from_millis(20);
         let short = Limits { wait, ..LIMITS };
         assert_eq!(gate.enter(short).await.unwrap_err(), Refused::Late);
+        assert!(gate.enter_at_once(LIMITS).is_none());
         assert_eq!(gate.traffic(), traffic(1, 0));
         let none = Limits { queue: 0, ..LIMITS };
         assert_eq!(gate.enter(none).await.unwrap_err(), Refused::Full);
@@ -282,7 +290,10 @@ mod tests {
         let (called, mut next) = (waiting(&gate), waiting(&gate));
         drop(inside);
         drop(called);
+        // Nobody overtakes who waits.
+        assert!(gate.enter_at_once(LIMITS).is_none());
         assert!((&mut next).now_or_never().unwrap().is_ok());
+        assert!(gate.enter_at_once(LIMITS).is_some());
     }
 
     #[tokio::test]

@@ -13,6 +13,8 @@ use cluster::node::NodeId;
 use serde::Serialize;
 use tokio::time::Instant;
 
+use super::hedge::{self, Recent};
+
 /// First ejection: long enough to spare the requests of a moment, short enough for a hiccup.
 pub const EJECTED_MIN: Duration = Duration::from_secs(1);
 /// Longest ejection. A peer that is really gone leaves the view before.
@@ -27,6 +29,11 @@ const ERRORS_ALPHA: f64 = 0.3;
 const ERRORS_HALF_LIFE: Duration = Duration::from_secs(30);
 /// Weight of the newest round trip in its average (RFC 6298 §2 takes 1/8 for many more samples).
 const ROUND_TRIP_ALPHA: f64 = 0.2;
+/// One round trip counts for at most this many times the average: a stall is not a longer way, and a way
+/// that did become longer is believed after some more.
+const ROUND_TRIP_JUMP_MAX: f64 = 2.0;
+/// Weight of the newest transfer in the average rate.
+const RATE_ALPHA: f64 = 0.3;
 
 /// How a failure weighs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +69,9 @@ pub struct PeerHealth {
     probing_until: Option<Instant>,
     busy_until: Option<Instant>,
     round_trip: Option<(f64, Instant)>,
+    /// What the last answers took, in milliseconds.
+    answers: Recent,
+    bytes_per_s: Option<f64>,
     false_hits: u64,
     last_failure: Option<&'static str>,
 }
@@ -139,10 +149,28 @@ impl PeerHealth {
 
     /// A round trip took `ms` milliseconds.
     pub fn measured(&mut self, ms: f64, now: Instant) {
-        let average = self
-            .round_trip
-            .map_or(ms, |(old, _)| old + ROUND_TRIP_ALPHA * (ms - old));
+        self.answers.push(ms);
+        let average = self.round_trip.map_or(ms, |(old, _)| {
+            old + ROUND_TRIP_ALPHA * (ms.min(ROUND_TRIP_JUMP_MAX * old) - old)
+        });
         self.round_trip = Some((average, now));
+    }
+
+    /// A large object, or a part of one, came at this rate.
+    pub fn transferred(&mut self, bytes_per_s: f64) {
+        let average = self.bytes_per_s;
+        self.bytes_per_s =
+            Some(average.map_or(bytes_per_s, |old| old + RATE_ALPHA * (bytes_per_s - old)));
+    }
+
+    /// Average rate of what it sent, once there was something large.
+    pub fn bytes_per_s(&self) -> Option<f64> {
+        self.bytes_per_s
+    }
+
+    /// What its last answers took.
+    pub fn answers(&self) -> &Recent {
+        &self.answers
     }
 
     /// Average of failures, from 0 (none) to 1 (nothing works).
@@ -183,7 +211,11 @@ fn ejection(nth: u32) -> Duration {
 
 /// The health of every peer. As many entries as [`Health::retain`] lets stand.
 #[derive(Debug, Default)]
-pub struct Health(Mutex<HashMap<NodeId, PeerHealth>>);
+pub struct Health {
+    peers: Mutex<HashMap<NodeId, PeerHealth>>,
+    /// What the last answers of all peers took, in medians of the peer.
+    answers: Mutex<Recent>,
+}
 
 impl Health {
     /// What is known of `peer` now.
@@ -197,6 +229,23 @@ impl Health {
             Some(health) => change(health),
             None => change(peers.entry(peer.clone()).or_default()),
         })
+    }
+
+    /// An answer of `peer` took `ms` milliseconds, or that long already when nobody waited any more.
+    pub fn answered(&self, peer: &NodeId, ms: f64) {
+        let median = self.with(peer, |health| {
+            health.measured(ms, Instant::now());
+            health.answers.percentile(0.5)
+        });
+        if let Some(median) = median {
+            self.all_answers(|all| all.push(ms / median.max(1e-3)));
+        }
+    }
+
+    /// After which time an answer of `peer` is late; `None` while too little is known.
+    pub fn late_after(&self, peer: &NodeId) -> Option<Duration> {
+        let own = self.all(|peers| peers.get(peer).map(|health| health.answers.clone()))?;
+        self.all_answers(|all| hedge::delay(&own, all))
     }
 
     /// Forgets the peers that `keep` denies.
@@ -221,7 +270,11 @@ impl Health {
     }
 
     fn all<T>(&self, act: impl FnOnce(&mut HashMap<NodeId, PeerHealth>) -> T) -> T {
-        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        act(&mut self.peers.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn all_answers<T>(&self, act: impl FnOnce(&mut Recent) -> T) -> T {
+        act(&mut self.answers.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -324,6 +377,12 @@ mod tests {
         health.measured(10.0, now);
         health.measured(20.0, now);
         assert_eq!(health.round_trip_ms(), Some(12.0));
+        health.measured(1_000.0, now);
+        let after_stall = health.round_trip_ms().unwrap();
+        assert!((after_stall - 12.0 * 1.2).abs() < 1e-9, "{after_stall}");
+        health.transferred(1e6);
+        health.transferred(2e6);
+        assert_eq!(health.bytes_per_s(), Some(1.3e6));
     }
 
     #[test]

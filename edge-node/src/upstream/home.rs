@@ -382,6 +382,7 @@ mod tests {
             sites_version: 0,
             data_dir: PathBuf::new(),
             reach: HashMap::new(),
+            hedge: true,
             events,
         })
     }

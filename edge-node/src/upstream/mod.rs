@@ -1,10 +1,12 @@
 //! Everything this node asks of others: objects of peers and origins, digests, rankings, sites.
 //!
 //! [`Upstream`] is the one handle; in reading order, the modules behind it:
-//! [`origin`] where objects come from; [`gate`] how many at once; [`peer`] one question to one peer;
-//! [`select`] which peer to ask; [`home`] who
-//! fetches for others, and [`relayed`] what it says then; [`digest`] what peers hold; [`health`] how they have behaved;
-//! [`paying`] whether they are faster than the origin; [`ranking`] how far they are; [`control`] what the control plane says; [`pool`] the connections
+//! [`origin`] where objects come from, [`lane`] the shortest way there; [`gate`] how many at once;
+//! [`peer`] one question to one peer; [`select`] which peer to ask, [`hedge`] when to ask a second as well;
+//! [`many`] an object from many of them, [`schedule`] which pieces of whom; [`home`] who fetches for
+//! others, and [`relayed`] what it says then; [`digest`] what peers hold; [`health`] how they have behaved;
+//! [`paying`] whether they are faster than the origin; [`ranking`] how far they are, [`probe`] how that is found out; [`control`] what the control plane says;
+//! [`pool`] the connections
 //! under all of them, and [`plain`] those that need no HTTP client.
 //!
 //! **Invariant:** nothing here knows of the cache; it takes and gives HTTP messages, keys and
@@ -14,14 +16,19 @@ pub mod control;
 pub mod digest;
 pub mod gate;
 pub mod health;
+pub mod hedge;
 pub mod home;
+pub mod lane;
+pub mod many;
 pub mod origin;
 pub mod paying;
 pub mod peer;
 pub mod plain;
 pub mod pool;
+pub mod probe;
 pub mod ranking;
 pub mod relayed;
+pub mod schedule;
 #[cfg(test)]
 mod scripted;
 pub mod select;
@@ -30,6 +37,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fmt,
     path::PathBuf,
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -38,7 +46,10 @@ use arc_swap::ArcSwapOption;
 use cluster::{
     auth::Signer,
     clock::Clock,
+    coordinates::Coordinate,
+    digest::Digest,
     key::Key,
+    manifest::{Manifest, PIECE_BYTES},
     net::Net,
     node::{Load, NodeId, NodeInfo, ORIGINS_MAX, Phase, ROUND_TRIPS_MAX, Role},
     secret::ClusterSecret,
@@ -48,7 +59,11 @@ use cluster::{
 };
 use http::{HeaderMap, Request, Response};
 use serde::Serialize;
-use tokio::{sync::watch, task::JoinHandle, time::Instant};
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
 use tracing::{info, warn};
 
 use self::{
@@ -56,11 +71,17 @@ use self::{
     digest::{DigestPuller, Digests},
     gate::{Place, Refused, Traffic},
     health::{Health, Severity, Standing},
+    hedge::Budget,
+    home::Level,
+    lane::{Begun, Lane},
+    many::{Gathering, Spare},
     origin::{OriginBody, OriginError, Origins},
     paying::{Comparison, Decision, Order, Paying, Sample},
-    peer::{Asker, PeerError, PeerObject},
+    peer::{Asker, PeerError, PeerObject, PieceStream, Run},
     pool::{Body, Pool},
+    probe::Position,
     ranking::Placed,
+    schedule::FIRST_PIECES,
     select::{Candidate, Claim},
 };
 
@@ -73,6 +94,9 @@ pub trait Events: Send + Sync + 'static {
     fn peer_result(&self, peer: &NodeId, result: &'static str);
     /// A peer does not have what its digest claims.
     fn digest_false_hit(&self, peer: &NodeId);
+    /// A question was asked of a second peer as well, and `won`, `lost` or `failed`; or it was late and not
+    /// asked, `denied` by the budget.
+    fn hedged(&self, result: &'static str);
     /// A pull of a peer's digest has ended: `delta`, `snapshot` or `failed`.
     fn digest_pulled(&self, peer: &NodeId, result: &'static str);
     /// It was decided who is asked first for something of this site that peers claim to hold: `peers`,
@@ -100,6 +124,8 @@ pub struct UpstreamConfig {
     pub data_dir: PathBuf,
     /// Addresses of peer listeners, `host:port`, where they are not those in the view.
     pub reach: HashMap<NodeId, String>,
+    /// Whether a second holder is asked when the first is late.
+    pub hedge: bool,
     /// Counts.
     pub events: Arc<dyn Events>,
 }
@@ -116,11 +142,17 @@ struct Inner {
     planes: ControlPlanes,
     digests: Digests,
     health: Arc<Health>,
+    position: Position,
     ranking: Arc<ArcSwapOption<PeersAnswer>>,
     sites: watch::Sender<Option<Arc<SiteSet>>>,
     sites_version: u64,
     data_dir: PathBuf,
     reach: Arc<HashMap<NodeId, String>>,
+    /// `None`: no hedges.
+    hedges: Option<Mutex<Budget>>,
+    /// Average length of what peers had, up to a first answer's.
+    usual_bytes: Mutex<f64>,
+    spare: Spare,
     events: Arc<dyn Events>,
     /// Time to the origins of each site, in milliseconds. Sites that are gone leave with
     /// [`Upstream::origin_times`].
@@ -133,6 +165,8 @@ struct Inner {
 const ORIGIN_TIME_DRIFT: f64 = 0.03;
 /// Times are told in steps of this factor, or everybody's candidates for homes would change all the time.
 const ORIGIN_TIME_STEP: f64 = 1.25;
+/// Weight of the newest object in their average length.
+const USUAL_BYTES_ALPHA: f64 = 0.05;
 
 impl Upstream {
     /// Connects nothing yet.
@@ -147,6 +181,7 @@ impl Upstream {
             sites_version,
             data_dir,
             reach,
+            hedge,
             events,
         } = config;
         // Origins get connections of their own, so that their number says nothing of peers.
@@ -162,6 +197,7 @@ impl Upstream {
             planes: ControlPlanes::new(pool, &control_planes, secret),
             digests: Digests::default(),
             health: Arc::default(),
+            position: Position::default(),
             ranking: Arc::default(),
             sites: watch::Sender::new(None),
             me,
@@ -169,6 +205,9 @@ impl Upstream {
             sites_version,
             data_dir,
             reach: Arc::new(reach),
+            hedges: hedge.then(Mutex::default),
+            usual_bytes: Mutex::default(),
+            spare: Spare::default(),
             events,
             origin_times_ms: Mutex::default(),
             paying: Paying::default(),
@@ -180,7 +219,9 @@ impl Upstream {
         let inner = &*self.0;
         let mut tasks = Vec::new();
         if let Some(asker) = &inner.asker {
+            let ranked = self.0.clone();
             let puller = DigestPuller {
+                nearest: Arc::new(move || ranked.nearest()),
                 digests: inner.digests.clone(),
                 asker: asker.clone(),
                 me: inner.me.clone(),
@@ -190,6 +231,8 @@ impl Upstream {
                 events: inner.events.clone(),
             };
             tasks.push(("digests", tokio::spawn(puller.run())));
+            let probing = probe::probe(self.0.clone(), asker.clone());
+            tasks.push(("probe", tokio::spawn(probing)));
         }
         if inner.planes.any() {
             let (planes, me) = (inner.planes.clone(), inner.me.clone());
@@ -233,9 +276,17 @@ impl Upstream {
         let asked = Instant::now();
         let answered = self.0.origins.fetch(site, host, request, place).await;
         if answered.is_ok() {
-            self.0.origin_took(&site.name, asked.elapsed());
+            self.origin_took(&site.name, asked.elapsed());
         }
         answered
+    }
+
+    /// So long it took until an origin of `site` answered. In a cluster that decides who are the homes of its
+    /// objects.
+    pub fn origin_took(&self, site: &str, took: Duration) {
+        if self.0.asker.is_some() {
+            self.0.origin_took(site, took);
+        }
     }
 
     /// Times to the origins of sites that are `served`, to publish through gossip, in milliseconds. What is
@@ -272,6 +323,9 @@ impl Upstream {
 
     /// Notes what a fetch for `path` took.
     pub fn took(&self, site: &Site, path: &str, from: paying::From, sample: Sample) {
+        if !self.has_peers() {
+            return;
+        }
         self.0.paying.add(site, path, from, sample, Instant::now());
     }
 
@@ -316,6 +370,34 @@ impl Upstream {
         asker.offer(to, addr, key, about).await
     }
 
+    /// The way of plain exchanges with the site's origin; see [`Origins::lane`].
+    pub fn lane(&self, site: &Site) -> Option<Lane> {
+        self.0.origins.lane(site)
+    }
+
+    /// The answer to a request that was sent in the site's lane; see [`Origins::conclude`].
+    ///
+    /// # Errors
+    ///
+    /// There is none.
+    pub async fn conclude(
+        &self,
+        site: &Site,
+        request: Request<Body>,
+        begun: Begun,
+    ) -> Result<Response<OriginBody>, OriginError> {
+        self.0.origins.conclude(site, request, begun).await
+    }
+
+    /// Whether nobody but the origin is to be asked for `key` in a client's name: no digest claims it, and
+    /// this node is its home.
+    pub fn is_for_origin(&self, site: &Site, key: Key) -> bool {
+        let inner = &*self.0;
+        inner.asker.is_none()
+            || !inner.digests.load().values().any(|d| d.contains(key))
+                && self.way(site, key, Level::Client).is_empty()
+    }
+
     /// Who to ask for `key`, best first, by their digests: a local look, nobody is asked.
     pub fn holders(&self, key: Key) -> Vec<Candidate> {
         let inner = &*self.0;
@@ -325,10 +407,9 @@ impl Upstream {
             return Vec::new();
         }
         let now = Instant::now();
-        let placed = inner.placed();
+        let placed = inner.placed_among(&digests, key);
         let claims: Vec<Claim<'_>> = placed
             .iter()
-            .filter(|placed| claims(&placed.node.id))
             .map(|placed| {
                 let health = inner.health.of(&placed.node.id);
                 Claim {
@@ -336,46 +417,145 @@ impl Upstream {
                     addr: inner.address(&placed.node),
                     standing: health.standing(now),
                     errors: health.errors(now),
+                    bytes_per_s: health.bytes_per_s(),
                 }
             })
             .collect();
-        select::choose(&claims, &mut rand::rng())
+        select::choose(&claims, inner.usual_bytes(), &mut rand::rng())
     }
 
-    /// Asks one holder for `key`, from piece `from_piece` on. `fields` are the client's; of these, the
-    /// ones that tell of it stay here. A peer that fails, now or within its pieces, is ejected.
+    /// Asks the first of `candidates` for `key`, and when its answer is late the second as well: who
+    /// answers first counts. `fields` are the client's; of these, the ones that tell of it stay here. The
+    /// object comes with its first [`FIRST_PIECES`]; [`Upstream::gather`] gets the others.
     ///
-    /// When going on with another peer's object, compare the manifests: it may hold another version.
+    /// # Panics
     ///
-    /// # Errors
-    ///
-    /// Why it does not help.
-    pub async fn ask(
+    /// `candidates` is empty.
+    pub async fn ask_first(
+        &self,
+        candidates: &[Candidate],
+        key: Key,
+        fields: &HeaderMap,
+    ) -> Answered {
+        let answered = |by, asked, answer| Answered { answer, by, asked };
+        let (first, second) = (&candidates[0], candidates.get(1));
+        let asked = Instant::now();
+        let mut answer = pin!(self.ask(first, key, fields));
+        let Some((second, delay)) = second.zip(self.hedge_after(first)) else {
+            return answered(0, 1, answer.await);
+        };
+        tokio::select! {
+            biased;
+            answer = &mut answer => return answered(0, 1, answer),
+            () = sleep(delay) => {}
+        }
+        if !self.may_hedge() {
+            self.0.events.hedged("denied");
+            return answered(0, 1, answer.await);
+        }
+        let mut hedge = pin!(self.ask(second, key, fields));
+        let result = tokio::select! {
+            biased;
+            first = &mut answer => match first {
+                Ok(object) => answered(0, 2, Ok(object)),
+                Err(_) => answered(1, 2, hedge.await),
+            },
+            second = &mut hedge => match second {
+                Ok(object) => {
+                    // Its own lateness is all that the first is blamed for.
+                    let ms = asked.elapsed().as_secs_f64() * 1e3;
+                    self.0.health.answered(&first.id, ms);
+                    answered(1, 2, Ok(object))
+                }
+                Err(_) => answered(0, 2, answer.await),
+            },
+        };
+        self.0.events.hedged(match (&result.answer, result.by) {
+            (Ok(_), 0) => "lost",
+            (Ok(_), _) => "won",
+            (Err(_), _) => "failed",
+        });
+        result
+    }
+
+    fn hedge_after(&self, first: &Candidate) -> Option<Duration> {
+        let hedges = self.0.hedges.as_ref()?;
+        hedges.lock().unwrap_or_else(PoisonError::into_inner).earn();
+        self.0.health.late_after(&first.id)
+    }
+
+    fn may_hedge(&self) -> bool {
+        let hedges = self.0.hedges.as_ref();
+        hedges.is_some_and(|budget| {
+            budget
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .spend()
+        })
+    }
+
+    async fn ask(
         &self,
         candidate: &Candidate,
         key: Key,
         fields: &HeaderMap,
-        from_piece: u32,
     ) -> Result<PeerObject, PeerError> {
+        let (asker, question) = self.admitted(candidate)?;
+        let held = asker
+            .hold(&candidate.id, &candidate.addr, key, fields, 0..FIRST_PIECES)
+            .await;
+        let ((mut object, round_trip), question) = question.begun(held)?;
+        let ms = round_trip.as_secs_f64() * 1e3;
+        self.0.health.answered(&candidate.id, ms);
+        self.0.is_usual(object.manifest.length);
+        question.watch(&mut object.pieces);
+        Ok(object)
+    }
+
+    /// Asks one holder for just these pieces of `key`. A peer that fails, now or within them, is ejected.
+    async fn ask_pieces(
+        &self,
+        candidate: &Candidate,
+        key: Key,
+        fields: &HeaderMap,
+        run: Run,
+    ) -> Result<PieceStream, PeerError> {
+        let (asker, question) = self.admitted(candidate)?;
+        let sent = asker
+            .pieces(&candidate.id, &candidate.addr, key, fields, run)
+            .await;
+        let (mut pieces, question) = question.begun(sent)?;
+        question.watch(&mut pieces);
+        Ok(pieces)
+    }
+
+    /// The pieces of `manifest` from `from` on, in order, from all of `holders`; the first of these is
+    /// sending `under_way` already.
+    pub fn gather(
+        &self,
+        key: Key,
+        fields: &HeaderMap,
+        manifest: Arc<Manifest>,
+        from: u32,
+        under_way: Option<PieceStream>,
+        holders: Vec<Candidate>,
+    ) -> Gathering {
+        Gathering::new(
+            self.clone(),
+            key,
+            fields,
+            manifest,
+            from,
+            under_way,
+            holders,
+        )
+    }
+
+    /// A question that may go out.
+    fn admitted(&self, candidate: &Candidate) -> Result<(&Asker, Question), PeerError> {
         let peer = &candidate.id;
         let asker = self.0.asker.as_ref().ok_or(PeerError::Denied)?;
-        let question = self.0.question(peer)?;
-        match asker
-            .hold(peer, &candidate.addr, key, fields, from_piece)
-            .await
-        {
-            Ok((mut object, round_trip)) => {
-                self.0.measured(peer, round_trip);
-                object
-                    .pieces
-                    .report_to(Box::new(move |result| question.end(result)));
-                Ok(object)
-            }
-            Err(error) => {
-                question.end(Err(&error));
-                Err(error)
-            }
-        }
+        Ok((asker, self.0.question(peer)?))
     }
 
     /// Every other live edge, best first, and what this node thinks of it.
@@ -393,10 +573,20 @@ impl Upstream {
                 region: node.region.clone(),
                 peer_addr: inner.address(node).to_owned(),
                 phase: node.phase,
-                distance_km: placed.distance_km,
-                rtt_ms: placed.rtt_ms,
+                distance_km: placed.way.distance_km,
+                rtt_ms: placed.way.rtt_ms(),
                 load: node.load,
-                score: select::score(placed.cost_ms, node.load, standing, errors),
+                late_after_ms: inner
+                    .health
+                    .late_after(&node.id)
+                    .map(|late| late.as_secs_f64() * 1e3),
+                bytes_per_s: health.bytes_per_s(),
+                score: select::score(
+                    placed.cost_ms + select::transfer_ms(inner.usual_bytes(), health.bytes_per_s()),
+                    node.load,
+                    standing,
+                    errors,
+                ),
                 errors,
                 ejected: standing == Standing::Ejected,
                 standing,
@@ -411,7 +601,7 @@ impl Upstream {
                         bytes: digest.memory_bytes(),
                     })
                 }),
-                why: placed.explain(),
+                why: placed.way.explain(),
             }
         };
         inner.placed().into_iter().enumerate().map(report).collect()
@@ -420,6 +610,12 @@ impl Upstream {
     /// Round trips to publish through gossip, in milliseconds: the newest, as many as fit there.
     pub fn round_trips(&self) -> BTreeMap<NodeId, f64> {
         self.0.health.round_trips(ROUND_TRIPS_MAX)
+    }
+
+    /// Where this node stands by the round trips that it measured, to publish through gossip; `None`
+    /// until there is one.
+    pub fn coordinate(&self) -> Option<Coordinate> {
+        self.0.position.coordinate()
     }
 
     /// The newest site registry that a control plane gave; `None` until it gave one. Check nothing,
@@ -443,22 +639,43 @@ impl fmt::Debug for Upstream {
 }
 
 impl Inner {
+    /// Every other edge, in the order of ranks: for reports and now and then, not for every miss.
     fn placed(&self) -> Vec<Placed> {
         let view = self.view.borrow().clone();
-        let stranger;
-        let me = match view.node(&self.me) {
-            Some(me) => &**me,
-            None => {
-                stranger = NodeInfo::new(self.me.clone(), Role::Edge);
-                &stranger
-            }
-        };
         ranking::order(
             self.ranking.load().as_deref(),
-            me,
+            &self.myself(&view),
             &view,
             &self.health.round_trips(usize::MAX),
         )
+    }
+
+    /// The peers that claim `key`, in no order. What it costs does not grow with the cluster.
+    fn placed_among(&self, digests: &HashMap<NodeId, Arc<Digest>>, key: Key) -> Vec<Placed> {
+        let view = self.view.borrow().clone();
+        let (me, ranking) = (self.myself(&view), self.ranking.load());
+        let claiming = digests.iter().filter(|(_, digest)| digest.contains(key));
+        claiming
+            .filter_map(|(id, _)| view.node(id))
+            .map(|peer| {
+                let ranked = ranking::rank_of(ranking.as_deref(), &me.id, &peer.id);
+                let measured = self.health.of(&peer.id).round_trip_ms();
+                ranking::place(ranked, &me, peer, measured)
+            })
+            .collect()
+    }
+
+    /// This node, as it last described itself.
+    fn myself(&self, view: &ClusterView) -> Arc<NodeInfo> {
+        let stranger = || Arc::new(NodeInfo::new(self.me.clone(), Role::Edge));
+        view.node(&self.me).cloned().unwrap_or_else(stranger)
+    }
+
+    /// Every other edge, the nearest first.
+    fn nearest(&self) -> Vec<NodeId> {
+        let mut placed = self.placed();
+        placed.sort_by(|a, b| a.cost_ms.total_cmp(&b.cost_ms));
+        placed.into_iter().map(|p| p.node.id.clone()).collect()
     }
 
     fn question(self: &Arc<Self>, peer: &NodeId) -> Result<Question, PeerError> {
@@ -494,6 +711,35 @@ impl Inner {
     fn address<'a>(&'a self, node: &'a NodeInfo) -> &'a str {
         self.reach.get(&node.id).unwrap_or(&node.peer)
     }
+
+    /// What a first answer usually has.
+    fn usual_bytes(&self) -> f64 {
+        *self
+            .usual_bytes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_usual(&self, length: u64) {
+        let first = u64::from(FIRST_PIECES) * PIECE_BYTES as u64;
+        let length = length.min(first) as f64;
+        let mut usual = self
+            .usual_bytes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *usual += USUAL_BYTES_ALPHA * (length - *usual);
+    }
+}
+
+/// What came of asking for an object.
+#[derive(Debug)]
+pub struct Answered {
+    /// It, or why there is none.
+    pub answer: Result<PeerObject, PeerError>,
+    /// Which of the candidates that is from.
+    pub by: usize,
+    /// How many of them have been asked.
+    pub asked: usize,
 }
 
 /// A question that is under way. Dropped without an end, nobody waited for the answer.
@@ -504,6 +750,22 @@ struct Question {
 }
 
 impl Question {
+    /// The beginning of its answer, if there is one; else this was the end.
+    fn begun<T>(self, answer: Result<T, PeerError>) -> Result<(T, Self), PeerError> {
+        match answer {
+            Ok(answer) => Ok((answer, self)),
+            Err(error) => {
+                self.end(Err(&error));
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends as `pieces` do.
+    fn watch(self, pieces: &mut PieceStream) {
+        pieces.report_to(Box::new(move |result| self.end(result)));
+    }
+
     fn end(self, result: Result<(), &PeerError>) {
         self.end_as("hit", result);
     }
@@ -521,7 +783,7 @@ impl Question {
         let (before, after) = self.inner.health.with(peer, |health| {
             let before = health.standing(now);
             match result {
-                Ok(()) | Err(PeerError::Stale) => health.succeeded(now),
+                Ok(()) | Err(PeerError::Stale | PeerError::Other) => health.succeeded(now),
                 Err(PeerError::Miss) => health.missed(now),
                 Err(PeerError::Busy) => health.refused(now),
                 Err(error @ PeerError::Corrupt { .. }) => {
@@ -571,6 +833,10 @@ pub struct PeerReport {
     pub distance_km: Option<f64>,
     /// Round trip in milliseconds, once measured.
     pub rtt_ms: Option<f64>,
+    /// When its answer counts as late, in milliseconds, once there were enough.
+    pub late_after_ms: Option<f64>,
+    /// Its rate with large objects, once there were some.
+    pub bytes_per_s: Option<f64>,
     /// How busy it says it is.
     pub load: Load,
     /// Expected cost of asking it, in milliseconds.
@@ -606,8 +872,6 @@ pub struct DigestReport {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use bytes::Bytes;
     use cluster::{digest::Holdings, manifest::Manifest, net::SystemNet};
     use http_body_util::Full;
@@ -718,6 +982,7 @@ mod tests {
                 sites_version: 0,
                 data_dir: dir.path().to_owned(),
                 reach: HashMap::new(),
+                hedge: true,
                 events: events.clone(),
             });
             let tasks = upstream.spawn();
@@ -751,7 +1016,7 @@ mod tests {
             let candidate = self.upstream.holders(key()).remove(0);
             let asked = self
                 .upstream
-                .ask(&candidate, key(), &HeaderMap::new(), 0)
+                .ask(&candidate, key(), &HeaderMap::new())
                 .await;
             let mut pieces = asked?.pieces;
             let mut bytes = Vec::new();
@@ -829,8 +1094,8 @@ mod tests {
         let candidate = bench.upstream.holders(key()).remove(0);
         let fields = HeaderMap::new();
         let (one, two) = tokio::join!(
-            bench.upstream.ask(&candidate, key(), &fields, 0),
-            bench.upstream.ask(&candidate, key(), &fields, 0),
+            bench.upstream.ask(&candidate, key(), &fields),
+            bench.upstream.ask(&candidate, key(), &fields),
         );
         assert!(matches!(one, Err(PeerError::Connect(_))));
         assert_eq!(two.unwrap_err(), PeerError::Ejected);
@@ -873,7 +1138,7 @@ mod tests {
         drop(
             bench
                 .upstream
-                .ask(&candidate, key(), &HeaderMap::new(), 0)
+                .ask(&candidate, key(), &HeaderMap::new())
                 .await
                 .unwrap(),
         );
@@ -895,6 +1160,7 @@ mod tests {
             sites_version: 0,
             data_dir: PathBuf::new(),
             reach: HashMap::new(),
+            hedge: true,
             events,
         });
         assert!(upstream.spawn().is_empty());

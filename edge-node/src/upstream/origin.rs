@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use super::{
     Events,
     gate::{Gate, Limits, Place, Refused, Traffic},
+    lane::{Begun, Lane},
     pool::{
         Answer, Arriving, Body, Fault, Heard, Patience, Pool, Reuse, SendError, Silence, Withheld,
         body_fault, empty, in_full,
@@ -75,6 +76,11 @@ impl Origins {
     pub async fn enter(&self, site: &Site) -> Result<Place, Refused> {
         let gate = self.gate(&site.name);
         gate.enter(Limits::of(site)).await
+    }
+
+    /// The way of plain exchanges with the site's origin, if it has but one, for which they are.
+    pub fn lane(&self, site: &Site) -> Option<Lane> {
+        Lane::new(site, self.pool.kept().clone(), self.gate(&site.name))
     }
 
     /// How many requests the origins of each site have, and how many wait. What is known of sites that
@@ -201,6 +207,35 @@ impl Origins {
             origin: String::new(),
             detail: "the site has no origin".into(),
         }))
+    }
+
+    /// The answer to `request`, which was sent in the site's [lane](Self::lane), as [`Self::fetch`] gives
+    /// it.
+    ///
+    /// # Errors
+    ///
+    /// The origin's failure.
+    pub async fn conclude(
+        &self,
+        site: &Site,
+        request: Request<Body>,
+        begun: Begun,
+    ) -> Result<Response<OriginBody>, OriginError> {
+        let Begun {
+            plainly, by, place, ..
+        } = begun;
+        let origin = site.origins.first().map_or("", String::as_str);
+        let fail = |kind, detail| OriginError {
+            kind,
+            origin: origin.to_owned(),
+            detail,
+        };
+        let (parts, _) = request.into_parts();
+        match Pool::concluded(plainly, &parts, by).await {
+            Ok(response) => guarded(response, None, &parts.headers, place, site, origin)
+                .map_err(|detail| fail(Fault::Garbage, detail.to_owned())),
+            Err(SendError { fault, detail, .. }) => Err(fail(fault, detail)),
+        }
     }
 
     /// Asks one origin in a [plain exchange](super::plain); `None` if that is not for this request.

@@ -241,7 +241,7 @@ struct Classes {
     small: Balance,
     large: Balance,
     /// By extension, how often bodies were large lately, from 0 to 1.
-    large_share: HashMap<String, f64>,
+    large_share: HashMap<Extension, f64>,
 }
 
 impl Classes {
@@ -253,7 +253,7 @@ impl Classes {
     fn learn(&mut self, path: &str, is_large: bool) {
         let mut extension = extension(path);
         if !self.large_share.contains_key(&extension) && self.large_share.len() >= EXTENSIONS_MAX {
-            extension.clear();
+            extension = Extension::default();
         }
         let now = f64::from(u8::from(is_large));
         let share = self.large_share.entry(extension).or_insert(now);
@@ -269,14 +269,19 @@ impl Classes {
 }
 
 /// What the last segment of a path ends with, in lower case; files of one kind are mostly of one size.
-fn extension(path: &str) -> String {
+fn extension(path: &str) -> Extension {
     let file = path.rsplit('/').next().unwrap_or_default();
     let extension = file.rsplit_once('.').map_or("", |(_, extension)| extension);
-    if extension.len() > EXTENSION_BYTES_MAX {
-        return String::new();
+    let mut padded = Extension::default();
+    if let Some(start) = padded.get_mut(..extension.len()) {
+        start.copy_from_slice(extension.as_bytes());
     }
-    extension.to_ascii_lowercase()
+    padded.make_ascii_lowercase();
+    padded
 }
+
+/// With zeros behind it; nothing but zeros where there is none.
+type Extension = [u8; EXTENSION_BYTES_MAX];
 
 /// What is known of all sites.
 #[derive(Debug, Default)]

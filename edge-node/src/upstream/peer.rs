@@ -1,19 +1,23 @@
 //! One question to one peer: do you hold this object? The answer is its manifest and then its pieces,
 //! each verified before anybody sees it.
 //!
-//! On the wire: `GET /v1/hold/{key}` with the fields that select a variant and, to go on within a
-//! body, `cdn-from-piece: N`. Answered 200 with the age in `age` and `cdn-age-ms`, and a body of the
-//! manifest's length (u32, little-endian), the manifest, and the body's bytes from piece `N` on; or
-//! 404 with `cdn-answer: miss` or `stale`; or 429 or 503 when busy.
+//! On the wire: `GET /v1/hold/{key}` with the fields that select a variant and `cdn-pieces: A-B`, the
+//! first and the last piece wanted; all of them when absent. Answered 200 with the age in `age` and
+//! `cdn-age-ms`, and a body of the manifest's length (u32, little-endian), the manifest, and the bytes of
+//! those pieces that there are; or 404 with `cdn-answer: miss` or `stale`; or 429 or 503 when busy.
+//!
+//! Who has the manifest names what it wants: `cdn-pieces-hash`, the [`run_hash`] of those pieces. Then the
+//! answer is their bytes and nothing else, of whatever version they are and however old; or 404 with
+//! `cdn-answer: other` when the holder's pieces are not these.
 
-use std::{fmt, time::Duration};
+use std::{fmt, ops::Range, time::Duration};
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use cluster::{
     auth::Signer,
     clock::Clock,
     key::Key,
-    manifest::{MANIFEST_BYTES_MAX, Manifest, PieceHash},
+    manifest::{MANIFEST_BYTES_MAX, Manifest, PieceHash, run_hash},
     node::NodeId,
     wire,
 };
@@ -26,11 +30,13 @@ use super::{
     relayed,
 };
 
-/// Request: the first piece to send; 0 when absent.
-pub const FROM_PIECE_FIELD: &str = "cdn-from-piece";
+/// Request: the first and the last piece to send, `A-B`; all when absent.
+pub const PIECES_FIELD: &str = "cdn-pieces";
+/// Request: the hash of those pieces' hashes, in hexadecimal; then no manifest is sent.
+pub const PIECES_HASH_FIELD: &str = "cdn-pieces-hash";
 /// Answer: the object's current age in milliseconds, which `Age` tells in seconds only.
 pub const AGE_MS_FIELD: &str = "cdn-age-ms";
-/// Answer: `miss` or `stale`, with a 404.
+/// Answer: `miss`, `stale` or `other` with a 404, `busy` with a 503.
 pub const ANSWER_FIELD: &str = "cdn-answer";
 
 /// For a connection to a peer: more than a round trip around the globe, and loss on the way.
@@ -51,6 +57,9 @@ pub enum PeerError {
     /// It holds it, but would not serve it any more.
     #[error("holds it, but no longer fresh")]
     Stale,
+    /// It holds something else under that key.
+    #[error("holds another version")]
+    Other,
     /// It has too much to do.
     #[error("is busy")]
     Busy,
@@ -60,9 +69,12 @@ pub enum PeerError {
     /// No connection.
     #[error("cannot be reached: {0}")]
     Connect(String),
-    /// No answer, or no more bytes, in time.
+    /// No answer in time.
     #[error("does not answer in time")]
     Timeout,
+    /// It fell silent within its answer, or drips.
+    #[error("stalls within its answer")]
+    Stalled,
     /// It does not take us for a member of the cluster.
     #[error("refuses this node")]
     Denied,
@@ -87,10 +99,12 @@ impl PeerError {
         match self {
             Self::Miss => "miss",
             Self::Stale => "stale",
+            Self::Other => "other",
             Self::Busy => "busy",
             Self::Ejected => "ejected",
             Self::Connect(_) => "connect",
             Self::Timeout => "timeout",
+            Self::Stalled => "stalled",
             Self::Denied => "denied",
             Self::ClosedEarly => "closed_early",
             Self::Corrupt { .. } => "corrupt",
@@ -103,7 +117,8 @@ impl From<pool::SendError> for PeerError {
     fn from(error: pool::SendError) -> Self {
         match error.fault {
             Fault::Connect | Fault::ConnectTimeout | Fault::Tls => Self::Connect(error.to_string()),
-            Fault::HeadTimeout | Fault::BodyTimeout => Self::Timeout,
+            Fault::HeadTimeout => Self::Timeout,
+            Fault::BodyTimeout => Self::Stalled,
             Fault::ClosedEarly | Fault::RequestBody => Self::ClosedEarly,
             Fault::Garbage | Fault::TooLarge => Self::Garbage(error.to_string()),
         }
@@ -117,8 +132,46 @@ pub struct PeerObject {
     pub manifest: Manifest,
     /// How old it is at most: the age the peer gave, and the time its answer took (RFC 9111 §4.2.3).
     pub age: Duration,
-    /// Its bytes.
+    /// Its bytes, as far as they were asked for.
     pub pieces: PieceStream,
+}
+
+/// Pieces in a row of an object whose manifest is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    first: u32,
+    /// Hash and length of each, in order.
+    expected: Vec<(PieceHash, usize)>,
+}
+
+impl Run {
+    /// The pieces of `wanted` that `manifest` names.
+    pub fn of(manifest: &Manifest, wanted: Range<u32>) -> Self {
+        let hashes = manifest.pieces.iter().zip(0_u32..);
+        let hashes = hashes.skip(wanted.start as usize).take(wanted.len());
+        Self {
+            first: wanted.start,
+            expected: hashes
+                .map(|(hash, index)| (*hash, manifest.piece_length(index)))
+                .collect(),
+        }
+    }
+
+    fn hash(&self) -> PieceHash {
+        run_hash(self.expected.iter().map(|(hash, _)| hash))
+    }
+
+    /// As they come in `bytes`.
+    fn arriving(self, bytes: Frames) -> PieceStream {
+        let mut expected = self.expected;
+        expected.reverse();
+        PieceStream {
+            bytes,
+            expected,
+            next: self.first,
+            verdict: None,
+        }
+    }
 }
 
 /// Told once how it went with a peer's pieces; dropped untold when nobody waited for the end.
@@ -145,7 +198,7 @@ impl PieceStream {
         let (hash, length) = *self.expected.last()?;
         let piece = self.next;
         let taken = timeout(PIECE_TIMEOUT, self.bytes.take(length)).await;
-        let checked = taken.unwrap_or(Err(PeerError::Timeout)).and_then(|bytes| {
+        let checked = taken.unwrap_or(Err(PeerError::Stalled)).and_then(|bytes| {
             if blake3::hash(&bytes) == blake3::Hash::from_bytes(hash) {
                 Ok(bytes)
             } else {
@@ -170,6 +223,11 @@ impl PieceStream {
     /// The number of the piece that comes next.
     pub fn position(&self) -> u32 {
         self.next
+    }
+
+    /// The number behind the last piece that is to come.
+    pub fn end(&self) -> u32 {
+        self.next + u32::try_from(self.expected.len()).expect("a manifest bounds it")
     }
 
     /// Has `verdict` told how it goes; at once if there is nothing to come.
@@ -223,7 +281,7 @@ impl Frames {
                 return Ok(self.partial.split().freeze());
             }
             let frame = timeout(BETWEEN_BYTES_TIMEOUT, self.incoming.frame()).await;
-            self.frame = match frame.map_err(|_| PeerError::Timeout)? {
+            self.frame = match frame.map_err(|_| PeerError::Stalled)? {
                 None => return Err(PeerError::ClosedEarly),
                 Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
                 Some(Err(e)) if pool::body_fault(&e) == Fault::Garbage => {
@@ -297,9 +355,9 @@ impl Asker {
         }
     }
 
-    /// Asks `to`, which listens at `addr`, for the object `key` from piece `from_piece` on. Of
-    /// `fields`, those that tell of the client stay here ([`may_reach_peers`]). Also returns how long
-    /// the head of the answer took.
+    /// Asks `to`, which listens at `addr`, for the object `key`: its manifest, and those of the pieces in
+    /// `wanted` that there are. Of `fields`, those that tell of the client stay here
+    /// ([`may_reach_peers`]). Also returns how long the head of the answer took.
     ///
     /// # Errors
     ///
@@ -310,74 +368,98 @@ impl Asker {
         addr: &str,
         key: Key,
         fields: &HeaderMap,
-        from_piece: u32,
+        wanted: Range<u32>,
     ) -> Result<(PeerObject, Duration), PeerError> {
+        let asked = Instant::now();
+        let fields = selecting(fields, &wanted);
+        let (head, mut bytes, round_trip) = self.exchange(to, addr, key, fields).await?;
+        let age = age_of(&head).ok_or_else(|| PeerError::Garbage("no age".into()))?;
+        let manifest = timeout(HEAD_TIMEOUT, manifest(&mut bytes)).await;
+        let manifest = manifest.unwrap_or(Err(PeerError::Timeout))?;
+        let pieces = Run::of(&manifest, wanted).arriving(bytes);
+        let object = PeerObject {
+            manifest,
+            age: age + asked.elapsed(),
+            pieces,
+        };
+        Ok((object, round_trip))
+    }
+
+    /// Asks `to` for just these pieces of `key`.
+    ///
+    /// # Errors
+    ///
+    /// It does not have them, or failed before the first.
+    pub async fn pieces(
+        &self,
+        to: &NodeId,
+        addr: &str,
+        key: Key,
+        fields: &HeaderMap,
+        run: Run,
+    ) -> Result<PieceStream, PeerError> {
+        let count = u32::try_from(run.expected.len()).unwrap_or(u32::MAX);
+        let mut fields = selecting(fields, &(run.first..run.first.saturating_add(count)));
+        let hash = blake3::Hash::from_bytes(run.hash()).to_hex();
+        fields.insert(
+            PIECES_HASH_FIELD,
+            HeaderValue::from_str(&hash).expect("hexadecimal digits"),
+        );
+        let (_, bytes, _) = self.exchange(to, addr, key, fields).await?;
+        Ok(run.arriving(bytes))
+    }
+
+    /// One question and the beginning of its answer, if it is 200.
+    async fn exchange(
+        &self,
+        to: &NodeId,
+        addr: &str,
+        key: Key,
+        fields: HeaderMap,
+    ) -> Result<(HeaderMap, Frames, Duration), PeerError> {
         let path = format!("{}/{key}", wire::HOLD);
-        let mut selecting = HeaderMap::with_capacity(fields.len());
-        for (name, value) in fields.iter().filter(|(name, _)| may_reach_peers(name)) {
-            selecting.append(name, value.clone());
-        }
-        // So that it can tell others what is wanted.
-        selecting.extend(relayed::naming(fields));
-        if from_piece > 0 {
-            selecting.insert(FROM_PIECE_FIELD, from_piece.into());
-        }
         let patience = Patience {
             connect: CONNECT_TIMEOUT,
             head: HEAD_TIMEOUT,
         };
-        let asked = Instant::now();
         // A second attempt is signed anew: who did see the first would take it for a replay.
-        let request = || self.request(to, addr, &path, selecting.clone());
+        let request = || self.request(to, addr, &path, fields.clone());
         let Answer {
             response,
             round_trip,
             ..
         } = self.pool.ask(request, patience).await?;
         let (head, incoming) = response.into_parts();
-        match head.status {
-            StatusCode::OK => {}
-            StatusCode::NOT_FOUND => {
-                let stale = head
-                    .headers
-                    .get(ANSWER_FIELD)
-                    .is_some_and(|word| word == "stale");
-                return Err(if stale {
-                    PeerError::Stale
-                } else {
-                    PeerError::Miss
-                });
-            }
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+        let word = head.headers.get(ANSWER_FIELD).map(HeaderValue::as_bytes);
+        match (head.status, word) {
+            (StatusCode::OK, _) => {}
+            (StatusCode::NOT_FOUND, Some(b"stale")) => return Err(PeerError::Stale),
+            (StatusCode::NOT_FOUND, Some(b"other")) => return Err(PeerError::Other),
+            (StatusCode::NOT_FOUND, _) => return Err(PeerError::Miss),
+            (StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE, _) => {
                 return Err(PeerError::Busy);
             }
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(PeerError::Denied),
-            other => return Err(PeerError::Garbage(format!("status {other}"))),
+            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) => return Err(PeerError::Denied),
+            (other, _) => return Err(PeerError::Garbage(format!("status {other}"))),
         }
-        let age = age_of(&head.headers).ok_or_else(|| PeerError::Garbage("no age".into()))?;
-        let mut bytes = Frames::new(incoming);
-        let manifest = timeout(HEAD_TIMEOUT, manifest(&mut bytes)).await;
-        let manifest = manifest.unwrap_or(Err(PeerError::Timeout))?;
-        let mut expected: Vec<(PieceHash, usize)> = (from_piece..)
-            .zip(manifest.pieces.iter().skip(from_piece as usize))
-            .map(|(index, hash)| (*hash, manifest.piece_length(index)))
-            .collect();
-        expected.reverse();
-        let pieces = PieceStream {
-            bytes,
-            expected,
-            next: from_piece,
-            verdict: None,
-        };
-        Ok((
-            PeerObject {
-                manifest,
-                age: age + asked.elapsed(),
-                pieces,
-            },
-            round_trip,
-        ))
+        Ok((head.headers, Frames::new(incoming), round_trip))
     }
+}
+
+/// The fields of a question for the pieces of `wanted`.
+fn selecting(fields: &HeaderMap, wanted: &Range<u32>) -> HeaderMap {
+    let mut selecting = HeaderMap::with_capacity(fields.len() + 5);
+    for (name, value) in fields.iter().filter(|(name, _)| may_reach_peers(name)) {
+        selecting.append(name, value.clone());
+    }
+    // So that it can tell others what is wanted.
+    selecting.extend(relayed::naming(fields));
+    let pieces = format!("{}-{}", wanted.start, wanted.end.saturating_sub(1));
+    selecting.insert(
+        PIECES_FIELD,
+        HeaderValue::try_from(pieces).expect("digits and a dash"),
+    );
+    selecting
 }
 
 async fn manifest(bytes: &mut Frames) -> Result<Manifest, PeerError> {
@@ -417,6 +499,36 @@ pub fn may_reach_peers(name: &HeaderName) -> bool {
         && !PREFIXES
             .iter()
             .any(|prefix| name.as_str().starts_with(prefix))
+}
+
+/// What a question wants, as the serving side reads it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// Which pieces.
+    pub pieces: Range<u32>,
+    /// What they must be, from someone who has the manifest.
+    pub hash: Option<PieceHash>,
+}
+
+/// The serving side: what is asked for; `None` if that cannot be understood.
+pub fn asked_for(fields: &HeaderMap) -> Option<Asked> {
+    let text = |name: &str| match fields.get(name) {
+        Some(value) => value.to_str().ok().map(Some),
+        None => Some(None),
+    };
+    let pieces = match text(PIECES_FIELD)? {
+        Some(range) => {
+            let (first, last) = range.split_once('-')?;
+            let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
+            first..last.max(first).checked_add(1)?
+        }
+        None => 0..u32::MAX,
+    };
+    let hash = match text(PIECES_HASH_FIELD)? {
+        Some(hex) => Some(*blake3::Hash::from_hex(hex).ok()?.as_bytes()),
+        None => None,
+    };
+    Some(Asked { pieces, hash })
 }
 
 /// The serving side: what a body begins with, before the bytes of the pieces.
@@ -502,10 +614,12 @@ mod tests {
         answer
     }
 
-    async fn ask(peer: &Scripted, from_piece: u32) -> Result<PeerObject, PeerError> {
+    const ALL: Range<u32> = 0..u32::MAX;
+
+    async fn ask(peer: &Scripted) -> Result<PeerObject, PeerError> {
         let fields = HeaderMap::new();
         let held = asker()
-            .hold(&id("edge-2"), &peer.address(), Key(7), &fields, from_piece)
+            .hold(&id("edge-2"), &peer.address(), Key(7), &fields, ALL)
             .await;
         held.map(|(object, _)| object)
     }
@@ -564,7 +678,8 @@ mod tests {
             ("via", "1.1 me"),
             ("cdn-loop", "me"),
             ("cdn-node", "edge-9"),
-            ("cdn-from-piece", "1"),
+            ("cdn-pieces", "1-1"),
+            ("cdn-pieces-hash", "00"),
             ("host", "www.example.com"),
             ("connection", "close"),
         ] {
@@ -572,7 +687,7 @@ mod tests {
         }
         let asker = asker();
         let held = asker
-            .hold(&id("edge-2"), &peer.address(), Key(7), &fields, 0)
+            .hold(&id("edge-2"), &peer.address(), Key(7), &fields, 0..4)
             .await;
         let (object, _) = held.unwrap();
         assert_eq!(object.manifest, manifest);
@@ -596,38 +711,97 @@ mod tests {
             "cdn-mac",
             "cdn-node",
             "cdn-nonce",
+            "cdn-pieces",
             "cdn-time",
             "host",
             "x-variant",
         ];
         assert_eq!(names, expected);
         assert_eq!(seen["cdn-node"], "edge-1");
+        assert_eq!(seen["cdn-pieces"], "0-3");
         assert_eq!(seen["host"], peer.address());
     }
 
     #[tokio::test]
-    async fn a_body_can_be_taken_up_at_any_piece() {
+    async fn any_pieces_in_a_row_can_be_asked_for() {
         let (body, manifest) = object(2 * PIECE_BYTES + 5);
+        let slice = |pieces: &Range<u32>| {
+            let at = |piece: u32| (piece as usize * PIECE_BYTES).min(body.len());
+            body[at(pieces.start)..at(pieces.end)].to_vec()
+        };
         let peer = serving({
             let (body, manifest) = (body.clone(), manifest.clone());
             move |request: Request<Incoming>| {
-                let from = request.headers().get(FROM_PIECE_FIELD);
-                let from: usize = from.map_or(0, |n| n.to_str().unwrap().parse().unwrap());
-                let answer = answer(&manifest, &body[(from * PIECE_BYTES).min(body.len())..]);
+                let asked = asked_for(request.headers()).unwrap();
+                let at = |piece: u32| (piece as usize * PIECE_BYTES).min(body.len());
+                let bytes = &body[at(asked.pieces.start)..at(asked.pieces.end)];
+                let end = (asked.pieces.end as usize).min(3);
+                let answer = match asked.hash {
+                    None => answer(&manifest, bytes),
+                    Some(hash)
+                        if hash == run_hash(&manifest.pieces[asked.pieces.start as usize..end]) =>
+                    {
+                        Response::new(Full::from(bytes.to_vec()))
+                    }
+                    Some(_) => Response::builder()
+                        .status(404)
+                        .header(ANSWER_FIELD, "other")
+                        .body(Full::default())
+                        .unwrap(),
+                };
                 async move { answer }
             }
         })
         .await;
-        for from in 0..4 {
-            let object = ask(&peer, from).await.unwrap();
-            assert_eq!(object.pieces.position(), from);
+        let (asker, to, fields) = (asker(), id("edge-2"), HeaderMap::new());
+        for (first, end) in [(0, 1), (0, 2), (0, 4), (1, 2), (1, 3), (2, 3)] {
+            let wanted = first..end;
+            let held = asker
+                .hold(&to, &peer.address(), Key(7), &fields, wanted.clone())
+                .await;
+            let object = held.unwrap().0;
+            assert_eq!(object.manifest, manifest);
             let (pieces, error) = all(object.pieces).await;
-            let rest = &body[(from as usize * PIECE_BYTES).min(body.len())..];
-            assert!(
-                pieces.concat() == rest && error.is_none(),
-                "from {from}: {error:?}"
-            );
+            assert!(pieces.concat() == slice(&wanted) && error.is_none());
+
+            let run = Run::of(&manifest, wanted.clone());
+            let sent = asker
+                .pieces(&to, &peer.address(), Key(7), &fields, run)
+                .await;
+            let (pieces, error) = all(sent.unwrap()).await;
+            assert!(pieces.concat() == slice(&wanted) && error.is_none());
         }
+        let run = Run::of(&object(3 * PIECE_BYTES).1, 1..3);
+        let other = asker
+            .pieces(&to, &peer.address(), Key(7), &fields, run)
+            .await;
+        assert_eq!(other.map(drop).unwrap_err(), PeerError::Other);
+    }
+
+    #[test]
+    fn what_is_asked_for_can_be_understood_or_not() {
+        let asked = |pieces: Option<&str>, hash: Option<&str>| {
+            let mut fields = HeaderMap::new();
+            for (name, value) in [(PIECES_FIELD, pieces), (PIECES_HASH_FIELD, hash)] {
+                if let Some(value) = value {
+                    fields.insert(name, value.parse().unwrap());
+                }
+            }
+            asked_for(&fields)
+        };
+        let pieces = |text| asked(Some(text), None).map(|asked| asked.pieces);
+        assert_eq!(asked(None, None).unwrap().pieces, ALL);
+        assert_eq!(pieces("0-3"), Some(0..4));
+        assert_eq!(pieces("7-7"), Some(7..8));
+        for wrong in ["", "3", "-", "1-", "-1", "a-b", "0-4294967295", "-1-2"] {
+            assert_eq!(pieces(wrong), None, "{wrong:?}");
+        }
+        let hash = blake3::hash(b"");
+        assert_eq!(
+            asked(Some("0-0"), Some(&hash.to_hex())).unwrap().hash,
+            Some(*hash.as_bytes())
+        );
+        assert_eq!(asked(Some("0-0"), Some("0g")), None);
     }
 
     #[tokio::test]
@@ -654,7 +828,7 @@ mod tests {
                 }
             })
             .await;
-            let object = ask(&peer, 0).await.unwrap();
+            let object = ask(&peer).await.unwrap();
             assert_eq!(object.manifest, manifest);
             let (pieces, error) = all(object.pieces).await;
             assert!(
@@ -673,7 +847,7 @@ mod tests {
             async move { answer }
         })
         .await;
-        let (pieces, error) = all(ask(&peer, 0).await.unwrap().pieces).await;
+        let (pieces, error) = all(ask(&peer).await.unwrap().pieces).await;
         assert_eq!(
             (pieces.len(), error),
             (1, Some(PeerError::Corrupt { piece: 1 }))
@@ -688,7 +862,7 @@ mod tests {
             async move { answer }
         })
         .await;
-        let mut object = ask(&peer, 0).await.unwrap();
+        let mut object = ask(&peer).await.unwrap();
         let told = Arc::new(AtomicUsize::new(0));
         let counter = told.clone();
         object.pieces.report_to(Box::new(move |result| {
@@ -710,6 +884,7 @@ mod tests {
         for (says, label) in [
             (head("404 Not Found\r\ncdn-answer: miss"), "miss"),
             (head("404 Not Found\r\ncdn-answer: stale"), "stale"),
+            (head("404 Not Found\r\ncdn-answer: other"), "other"),
             (head("404 Not Found"), "miss"),
             (head("429 Too Many Requests"), "busy"),
             (head("503 Service Unavailable"), "busy"),
@@ -735,7 +910,7 @@ mod tests {
                 }
             })
             .await;
-            let told = match ask(&peer, 0).await {
+            let told = match ask(&peer).await {
                 Err(error) => error.label(),
                 Ok(object) => all(object.pieces)
                     .await
@@ -747,7 +922,7 @@ mod tests {
         let nobody = Scripted::refusing().await;
         let addr = nobody.strip_prefix("http://").unwrap();
         let error = asker()
-            .hold(&id("edge-2"), addr, Key(7), &HeaderMap::new(), 0)
+            .hold(&id("edge-2"), addr, Key(7), &HeaderMap::new(), ALL)
             .await
             .unwrap_err();
         assert_eq!(error.label(), "connect");
@@ -757,7 +932,7 @@ mod tests {
                 "not an address",
                 Key(7),
                 &HeaderMap::new(),
-                0,
+                ALL,
             )
             .await;
         assert_eq!(error.unwrap_err().label(), "connect");
@@ -778,7 +953,7 @@ mod tests {
                 }
             })
             .await;
-            match ask(&peer, 0).await {
+            match ask(&peer).await {
                 Err(error) => Some(error),
                 Ok(object) => all(object.pieces).await.1,
             }
@@ -791,7 +966,7 @@ mod tests {
         let timeout = Some(PeerError::Timeout);
         assert_eq!(
             [at_once, in_manifest, in_body],
-            [timeout.clone(), timeout.clone(), timeout]
+            [timeout.clone(), timeout, Some(PeerError::Stalled)]
         );
     }
 
@@ -819,7 +994,13 @@ mod tests {
         let asker = asker();
         for _ in 0..2 {
             let held = asker
-                .hold(&id("edge-2"), &peer.address(), Key(7), &HeaderMap::new(), 0)
+                .hold(
+                    &id("edge-2"),
+                    &peer.address(),
+                    Key(7),
+                    &HeaderMap::new(),
+                    ALL,
+                )
                 .await;
             assert_eq!(held.unwrap_err(), PeerError::Miss);
         }

@@ -111,11 +111,31 @@ struct Origin {
     skips: u32,
 }
 
-struct Idle {
+pub(super) struct Idle {
     stream: BoxStream,
-    out: Vec<u8>,
+    /// Room for the next request.
+    pub(super) out: Vec<u8>,
     since: Instant,
 }
+
+/// An answer that came whole, in the bytes it was read into.
+pub struct Seen<'a> {
+    /// Its status code.
+    pub status: u16,
+    /// Its body.
+    pub body: &'a [u8],
+    fields: &'a [httparse::Header<'a>],
+}
+
+impl<'a> Seen<'a> {
+    /// Names and values of its header fields, in order.
+    pub fn fields(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> + Clone {
+        self.fields.iter().map(|field| (field.name, field.value))
+    }
+}
+
+/// Takes an answer as it was read, if it is one for which no [`Response`] has to be made.
+pub type Take<'t> = &'t mut (dyn FnMut(&Seen<'_>) -> bool + Send);
 
 /// What came of an exchange.
 pub(super) enum Plainly {
@@ -220,6 +240,44 @@ impl Kept {
         self.origins().get_mut(authority)?.idle.pop()
     }
 
+    /// A connection that waits, if the next request to `authority` should be tried here; it may have been
+    /// closed meanwhile.
+    pub(super) fn take(&self, authority: &str) -> Option<Idle> {
+        let mut origins = self.origins();
+        let origin = origins.get_mut(authority).filter(|o| o.skips == 0)?;
+        let mut idle = origin.idle.pop()?;
+        idle.out.clear();
+        Some(idle)
+    }
+
+    /// Sends what was written into `idle`, and reads the answer; `None`: `take` has taken it.
+    pub(super) async fn ask(
+        self: &Arc<Self>,
+        authority: &str,
+        idle: Idle,
+        by: Instant,
+        sent: impl FnOnce(),
+        take: Take<'_>,
+    ) -> Option<Plainly> {
+        let Idle {
+            mut stream,
+            out,
+            since,
+        } = idle;
+        if since.elapsed() >= IDLE_TIMEOUT || !is_silent(&mut stream).await {
+            return Some(Plainly::Closed);
+        }
+        sent();
+        let exchange = Exchange {
+            kept: self,
+            authority,
+            stream,
+            out,
+            used: true,
+        };
+        exchange.exchanged(by, take).await
+    }
+
     fn with(&self, authority: &str, change: impl FnOnce(&mut Origin)) {
         let mut origins = self.origins();
         if let Some(origin) = origins.get_mut(authority) {
@@ -293,19 +351,25 @@ impl Exchange<'_> {
         }
         spelling.write(headers, &mut self.out);
         self.out.extend_from_slice(b"\r\n");
+        let plainly = self.exchanged(by, &mut |_| false).await;
+        plainly.expect("nobody has taken it")
+    }
+
+    /// Sends what is written, and reads the answer; `None`: `take` has taken it.
+    async fn exchanged(mut self, by: Instant, take: Take<'_>) -> Option<Plainly> {
         let mut read = Vec::new();
         let answered = timeout_at(by, async {
             self.send().await?;
-            self.receive(&mut read).await
+            self.receive(&mut read, take).await
         });
-        match answered.await {
+        Some(match answered.await {
             Ok(Ok(Received::Whole { response, keeps })) => {
                 if keeps {
                     let Self { stream, out, .. } = self;
                     let since = Instant::now();
                     self.kept.keep(self.authority, Idle { stream, out, since });
                 }
-                Plainly::Whole(response)
+                Plainly::Whole(response?)
             }
             Ok(Ok(Received::Odd)) => {
                 self.kept.skip(self.authority);
@@ -319,7 +383,7 @@ impl Exchange<'_> {
             }
             Ok(Err(error)) => Plainly::Failed(Failure::ClosedEarly, error.to_string()),
             Err(_) => Plainly::Failed(Failure::HeadTimeout, "no answer in time".to_owned()),
-        }
+        })
     }
 
     async fn send(&mut self) -> io::Result<()> {
@@ -338,10 +402,10 @@ impl Exchange<'_> {
     }
 
     /// Reads until it is known what the answer is; what was read of one that is not whole, in `before`.
-    async fn receive(&mut self, before: &mut Vec<u8>) -> io::Result<Received> {
+    async fn receive(&mut self, before: &mut Vec<u8>, take: Take<'_>) -> io::Result<Received> {
         let mut rest_by = None;
         loop {
-            let read = poll_fn(|context| self.poll_receive(context, before));
+            let read = poll_fn(|context| self.poll_receive(context, before, take));
             let read = match rest_by {
                 None => read.await?,
                 Some(by) => match timeout_at(by, read).await {
@@ -363,6 +427,7 @@ impl Exchange<'_> {
         &mut self,
         context: &mut Context<'_>,
         before: &mut Vec<u8>,
+        take: Take<'_>,
     ) -> Poll<io::Result<Read>> {
         let mut space = [const { MaybeUninit::uninit() }; READ_BYTES];
         let mut read = ReadBuf::uninit(&mut space);
@@ -373,7 +438,7 @@ impl Exchange<'_> {
             // Whatever is wrong, the HTTP client finds words for it.
             (true, false) => Read::Received(Received::Odd),
             (false, true) => {
-                let parsed = parse(read);
+                let parsed = parse(read, take);
                 if !matches!(parsed, Read::Received(Received::Whole { .. })) {
                     before.extend_from_slice(read);
                 }
@@ -381,7 +446,7 @@ impl Exchange<'_> {
             }
             (false, false) => {
                 before.extend_from_slice(read);
-                parse(before)
+                parse(before, take)
             }
         };
         Poll::Ready(Ok(received))
@@ -396,7 +461,8 @@ enum Read {
 
 enum Received {
     Whole {
-        response: Response<Bytes>,
+        /// `None`: it was [taken](Take).
+        response: Option<Response<Bytes>>,
         /// Whether the connection stays open behind it.
         keeps: bool,
     },
@@ -404,8 +470,8 @@ enum Received {
     Nothing,
 }
 
-/// What an answer that begins with `bytes` is.
-fn parse(bytes: &[u8]) -> Read {
+/// What an answer that begins with `bytes` is; `take` is offered one that is whole.
+fn parse(bytes: &[u8], take: Take<'_>) -> Read {
     const ODD: Read = Read::Received(Received::Odd);
     let mut space = [const { MaybeUninit::uninit() }; FIELDS_MAX];
     let mut answer = httparse::Response::new(&mut []);
@@ -449,10 +515,20 @@ fn parse(bytes: &[u8]) -> Read {
     }
     // What comes unasked behind an answer belongs to no request.
     keeps &= rest.len() == length;
-    match response(&bytes[..head_bytes], &answer, code, &rest[..length]) {
-        Some(response) => Read::Received(Received::Whole { response, keeps }),
-        None => ODD,
-    }
+    let (head, body) = (&bytes[..head_bytes], &rest[..length]);
+    let seen = Seen {
+        status: code,
+        body,
+        fields: &*answer.headers,
+    };
+    let response = match take(&seen) {
+        true => None,
+        false => match response(head, &answer, code, body) {
+            None => return ODD,
+            response => response,
+        },
+    };
+    Read::Received(Received::Whole { response, keeps })
 }
 
 /// A length in digits, and nothing else.
@@ -582,8 +658,8 @@ mod tests {
     };
 
     fn whole(bytes: &str) -> Option<(Response<Bytes>, bool)> {
-        match parse(bytes.as_bytes()) {
-            Read::Received(Received::Whole { response, keeps }) => Some((response, keeps)),
+        match parse(bytes.as_bytes(), &mut |_| false) {
+            Read::Received(Received::Whole { response, keeps }) => Some((response?, keeps)),
             _ => None,
         }
     }
@@ -637,6 +713,34 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_that_is_taken_needs_no_response() {
+        let said = "HTTP/1.1 200 OK\r\nX-A: 1\r\ncontent-length: 2\r\n\r\nhi";
+        let mut taken = Vec::new();
+        let mut take = |seen: &Seen<'_>| {
+            let (name, value) = seen.fields().next().unwrap();
+            taken.push((
+                seen.status,
+                name.to_owned(),
+                value.to_vec(),
+                seen.body.to_vec(),
+            ));
+            true
+        };
+        for length in [said.len() - 1, said.len()] {
+            let read = parse(&said.as_bytes()[..length], &mut take);
+            let is_taken = matches!(
+                read,
+                Read::Received(Received::Whole {
+                    response: None,
+                    keeps: true
+                })
+            );
+            assert_eq!(is_taken, length == said.len());
+        }
+        assert_eq!(taken, [(200, "X-A".into(), b"1".into(), b"hi".into())]);
+    }
+
+    #[test]
     fn what_is_not_plain_is_left_to_the_http_client() {
         for said in [
             "HTTP/1.0 200 OK\r\ncontent-length: 0\r\n\r\n",
@@ -655,18 +759,24 @@ mod tests {
             "HTTP/1.1 200 OK\r\nx : y\r\ncontent-length: 0\r\n\r\n",
             "220 mail.test ESMTP\r\n",
         ] {
-            let odd = matches!(parse(said.as_bytes()), Read::Received(Received::Odd));
+            let odd = matches!(
+                parse(said.as_bytes(), &mut |_| false),
+                Read::Received(Received::Odd)
+            );
             assert!(odd, "{said}");
         }
         let long = format!("HTTP/1.1 200 OK\r\nx: {}", "y".repeat(HEAD_BYTES_MAX));
         assert!(matches!(
-            parse(long.as_bytes()),
+            parse(long.as_bytes(), &mut |_| false),
             Read::Received(Received::Odd)
         ));
         let head = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n";
-        assert!(matches!(parse(&head.as_bytes()[..30]), Read::PartOfHead));
         assert!(matches!(
-            parse(format!("{head}four").as_bytes()),
+            parse(&head.as_bytes()[..30], &mut |_| false),
+            Read::PartOfHead
+        ));
+        assert!(matches!(
+            parse(format!("{head}four").as_bytes(), &mut |_| false),
             Read::PartOfBody
         ));
     }

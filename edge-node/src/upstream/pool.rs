@@ -455,7 +455,22 @@ impl Pool {
         };
         let by = Instant::now() + patience.head;
         let answer = exchange.get(target, &parts.headers, spelling, by).await;
-        Some(match answer {
+        Some(Self::concluded(answer, parts, by).await)
+    }
+
+    /// The answer that came of a plain exchange, or else comes until `by`.
+    pub(super) async fn concluded(
+        plainly: Plainly,
+        parts: &http::request::Parts,
+        by: Instant,
+    ) -> Result<Response<Arriving>, SendError> {
+        let failed = |fault, detail, reused| SendError {
+            fault,
+            detail,
+            reused,
+            body: None,
+        };
+        match plainly {
             Plainly::Whole(response) => Ok(response.map(Arriving::Whole)),
             Plainly::Odd(replayed) => {
                 let mut request = Request::new(empty());
@@ -467,14 +482,19 @@ impl Pool {
                     Ok(Ok(response)) => Ok(response.map(Arriving::Stream)),
                     Ok(Err(error)) => Err(failed(fault_of(Some(&error)), in_full(&error), false)),
                     Err(_) => {
-                        let detail = format!("no answer within {:?}", patience.head);
+                        let detail = "no answer in time".to_owned();
                         Err(failed(Fault::HeadTimeout, detail, false))
                     }
                 }
             }
             Plainly::Closed => Err(failed(Fault::ClosedEarly, "closed".to_owned(), true)),
             Plainly::Failed(failure, detail) => Err(failed(failure.into(), detail, false)),
-        })
+        }
+    }
+
+    /// Connections for plain exchanges.
+    pub(super) fn kept(&self) -> &Arc<Kept> {
+        &self.kept
     }
 
     /// Sends what `request` makes, a request that may be repeated, and makes and sends another over a
@@ -648,7 +668,7 @@ impl From<Failure> for Fault {
 }
 
 /// The authority of an origin over plain TCP that is no more than a host and perhaps a port.
-fn plain_authority(origin: &str) -> Option<&str> {
+pub(super) fn plain_authority(origin: &str) -> Option<&str> {
     let authority = origin.strip_prefix("http://")?;
     let authority = authority.strip_suffix('/').unwrap_or(authority);
     let is_other = |b: u8| matches!(b, b'/' | b'?' | b'#' | b'@');

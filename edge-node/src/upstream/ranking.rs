@@ -12,29 +12,14 @@ use std::{
 use arc_swap::ArcSwapOption;
 use cluster::{
     node::{NodeId, NodeInfo},
+    proximity::Way,
     view::ClusterView,
     wire::{self, PeersAnswer, RankedPeer},
 };
-use serde::Serialize;
 use tokio::{io::AsyncWriteExt as _, time::sleep};
 use tracing::{debug, info, warn};
 
 use super::control::{ControlPlanes, retry_after};
-
-/// Round trip per kilometre: light in fibre goes 200 km in a millisecond, there and back, on cables
-/// half as long again as the great circle.
-const MS_PER_KM: f64 = 1.5 * 2.0 / 200.0;
-/// Round trip over no distance at all.
-const NEAR_MS: f64 = 5.0;
-/// Expected within a region, when either place is unknown.
-const SAME_REGION_MS: f64 = 15.0;
-/// Expected between regions, when either place is unknown.
-const ELSEWHERE_MS: f64 = 150.0;
-/// Least round trip per kilometre that light in fibre allows. One measured below it says that a
-/// place is wrong, or simulated (many nodes on one machine); then the places decide.
-const LIGHT_MS_PER_KM: f64 = 2.0 / 200.0;
-/// Shortest round trip that is believed; a clock's grain must not make a peer free of cost.
-const RTT_MS_MIN: f64 = 0.1;
 
 /// Largest ranking: 10,000 peers of 400 bytes.
 const RANKING_BYTES_MAX: usize = 4 << 20;
@@ -43,49 +28,15 @@ const PULL_INTERVAL: (Duration, Duration) = (Duration::from_secs(2), Duration::f
 /// The last ranking, in the node's data directory.
 const FILE: &str = "peers.json";
 
-/// What the place of a peer rests on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Why {
-    /// A round trip that this node measured.
-    Measured,
-    /// A round trip that the peer measured, or the control plane knows of.
-    Reported,
-    /// The distance.
-    Distance,
-    /// The same region label, for want of anything better.
-    Region,
-    /// Nothing is known.
-    Unknown,
-}
-
 /// A peer, and how far it is.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Placed {
     /// The peer, as it last described itself.
     pub node: Arc<NodeInfo>,
-    /// Great-circle distance; `None` when either place is unknown.
-    pub distance_km: Option<f64>,
-    /// Round trip in milliseconds, once somebody measured it.
-    pub rtt_ms: Option<f64>,
+    /// What is known of the way there.
+    pub way: Way,
     /// Expected cost of a question in milliseconds, without load and failures.
     pub cost_ms: f64,
-    /// What that rests on.
-    pub why: Why,
-}
-
-impl Placed {
-    /// The reason in words, for people.
-    pub fn explain(&self) -> String {
-        match (self.why, self.rtt_ms, self.distance_km) {
-            (Why::Measured, Some(ms), Some(km)) => format!("{ms:.1} ms measured, {km:.0} km"),
-            (Why::Measured, Some(ms), None) => format!("{ms:.1} ms measured"),
-            (Why::Reported, Some(ms), _) => format!("{ms:.1} ms reported"),
-            (Why::Distance, _, Some(km)) => format!("{km:.0} km"),
-            (Why::Region, ..) => "same region".to_owned(),
-            _ => "nothing known of its place".to_owned(),
-        }
-    }
 }
 
 /// Every other edge of `view`, best first.
@@ -144,44 +95,34 @@ pub fn order(
     all
 }
 
-fn place(
+/// What `ranking` says of `peer`, if it is `me`'s.
+pub fn rank_of<'a>(
+    ranking: Option<&'a PeersAnswer>,
+    me: &NodeId,
+    peer: &NodeId,
+) -> Option<&'a RankedPeer> {
+    let ranking = ranking.filter(|ranking| ranking.node == *me)?;
+    ranking.peers.iter().find(|ranked| ranked.id == *peer)
+}
+
+/// Where `peer` stands, as `me` sees it; `measured` is this node's own round trip in milliseconds.
+pub fn place(
     ranked: Option<&RankedPeer>,
     me: &NodeInfo,
     peer: &Arc<NodeInfo>,
     measured: Option<f64>,
 ) -> Placed {
-    let reported = || {
-        peer.round_trips_ms
-            .get(&me.id)
-            .copied()
-            .or_else(|| ranked?.rtt_ms)
-    };
-    let between = || Some(me.location?.distance_km(peer.location?));
-    let distance_km = ranked.and_then(|r| r.distance_km).or_else(between);
-    let rtt_ms = measured.or_else(reported);
-    let same_region = !me.region.is_empty() && me.region == peer.region;
-    let (cost_ms, why) = match (rtt_ms, distance_km) {
-        (Some(rtt), km) => {
-            let why = if measured.is_some() {
-                Why::Measured
-            } else {
-                Why::Reported
-            };
-            (
-                rtt.max(RTT_MS_MIN).max(km.unwrap_or(0.0) * LIGHT_MS_PER_KM),
-                why,
-            )
-        }
-        (None, Some(km)) => (NEAR_MS + km * MS_PER_KM, Why::Distance),
-        (None, None) if same_region => (SAME_REGION_MS, Why::Region),
-        (None, None) => (ELSEWHERE_MS, Why::Unknown),
+    let known = Way::between(me, peer);
+    let way = Way {
+        measured_ms: measured,
+        reported_ms: known.reported_ms.or_else(|| ranked?.rtt_ms),
+        distance_km: ranked.and_then(|r| r.distance_km).or(known.distance_km),
+        ..known
     };
     Placed {
         node: peer.clone(),
-        distance_km,
-        rtt_ms,
-        cost_ms,
-        why,
+        cost_ms: way.cost().0,
+        way,
     }
 }
 
@@ -264,6 +205,7 @@ mod tests {
         geo::GeoPoint,
         net::SystemNet,
         node::{Load, Role},
+        proximity::Why,
     };
     use http::{Request, Response};
     use http_body_util::Full;
@@ -309,6 +251,7 @@ mod tests {
             rtt_ms: None,
             load: Load::default(),
             score: i as f64,
+            why: String::new(),
         });
         PeersAnswer {
             node: "me".parse().unwrap(),
@@ -327,12 +270,12 @@ mod tests {
         let (me, view) = cluster();
         let placed = order(None, &me, &view, &BTreeMap::new());
         assert_eq!(names(&placed), ["paris", "somewhere", "tokyo", "nowhere"]);
-        let why: Vec<Why> = placed.iter().map(|p| p.why).collect();
+        let why: Vec<Why> = placed.iter().map(|p| p.way.cost().1).collect();
         assert_eq!(
             why,
             [Why::Distance, Why::Region, Why::Distance, Why::Unknown]
         );
-        let km = placed[0].distance_km.unwrap();
+        let km = placed[0].way.distance_km.unwrap();
         assert!((450.0..500.0).contains(&km), "{km}");
     }
 
@@ -352,7 +295,7 @@ mod tests {
             "a poor path to the near one"
         );
         let tokyo = &placed[place("tokyo").unwrap()];
-        assert_eq!(tokyo.explain(), "110.0 ms measured, 9331 km");
+        assert_eq!(tokyo.way.explain(), "110.0 ms measured, 9331 km");
     }
 
     #[test]

@@ -49,6 +49,8 @@ pub const BEAT: Duration = Duration::from_secs(1);
 /// Largest frame: a head with all fields that an origin may send, and some room.
 const FRAME_BYTES_MAX: usize = 512 << 10;
 const FRAME_HEAD_BYTES: usize = 5;
+/// A frame of this length at most only says that the home is still there, or how it ended.
+pub const SIGN_BYTES_MAX: usize = 64;
 
 /// What a home is asked for.
 #[derive(Clone, Copy, Debug)]

@@ -137,6 +137,10 @@ impl Events for Counted {
         self.count(format!("{peer} false hit"));
     }
 
+    fn hedged(&self, result: &'static str) {
+        self.count(format!("hedge {result}"));
+    }
+
     fn digest_pulled(&self, peer: &NodeId, result: &'static str) {
         self.count(format!("{peer} digest {result}"));
     }

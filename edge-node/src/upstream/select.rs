@@ -1,25 +1,26 @@
 //! Which holder to ask, and why. Pure.
 
-use cluster::node::{Load, NodeId};
+use cluster::{
+    node::{Load, NodeId},
+    proximity::load_factor,
+};
 use rand::{Rng, RngExt as _};
 use serde::Serialize;
 
 use super::{health::Standing, ranking::Placed};
 
-/// Most holders asked before the origin is: the second covers a digest that was wrong or a peer
-/// that just died; a third would cost a client more than the origin does.
+/// Most holders asked for an object before the origin is: the second covers a digest that was wrong or a
+/// peer that just died; a third would cost a client more than the origin does.
 pub const HOLDERS_ASKED_MAX: usize = 2;
+/// Most holders that send pieces of one object: more would be waiting for each other's pieces.
+pub const HOLDERS_MAX: usize = 8;
 /// The choice is between this many at most.
 const NEAR_HOLDERS_MAX: usize = 4;
 /// And only between those that cost at most this much more than the best: choosing at random spreads
 /// load over equals, it must not send requests across an ocean that the neighbour could answer.
 const NEAR_FACTOR: f64 = 2.0;
-/// Requests under way that double a peer's cost.
-const IN_FLIGHT_DOUBLES: f64 = 200.0;
-/// Bytes per second that double a peer's cost: a gigabit's worth.
-const BYTES_PER_S_DOUBLES: f64 = 125e6;
-/// Bound on what load adds: beyond it a farther peer is better in any case.
-const LOAD_FACTOR_MAX: f64 = 9.0;
+/// And by no more than this many milliseconds: twice as far as the next continent is no equal.
+const NEAR_MS: f64 = 10.0;
 /// Where everything fails, the cost is this many times higher (plus one).
 const ERRORS_WEIGHT: f64 = 10.0;
 /// What it costs to have said lately that one is busy.
@@ -36,6 +37,8 @@ pub struct Candidate {
     pub addr: String,
     /// Expected cost in milliseconds, with load and errors; lower is better.
     pub score: f64,
+    /// Expected round trip in milliseconds.
+    pub round_trip_ms: f64,
     /// Why it has this score.
     pub why: String,
 }
@@ -51,34 +54,41 @@ pub struct Claim<'a> {
     pub standing: Standing,
     /// Average of its failures, 0 to 1.
     pub errors: f64,
+    /// Its rate with large objects, once there were some.
+    pub bytes_per_s: Option<f64>,
 }
 
-/// The expected cost in milliseconds of asking a peer: what its distance costs, times what its load
-/// and its failures add.
+/// Milliseconds that `bytes` take at a measured rate; none where nothing is measured, so that it will be.
+pub fn transfer_ms(bytes: f64, bytes_per_s: Option<f64>) -> f64 {
+    bytes_per_s.map_or(0.0, |rate| bytes / rate.max(1.0) * 1e3)
+}
+
+/// The expected cost in milliseconds of asking a peer: what its distance and its rate cost, times what its
+/// load and its failures add.
 pub fn score(cost_ms: f64, load: Load, standing: Standing, errors: f64) -> f64 {
-    let in_flight = f64::from(load.in_flight) / IN_FLIGHT_DOUBLES;
-    let bytes = load.bytes_per_s as f64 / BYTES_PER_S_DOUBLES;
     let busy = if standing == Standing::Busy {
         BUSY_FACTOR
     } else {
         1.0
     };
-    cost_ms
-        * (1.0 + in_flight.max(bytes).min(LOAD_FACTOR_MAX))
-        * (1.0 + ERRORS_WEIGHT * errors)
-        * busy
+    cost_ms * (1.0 + load_factor(load)) * (1.0 + ERRORS_WEIGHT * errors) * busy
 }
 
-/// The holders to ask one after the other, at most [`HOLDERS_ASKED_MAX`]: the better of two taken at
-/// random from the best few, then the best of the rest. Whoever does not serve or is ejected is
-/// not among them.
-pub fn choose(claims: &[Claim<'_>], rng: &mut impl Rng) -> Vec<Candidate> {
+/// The holders to ask one after the other, at most [`HOLDERS_MAX`]: the better of two taken at random from
+/// the best few, then the best of the rest. Whoever does not serve or is ejected is not among them.
+/// `bytes` is what an object usually has, or a first answer of it.
+pub fn choose(claims: &[Claim<'_>], bytes: f64, rng: &mut impl Rng) -> Vec<Candidate> {
     let mut ranked: Vec<(f64, &Claim<'_>)> = claims
         .iter()
         .filter(|c| c.standing != Standing::Ejected && c.placed.node.is_serving_edge())
         .map(|c| {
             (
-                score(c.placed.cost_ms, c.placed.node.load, c.standing, c.errors),
+                score(
+                    c.placed.cost_ms + transfer_ms(bytes, c.bytes_per_s),
+                    c.placed.node.load,
+                    c.standing,
+                    c.errors,
+                ),
                 c,
             )
         })
@@ -91,13 +101,13 @@ pub fn choose(claims: &[Claim<'_>], rng: &mut impl Rng) -> Vec<Candidate> {
         let near = ranked
             .iter()
             .take(NEAR_HOLDERS_MAX)
-            .filter(|(s, _)| *s <= best * NEAR_FACTOR)
+            .filter(|(s, _)| *s <= (best * NEAR_FACTOR).min(best + NEAR_MS))
             .count();
         // The lower index is the better one.
         let first = if near > 2 { two_of(near, rng) } else { 0 };
         ranked[..=first].rotate_right(1);
     }
-    let taken = ranked.into_iter().take(HOLDERS_ASKED_MAX);
+    let taken = ranked.into_iter().take(HOLDERS_MAX);
     taken
         .map(|(score, claim)| candidate(score, claim))
         .collect()
@@ -112,12 +122,15 @@ fn two_of(n: usize, rng: &mut impl Rng) -> usize {
 
 fn candidate(score: f64, claim: &Claim<'_>) -> Candidate {
     let node = &claim.placed.node;
-    let mut why = claim.placed.explain();
+    let mut why = claim.placed.way.explain();
     if node.load.in_flight > 0 {
         why.push_str(&format!(", {} requests under way", node.load.in_flight));
     }
     if claim.errors > 0.01 {
         why.push_str(&format!(", {:.0} % errors", claim.errors * 100.0));
+    }
+    if let Some(rate) = claim.bytes_per_s {
+        why.push_str(&format!(", {:.1} MB/s", rate / 1e6));
     }
     match claim.standing {
         Standing::Busy => why.push_str(", said it is busy"),
@@ -129,30 +142,37 @@ fn candidate(score: f64, claim: &Claim<'_>) -> Candidate {
         region: node.region.clone(),
         addr: claim.addr.to_owned(),
         score,
+        round_trip_ms: claim.placed.way.rtt_ms().unwrap_or(claim.placed.cost_ms),
         why,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, sync::Arc};
+    use std::{
+        collections::{BTreeMap, BTreeSet},
+        sync::Arc,
+    };
 
-    use cluster::node::{NodeInfo, Phase, Role};
+    use cluster::{
+        node::{NodeInfo, Phase, Role},
+        proximity::Way,
+    };
     use proptest::prelude::*;
     use rand::{SeedableRng as _, rngs::SmallRng};
 
     use super::*;
-    use crate::upstream::ranking::Why;
 
     fn placed(id: &str, cost_ms: f64) -> Placed {
         let mut node = NodeInfo::new(id.parse().unwrap(), Role::Edge);
         node.phase = Phase::Ready;
         Placed {
             node: Arc::new(node),
-            distance_km: None,
-            rtt_ms: Some(cost_ms),
+            way: Way {
+                measured_ms: Some(cost_ms),
+                ..Way::default()
+            },
             cost_ms,
-            why: Why::Measured,
         }
     }
 
@@ -162,11 +182,12 @@ mod tests {
             addr: "peer:7947",
             standing: Standing::Good,
             errors: 0.0,
+            bytes_per_s: None,
         }
     }
 
     fn names(claims: &[Claim<'_>], seed: u64) -> Vec<String> {
-        let chosen = choose(claims, &mut SmallRng::seed_from_u64(seed));
+        let chosen = choose(claims, 0.0, &mut SmallRng::seed_from_u64(seed));
         chosen.into_iter().map(|c| c.id.to_string()).collect()
     }
 
@@ -179,8 +200,26 @@ mod tests {
         );
         for seed in 0..50 {
             let chosen = names(&[claim(&farther), claim(&near), claim(&far)], seed);
-            assert_eq!(chosen, ["near", "far"]);
+            assert_eq!(chosen, ["near", "far", "farther"]);
         }
+    }
+
+    #[test]
+    fn a_measured_rate_counts_as_far_as_objects_are_large() {
+        let (near, far) = (placed("near", 5.0), placed("far", 20.0));
+        let slow = Claim {
+            bytes_per_s: Some(1e6),
+            ..claim(&near)
+        };
+        let quick = Claim {
+            bytes_per_s: Some(100e6),
+            ..claim(&far)
+        };
+        let claims = [slow, quick];
+        let first = |bytes| choose(&claims, bytes, &mut SmallRng::seed_from_u64(1)).remove(0);
+        assert_eq!(first(4e3).id.as_str(), "near");
+        assert_eq!(first(1e6).id.as_str(), "far");
+        assert_eq!(first(1e6).why, "20.0 ms measured, 100.0 MB/s");
     }
 
     #[test]
@@ -200,6 +239,27 @@ mod tests {
     }
 
     #[test]
+    fn only_equals_share_the_load() {
+        let peers =
+            [("a", 80.0), ("b", 89.0), ("c", 95.0), ("d", 150.0)].map(|(id, ms)| placed(id, ms));
+        let claims: Vec<Claim<'_>> = peers.iter().map(claim).collect();
+        for seed in 0..50 {
+            assert_eq!(
+                names(&claims, seed)[0],
+                "a",
+                "with two, the better one is taken"
+            );
+        }
+        let peers =
+            [("a", 80.0), ("b", 81.0), ("c", 89.0), ("d", 91.0)].map(|(id, ms)| placed(id, ms));
+        let claims: Vec<Claim<'_>> = peers.iter().map(claim).collect();
+        let first: BTreeSet<String> = (0..100)
+            .map(|seed| names(&claims, seed).remove(0))
+            .collect();
+        assert_eq!(first, ["a", "b"].map(String::from).into());
+    }
+
+    #[test]
     fn load_errors_and_refusals_move_a_peer_back() {
         let (plain, mut loaded) = (placed("plain", 15.0), placed("loaded", 10.0));
         Arc::get_mut(&mut loaded.node).unwrap().load.in_flight = 400;
@@ -214,13 +274,13 @@ mod tests {
             standing: Standing::Busy,
             ..claim(&shaky)
         };
-        let chosen = choose(&[busy, claim(&plain)], &mut SmallRng::seed_from_u64(1));
+        let chosen = choose(&[busy, claim(&plain)], 0.0, &mut SmallRng::seed_from_u64(1));
         assert_eq!(chosen[0].id.as_str(), "plain");
         assert_eq!(chosen[1].why, "10.0 ms measured, said it is busy");
     }
 
     proptest! {
-        /// Never more than two, never the same twice, never one that must not be asked, and always
+        /// Never too many, never the same twice, never one that must not be asked, and always
         /// somebody if there is anybody.
         #[test]
         fn the_chosen_may_all_be_asked(
@@ -240,9 +300,10 @@ mod tests {
                 .filter(|c| c.standing != Standing::Ejected && c.placed.node.phase == Phase::Ready);
             let askable: Vec<String> = askable.map(|c| c.placed.node.id.to_string()).collect();
             let chosen = names(&claims, seed);
-            prop_assert_eq!(chosen.len(), askable.len().min(HOLDERS_ASKED_MAX));
+            prop_assert_eq!(chosen.len(), askable.len().min(HOLDERS_MAX));
             prop_assert!(chosen.iter().all(|id| askable.contains(id)));
-            prop_assert!(chosen.len() < 2 || chosen[0] != chosen[1]);
+            let different: BTreeSet<_> = chosen.iter().collect();
+            prop_assert_eq!(different.len(), chosen.len());
         }
     }
 }

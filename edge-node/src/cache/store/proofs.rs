@@ -13,6 +13,11 @@ const PLACES_BITS: u32 = 17;
 /// An odd number near 2^64 divided by the golden ratio: neighbours land far apart.
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
+/// What tells a body from one that was damaged.
+pub fn crc(body: &[u8]) -> u32 {
+    crc32fast::hash(body)
+}
+
 pub(super) struct Proofs(Box<[AtomicU64]>);
 
 impl Proofs {
@@ -26,7 +31,7 @@ impl Proofs {
         let spread = (u64::from(at.segment) << 32 | u64::from(at.offset)).wrapping_mul(SPREAD);
         let place = &self.0[(spread >> (u64::BITS - PLACES_BITS)) as usize];
         // A place is told from others that share its slot by the low half, which the slot does not use.
-        let proof = spread << 32 | u64::from(crc32fast::hash(body));
+        let proof = spread << 32 | u64::from(crc(body));
         // The slots begin as proofs of a body with a CRC of 0 at the very first place: never taken.
         if proof != 0 && place.load(Relaxed) == proof {
             return true;

@@ -1,0 +1,353 @@
+//! Plain misses, led beneath hyper: what the client sent goes on as it came, and the origin's answer
+//! becomes what is stored and what the client gets, with one header map: that of what is stored.
+//!
+//! This is for a plain request ([`quick`]) for what is stored nowhere, to a site with one origin and one
+//! set of rules, and for an answer that is for everybody by what it says itself. Nothing is decided here
+//! that is not decided elsewhere: whatever needs more than this goes on along the whole journey, with the
+//! fill and the exchange that were begun.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use cluster::key::Key;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
+use tokio::{runtime::Handle, time::Instant};
+
+use super::{
+    InFlight, Proxy,
+    quick::{HEAD_BYTES_USUAL, Known, answered, write_field, write_head},
+    shedding::FillPlace,
+};
+use crate::{
+    cache::{
+        Filler,
+        entry::{Head, Provenance},
+        policy::{self, CacheControl, RequestFacts, Rules, validator},
+    },
+    deliver::cache_status::{CACHE_STATUS, CacheStatus, Fwd, Handled},
+    forward::{self, Hop, Onward},
+    metrics::Outcome,
+    serve::{
+        Connection,
+        quick::{self, Answer, Later, Plain},
+    },
+    upstream::{
+        home::Level,
+        lane::Ready,
+        paying::{self, Sample},
+        plain::Seen,
+    },
+};
+
+/// Fields of an answer with which it is not stored, or not handed out, as it came.
+const SPECIAL: [HeaderName; 13] = [
+    CACHE_STATUS,
+    HeaderName::from_static("http2-settings"),
+    HeaderName::from_static("proxy-authentication-info"),
+    HeaderName::from_static("proxy-connection"),
+    header::AGE,
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::SET_COOKIE,
+    header::TE,
+    header::TRAILER,
+    header::UPGRADE,
+    header::VARY,
+    header::VIA,
+];
+
+/// A plain miss that a request leads.
+struct Miss {
+    proxy: Proxy,
+    known: Arc<Known>,
+    connection: Arc<Connection>,
+    key: Key,
+    /// The request's head.
+    head: Bytes,
+    filler: Filler,
+    place: FillPlace,
+    started: Instant,
+}
+
+impl Proxy {
+    /// Begins to lead the fill for a request, if it is a plain miss. `hop` is what this node adds to
+    /// requests that go on ([`Proxy::hop_fields`]).
+    pub(super) fn lead(
+        &self,
+        known: &Arc<Known>,
+        key: Key,
+        request: &Plain<'_>,
+        hop: &[u8],
+        connection: &Arc<Connection>,
+    ) -> Option<Later> {
+        let lane = known.lane.as_ref()?;
+        let mut names = request.fields().map(|(name, _)| name);
+        if request.is_head
+            || !request.target.bytes().all(is_sound)
+            || names.any(|name| forward::onward(name) == Onward::Other)
+            || !self.shared.upstream.is_for_origin(&known.ruling.site, key)
+        {
+            return None;
+        }
+        let started = Instant::now();
+        let place = self.fill_place_at_once()?;
+        let filler = self.shared.cache.claim_absent(key, started)?;
+        filler.reaches(Level::Origin as u8);
+        let Some(mut ready) = lane.take() else {
+            drop(place);
+            let asked = self.asked_plainly(known, request, connection)?;
+            let answer = answered(self.clone(), connection.clone(), asked, Some(filler));
+            return Some(Box::pin(answer));
+        };
+        let host = lane.host().unwrap_or(&known.host);
+        write_onward(request, host, hop, ready.request());
+        let miss = Miss {
+            proxy: self.clone(),
+            known: known.clone(),
+            connection: connection.clone(),
+            key,
+            head: Bytes::copy_from_slice(request.head),
+            filler,
+            place,
+            started,
+        };
+        Some(Box::pin(Leading(Some(Box::pin(miss.lead(ready))))))
+    }
+
+    /// What this node adds to a client's requests that go on to the origin.
+    pub(super) fn hop_fields(&self, known: &Known, connection: &Connection) -> Vec<u8> {
+        let mut fields = HeaderMap::new();
+        let hop = Hop {
+            me: &self.shared.me,
+            client: connection.from.ip(),
+            host: &known.host,
+            version: Version::HTTP_11,
+        };
+        forward::add_hop(&mut fields, &hop);
+        let mut written = Vec::new();
+        for (name, value) in &fields {
+            write_field(name, &[value.as_bytes()], &mut written);
+        }
+        written
+    }
+
+    /// What is stored of an answer to a plain miss, if that is all of it, and it is for everybody.
+    fn storable(&self, rules: &Rules, seen: &Seen<'_>, asked_ms: u64) -> Option<(Head, Bytes)> {
+        let length = seen.body.len();
+        let fits = length as u64 <= rules.object_bytes_max && self.shared.cache.takes_whole(length);
+        if seen.status != StatusCode::OK || !fits {
+            return None;
+        }
+        let headers = stored_fields(seen, &rules.targets)?;
+        let facts = RequestFacts {
+            method: &Method::GET,
+            authorized: false,
+            cache_control: CacheControl::default(),
+        };
+        let status = StatusCode::OK;
+        let head = Head {
+            freshness: policy::storable(&facts, status, &headers, rules, asked_ms).ok()?,
+            status,
+            headers,
+            asked_ms,
+            selected_by: Vec::new(),
+            length: Some(length as u64),
+            part: None,
+            fetched_by: self.shared.me.clone(),
+            fetched_at: asked_ms,
+            as_of: 0,
+        };
+        Some((head, Bytes::copy_from_slice(seen.body)))
+    }
+
+    /// The head of the answer to the client that led the miss, as `deliver` would make it.
+    fn miss_head(&self, key: Key, head: &Head) -> Vec<u8> {
+        let mut out = Vec::with_capacity(HEAD_BYTES_USUAL);
+        write_head(head.status, &head.headers, &mut out);
+        if !head.headers.contains_key(header::ACCEPT_RANGES) {
+            write_field(&header::ACCEPT_RANGES, &[b"bytes"], &mut out);
+        }
+        let node = self.shared.me.as_str();
+        let status = CacheStatus {
+            node,
+            handled: Handled::Forwarded {
+                why: Fwd::UriMiss,
+                status: Some(head.status.as_u16()),
+                stored: true,
+                collapsed: false,
+            },
+            ttl_s: Some(head.freshness.ttl_s(head.asked_ms)),
+            key: Some(&key.to_string()),
+            detail: Some("origin"),
+        };
+        write_field(&CACHE_STATUS, &[status.text().as_bytes()], &mut out);
+        write_field(&header::VIA, &[b"1.1 ", node.as_bytes()], &mut out);
+        out.extend_from_slice(b"\r\n");
+        out
+    }
+}
+
+impl Miss {
+    async fn lead(self, ready: Ready) -> Option<Answer> {
+        let Self {
+            proxy,
+            known,
+            connection,
+            key,
+            head,
+            filler,
+            place,
+            started,
+        } = self;
+        let metrics = &proxy.shared.metrics;
+        let in_flight = InFlight::new(metrics);
+        let asked_ms = proxy.shared.clock.unix_ms();
+        let rules = known.ruling.usual();
+        let sent = || known.metrics.origin_requests.inc();
+        let mut stored = None;
+        let mut take = |seen: &Seen<'_>| {
+            stored = proxy.storable(rules, seen, asked_ms);
+            stored.is_some()
+        };
+        let asked = known.lane.as_ref()?.ask(ready, asked_ms, sent, &mut take);
+        let begun = asked.await.err().flatten();
+        let upstream = &proxy.shared.upstream;
+        upstream.origin_took(&known.ruling.site.name, started.elapsed());
+        if let Some((stored, body)) = stored {
+            let first = Sample {
+                first: started.elapsed(),
+                rest: Duration::ZERO,
+                bytes: body.len() as u64,
+            };
+            let (site, path) = (&known.ruling.site, path_of(&head));
+            upstream.took(site, path, paying::From::Origin, first);
+            let head = stored;
+            let answer = Answer {
+                head: proxy.miss_head(key, &head).into(),
+                body: quick::Body::Bytes(body.clone()),
+                counts: None,
+            };
+            filler.share_small(head, Provenance::Origin, body).await;
+            metrics.answered(Outcome::Miss, started.elapsed());
+            known.metrics.request(Outcome::Miss);
+            return Some(answer);
+        }
+        // Both are taken again, by what goes on with it.
+        drop((in_flight, place));
+        let asked = quick::again(&head, |request| {
+            let mut asked = proxy.asked_plainly(&known, request, &connection)?;
+            asked.begun = begun.into();
+            asked.started = started;
+            Some(asked)
+        })?;
+        // Seldom needed, and large.
+        Box::pin(answered(proxy.clone(), connection, asked, Some(filler))).await
+    }
+}
+
+/// A miss in the hands of the request that leads it; dropped with its client's connection, it goes on for
+/// others.
+struct Leading(Option<Later>);
+
+impl Future for Leading {
+    type Output = Option<Answer>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Answer>> {
+        let Some(miss) = &mut self.0 else {
+            return Poll::Ready(None);
+        };
+        let answer = ready!(miss.as_mut().poll(context));
+        self.0 = None;
+        Poll::Ready(answer)
+    }
+}
+
+impl Drop for Leading {
+    fn drop(&mut self) {
+        // Without a runtime the process is about to end.
+        if let (Some(miss), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
+            runtime.spawn(miss);
+        }
+    }
+}
+
+/// The path in a request's head.
+fn path_of(head: &[u8]) -> &str {
+    let target = head.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
+    let path = target.split(|byte| *byte == b'?').next();
+    std::str::from_utf8(path.unwrap_or_default()).unwrap_or_default()
+}
+
+/// Whether this may stand in a target that goes on without having been read: what RFC 3986 §2 has in
+/// paths and queries.
+fn is_sound(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@/?%".contains(&byte)
+}
+
+/// Writes a request as it goes on to the origin.
+fn write_onward(request: &Plain<'_>, host: &str, hop: &[u8], out: &mut Vec<u8>) {
+    for part in ["GET ", request.target, " HTTP/1.1\r\n"] {
+        out.extend_from_slice(part.as_bytes());
+    }
+    for (name, value) in request.fields() {
+        let value = match forward::onward(name) {
+            Onward::Same => value,
+            Onward::Host => host.as_bytes(),
+            Onward::Stays | Onward::Other => continue,
+        };
+        let colon: &[u8] = if value.is_empty() { b":" } else { b": " };
+        for part in [name.as_bytes(), colon, value, b"\r\n"] {
+            out.extend_from_slice(part);
+        }
+    }
+    out.extend_from_slice(hop);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// The fields of an answer as they are stored, dense; `None` if they are not stored as they came, but for
+/// what says that the connection stays open.
+fn stored_fields(seen: &Seen<'_>, targets: &[HeaderName]) -> Option<HeaderMap> {
+    let (mut count, mut length) = (0, 0);
+    for (_, value) in seen.fields() {
+        count += 1;
+        length += value.len();
+    }
+    let mut values = BytesMut::with_capacity(length);
+    let mut headers = HeaderMap::with_capacity(count);
+    for (name, value) in seen.fields() {
+        let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
+        if SPECIAL.contains(&name) || targets.contains(&name) {
+            return None;
+        }
+        if name == header::CONNECTION && value.eq_ignore_ascii_case(b"keep-alive")
+            || name == "keep-alive"
+        {
+            continue;
+        }
+        if name == header::CONNECTION || name == header::CACHE_CONTROL && names_fields(value) {
+            return None;
+        }
+        values.extend_from_slice(value);
+        let value = HeaderValue::from_maybe_shared(values.split().freeze()).ok()?;
+        headers.append(name, value);
+    }
+    validator::date_of(&headers, &header::DATE)?;
+    // A clone has no room for more fields, which is up to as much as the fields themselves take.
+    Some(match headers.capacity() > headers.len() {
+        true => headers.clone(),
+        false => headers,
+    })
+}
+
+/// Whether a `Cache-Control` may name fields that are not for everybody (RFC 9111 §5.2.2.4, §5.2.2.7).
+fn names_fields(value: &[u8]) -> bool {
+    ["no-cache", "private"].into_iter().any(|word| {
+        let mut windows = value.windows(word.len());
+        windows.any(|window| window.eq_ignore_ascii_case(word.as_bytes()))
+    })
+}
