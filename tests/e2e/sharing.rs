@@ -276,8 +276,9 @@ async fn what_is_hot_in_a_region_is_there_before_it_is_asked_for() {
     };
     holder.get("/hot").await.unwrap();
     stored(holder, "/hot").await;
-    heard_of(one, "edge-1", 1).await.unwrap();
-    heard_of(two, "edge-1", 1).await.unwrap();
+    for edge in [one, two, other] {
+        heard_of(edge, "edge-1", 1).await.unwrap();
+    }
     // At once, so that neither can ask the other.
     for answer in <[_; 2]>::from(tokio::join!(one.get("/hot"), two.get("/hot"))) {
         let answer = answer.unwrap();
