@@ -305,6 +305,7 @@ impl Edge {
 
         let mut listeners = JoinSet::new();
         let proxy = self.proxy;
+        let fills = proxy.clone();
         let shedding = metrics.clone();
         let limits = ConnectionLimits {
             closes_idle: Some(OnClosed::new(move || shedding.shed(Shed::IdleConnection))),
@@ -408,6 +409,8 @@ impl Edge {
         }
         stop.send_replace(true);
         while listeners.join_next().await.is_some() {}
+        // A client may have its last byte before that is committed.
+        fills.settle().await;
         work.shutdown().await;
         for (name, task) in background {
             task.abort();

@@ -2,9 +2,12 @@
 //! nobody waits, such as validations behind an answer that was stale; then new misses, and what passes
 //! through. What is stored is served as ever: a hit needs none of the places that are given here.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 
 use super::{Asked, Proxy};
 use crate::{
@@ -14,22 +17,29 @@ use crate::{
     upstream::gate::{Place, Refused},
 };
 
+/// At the end of this process, for fills whose clients have all they want: a body that has come whole is
+/// committed in far less, and one that has not is not waited for.
+const SETTLE_MAX: Duration = Duration::from_secs(1);
+
 /// The places of fills on this node.
 #[derive(Clone, Debug)]
 pub(super) struct Fills {
     places: Arc<Semaphore>,
-    most: usize,
+    most: u32,
 }
 
 impl Fills {
     pub(super) fn new(most: usize) -> Self {
-        let places = Arc::new(Semaphore::new(most));
-        Self { places, most }
+        let most = u32::try_from(most).unwrap_or(u32::MAX);
+        Self {
+            places: Arc::new(Semaphore::new(most as usize)),
+            most,
+        }
     }
 
     /// Whether there is room for what nobody has asked for: at least half of the places are free.
     pub(super) fn have_room(&self) -> bool {
-        self.places.available_permits() * 2 >= self.most
+        self.places.available_permits() * 2 >= self.most as usize
     }
 }
 
@@ -45,8 +55,15 @@ impl Proxy {
 
     /// The same, for who can do without.
     pub(super) fn fill_place_at_once(&self) -> Option<FillPlace> {
-        let places = &self.shared.fills.places;
-        places.clone().try_acquire_owned().ok()
+        self.shared.fills.places.clone().try_acquire_owned().ok()
+    }
+
+    /// Waits until no fill is under way, but not for long ([`SETTLE_MAX`]); none can begin any more.
+    pub async fn settle(&self) {
+        let Fills { places, most } = &self.shared.fills;
+        let all = timeout(SETTLE_MAX, places.acquire_many(*most)).await;
+        places.close();
+        drop(all);
     }
 
     /// A place at the site's origins, in turn.
