@@ -36,6 +36,11 @@ impl Fills {
             most,
         }
     }
+
+    /// Whether there is room for what nobody has asked for: at least half of the places are free.
+    pub(super) fn have_room(&self) -> bool {
+        self.places.available_permits() * 2 >= self.most as usize
+    }
 }
 
 /// The right to fill. Dropping it lets another fill begin.
