@@ -8,6 +8,7 @@
 //! - [`overload`]: more than a node or an origin may do at once;
 //! - [`leading`]: one edge, and misses over a connection that was kept;
 //! - [`sharing`]: several edges, and where the bytes come from;
+//! - [`warming`]: URLs fetched ahead of demand;
 //! - [`gathering`]: one object from many edges at once;
 //! - [`swarming`]: one object that many edges want at once, while it comes in;
 //! - [`homing`]: several edges, and how often the origin is asked;
@@ -52,6 +53,8 @@ mod sharing;
 mod storing;
 #[cfg(test)]
 mod swarming;
+#[cfg(test)]
+mod warming;
 
 use std::{
     path::{Path, PathBuf},

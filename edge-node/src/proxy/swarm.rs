@@ -301,9 +301,9 @@ mod tests {
         let mut given = vec![0; fellows];
         for piece in pieces {
             let holder = sharing.holder(piece, &id(piece as usize % fellows));
-            for number in 0..fellows {
+            for (number, given) in given.iter_mut().enumerate() {
                 assert_eq!(sharing.holder(piece, &id(number)), holder);
-                given[number] += usize::from(id(number) == holder);
+                *given += usize::from(id(number) == holder);
             }
         }
         given
