@@ -164,8 +164,6 @@ impl Proxy {
                 length,
                 member,
             }) = &shared_out
-                // The first goes to everybody block by block: its first byte does not wait for a piece.
-                && total > 0
                 && total % PIECE_BYTES as u64 == 0
                 && total < *length
                 && let Ok(piece) = u32::try_from(total / PIECE_BYTES as u64)
