@@ -7,8 +7,8 @@
 //!
 //! **What an operator can rely on.** Peers come first until both have been measured, and as long as they do
 //! not make requests slower. Sparing the origin is worth something in itself where a site says so: with a
-//! `shield`, peers come first unless they are slower by more than a factor ([`patience`]). Where the origin
-//! comes first, peers are asked when it fails.
+//! `shield`, peers come first unless they are slower by more than a factor ([`patience`]), and the origin is
+//! not asked only to see what it takes. Where the origin comes first, peers are asked when it fails.
 
 use std::{
     collections::HashMap,
@@ -40,6 +40,8 @@ const ALPHA: f64 = 0.1;
 const MARGIN: f64 = 1.1;
 /// And by how many milliseconds: what nobody notices is not worth a request to the origin.
 const MARGIN_MS: f64 = 1.0;
+/// The same where the origin is to be spared.
+const SHIELD_MARGIN_MS: f64 = 10.0;
 /// How much slower than the origin peers may be for the sake of an origin that a site shields, in its
 /// region or in the whole cluster.
 pub const SHIELD_REGION_PATIENCE: f64 = 2.0;
@@ -204,7 +206,9 @@ impl Balance {
             Order::PeersFirst => &self.origin,
             Order::OriginFirst => &self.peers,
         };
-        let is_trial = self.since_trial >= TRY_EVERY && !other.is_fresh(now);
+        // An origin that is to be spared is not asked only to see what it takes: misses tell that.
+        let may_try = order == Order::OriginFirst || patience <= 1.0;
+        let is_trial = may_try && self.since_trial >= TRY_EVERY && !other.is_fresh(now);
         if is_trial {
             self.since_trial = 0;
         }
@@ -220,10 +224,15 @@ impl Balance {
             return Order::PeersFirst;
         };
         let bearable = origin * patience;
+        let margin_ms = if patience > 1.0 {
+            SHIELD_MARGIN_MS
+        } else {
+            MARGIN_MS
+        };
         match self.order {
             Some(Order::OriginFirst) if peers > bearable / MARGIN => Order::OriginFirst,
             Some(Order::OriginFirst) => Order::PeersFirst,
-            _ if peers > bearable * MARGIN + MARGIN_MS => Order::OriginFirst,
+            _ if peers > bearable * MARGIN + margin_ms => Order::OriginFirst,
             _ => Order::PeersFirst,
         }
     }
@@ -438,7 +447,9 @@ mod tests {
             (20, 0.9, 0.2, none, PeersFirst),
             // A shield bears more, but not everything.
             (20, 95.0, 50.0, region, PeersFirst),
-            (20, 120.0, 50.0, region, OriginFirst),
+            (20, 120.0, 50.0, region, PeersFirst),
+            (20, 125.0, 50.0, region, OriginFirst),
+            (20, 9.0, 0.4, region, PeersFirst),
             (20, 190.0, 50.0, cluster, PeersFirst),
             (20, 240.0, 50.0, cluster, OriginFirst),
         ] {
@@ -517,6 +528,20 @@ mod tests {
         }
         let known = paying.sites()["www"].large_share.len();
         assert!(known <= EXTENSIONS_MAX + 1, "{known}");
+    }
+
+    #[test]
+    fn an_origin_that_is_to_be_spared_is_not_tried() {
+        for (shield, expected) in [(Shield::None, 4), (Shield::Region, 0), (Shield::Cluster, 0)] {
+            let (mut balance, mut now) = (Balance::default(), Instant::now());
+            let mut trials = 0;
+            for _ in 0..4 * TRY_EVERY {
+                now += MS * 100;
+                balance.add(From::Peer, small(20.0), now);
+                trials += u32::from(balance.decide(patience(shield), now).is_trial);
+            }
+            assert_eq!(trials, expected, "{shield:?}");
+        }
     }
 
     proptest! {
