@@ -37,7 +37,7 @@ use crate::{
         origin::{OriginBody, OriginError},
         peer::PeerObject,
         pool::{self, Fault},
-        select::{Candidate, HOLDERS_ASKED_MAX},
+        select::{Candidate, HOLDERS_ASKED_BY_HOME_MAX, HOLDERS_ASKED_MAX},
     },
 };
 
@@ -153,8 +153,8 @@ impl Proxy {
             part => (None, part),
         };
         let mut filler = filler;
-        // Who asks as a node has looked at its own digests.
-        if stale.is_none() && asked.level == Level::Client {
+        // A home has other digests than who asks it.
+        if stale.is_none() {
             filler = match self.fill_from_peers(filler, asked).await {
                 Ok(()) => return,
                 Err(filler) => filler,
@@ -520,9 +520,13 @@ impl Proxy {
     /// Asks the holders, best first. Gives the filler back when none of them could help.
     async fn fill_from_peers(&self, filler: Filler, asked: &Asked) -> Result<(), Filler> {
         let candidates = self.shared.upstream.holders(asked.key);
+        let most = candidates.len().min(match asked.level {
+            Level::Client => HOLDERS_ASKED_MAX,
+            _ => HOLDERS_ASKED_BY_HOME_MAX,
+        });
         let mut tried = 0;
-        while tried < candidates.len().min(HOLDERS_ASKED_MAX) {
-            let left = &candidates[tried..];
+        while tried < most {
+            let left = &candidates[tried..most];
             let upstream = &self.shared.upstream;
             // Most fills ask no peer, and should not be as large as those that do.
             let answered = Box::pin(upstream.ask_first(left, asked.key, &asked.headers)).await;

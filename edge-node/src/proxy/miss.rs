@@ -210,8 +210,6 @@ impl Miss {
         };
         let asked = known.lane.as_ref()?.ask(ready, asked_ms, sent, &mut take);
         let begun = asked.await.err().flatten();
-        let upstream = &proxy.shared.upstream;
-        upstream.origin_took(&known.ruling.site.name, started.elapsed());
         if let Some((head, body)) = stored {
             let answer = Answer {
                 head: proxy.miss_head(key, &head).into(),
