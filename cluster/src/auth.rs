@@ -3,8 +3,9 @@
 //!
 //! A request carries its sender, the time, a nonce and a MAC (keyed BLAKE3) over these, its
 //! audience, its method and its path with the query. The receiver refuses what is older or newer
-//! than [`TIME_WINDOW`], what is meant for somebody else, and what it has accepted before. Bodies
-//! are not covered: requests between nodes have none.
+//! than [`TIME_WINDOW`], what is meant for somebody else, and what it has accepted before. Of a body,
+//! where a request has one, the query carries the hash ([`body_parameter`]): so it is covered as well,
+//! and who has no secret is sent away before its body is read.
 
 use std::{
     collections::HashSet,
@@ -217,6 +218,11 @@ impl Said<'_> {
             ],
         )
     }
+}
+
+/// The query of a request with this body.
+pub fn body_parameter(body: &[u8]) -> String {
+    format!("body={}", blake3::hash(body).to_hex())
 }
 
 /// The MAC, in hex, of a document that the control plane answers with at `path`.

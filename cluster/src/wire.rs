@@ -1,6 +1,8 @@
 //! Paths, header fields and bodies that nodes exchange over HTTP. The control plane and the edges
 //! know each other only through this file.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -12,8 +14,22 @@ use crate::{
 pub const HOLD: &str = "/v1/hold";
 /// Peer listener: `GET {FILL}/{key}` asks the home of a key for an object, which it fetches if need be.
 pub const FILL: &str = "/v1/fill";
+/// Peer listener: `GET {OFFER}/{key}` tells that an object is wanted in the node's region; it may fetch it.
+pub const OFFER: &str = "/v1/offer";
 /// Peer listener: `GET {DIGEST}?since=epoch,seq` asks for what changed in the digest.
 pub const DIGEST: &str = "/v1/digest";
+/// Peer listener: `POST {WARM}?body={hash}` with a [`WarmBatch`] asks a node to fetch URLs ahead of
+/// demand; answered with a line of JSON for each, a [`WarmStep`], as they come in, and empty lines
+/// as signs of life. Control plane: the jobs that do so.
+pub const WARM: &str = "/v1/warm";
+/// Most URLs in one batch.
+pub const WARM_BATCH_MAX: usize = 256;
+/// Longest URL in a batch, in bytes: what an edge takes from a client at least.
+pub const WARM_URL_BYTES_MAX: usize = 8 << 10;
+/// Most bytes of a batch: as many URLs of the greatest length, and what JSON puts around them.
+pub const WARM_BATCH_BYTES_MAX: usize = WARM_BATCH_MAX * (WARM_URL_BYTES_MAX + 16) + 1024;
+/// Longest silence in the answer to a batch, in seconds; a sign of life comes three times as often.
+pub const WARM_SILENCE_MAX_S: u64 = 15;
 /// Peer listener: `GET {PING}` is answered by 204 at once: how long that takes is the round trip.
 pub const PING: &str = "/v1/ping";
 /// Control plane: the site registry.
@@ -150,6 +166,168 @@ pub struct Place {
 
 /// The answer to `GET /v1/sites`.
 pub type SitesAnswer = SiteSet;
+
+/// URLs to fetch ahead of demand, all of one site.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WarmBatch {
+    /// The site's name.
+    pub site: String,
+    /// Absolute URLs; at most [`WARM_BATCH_MAX`].
+    pub urls: Vec<String>,
+}
+
+/// What came of one URL of a batch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmStep {
+    /// Its place in the batch, from 0 on.
+    pub url: usize,
+    /// What came of it.
+    #[serde(flatten)]
+    pub result: WarmResult,
+}
+
+/// What came of one URL on one node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WarmResult {
+    /// The node holds it, fresh.
+    Held {
+        /// Where it came from.
+        from: WarmSource,
+        /// How long its body is.
+        bytes: u64,
+    },
+    /// It does not.
+    Failed {
+        /// Why, in words.
+        reason: String,
+    },
+}
+
+/// Where what a node was to fetch came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WarmSource {
+    /// It was there already.
+    Stored,
+    /// Another edge, which held it.
+    Peer,
+    /// The home of its key, which fetched it.
+    Home,
+    /// The origin.
+    Origin,
+}
+
+impl WarmSource {
+    /// Its name, as in JSON.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Stored => "stored",
+            Self::Peer => "peer",
+            Self::Home => "home",
+            Self::Origin => "origin",
+        }
+    }
+}
+
+/// The body of `POST /v1/warm`: what to fetch ahead of demand, and where.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WarmRequest {
+    /// The site's name.
+    pub site: String,
+    /// URLs of the site, or paths on its first host.
+    pub urls: Vec<String>,
+    /// The same, one a line; empty lines and those that begin with `#` say nothing.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub list: String,
+    /// The edges that shall have them; with no `regions` either, all of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub nodes: Vec<NodeId>,
+    /// The regions whose edges shall have them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub regions: Vec<String>,
+}
+
+/// The answer to `GET /v1/warm`: the newest job first, and without what failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmList {
+    /// The jobs.
+    pub jobs: Vec<WarmStatus>,
+}
+
+/// The answer to `GET /v1/warm/{id}`: how far a job is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmStatus {
+    /// Its name.
+    pub id: String,
+    /// The site.
+    pub site: String,
+    /// How it stands.
+    pub state: WarmState,
+    /// How many URLs there are, each of them for every node.
+    pub urls: usize,
+    /// When it was taken, in Unix milliseconds.
+    pub taken_at: u64,
+    /// When it is given up, in Unix milliseconds.
+    pub expires_at: u64,
+    /// How far each node is.
+    pub nodes: Vec<WarmNode>,
+}
+
+/// How a job stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WarmState {
+    /// It goes on.
+    Running,
+    /// Every node has had every URL; some may have failed.
+    Done,
+    /// The operator has ended it.
+    Cancelled,
+    /// Its time ran out.
+    Expired,
+}
+
+/// How far one node is with a job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmNode {
+    /// The node.
+    pub node: NodeId,
+    /// URLs that it holds, fresh.
+    pub done: usize,
+    /// URLs that it could not get.
+    pub failed: usize,
+    /// Bytes of what it holds.
+    pub bytes: u64,
+    /// By where it came from.
+    pub sources: BTreeMap<WarmSource, WarmTally>,
+    /// The first of those that failed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<WarmFailure>,
+    /// Why it does not go on at the moment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+}
+
+/// How much came from somewhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmTally {
+    /// Objects.
+    pub objects: usize,
+    /// Bytes of their bodies.
+    pub bytes: u64,
+}
+
+/// A URL that a node could not get.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmFailure {
+    /// The URL.
+    pub url: String,
+    /// Why.
+    pub reason: String,
+}
 
 /// The body of every error that a JSON API of the project answers with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

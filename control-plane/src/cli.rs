@@ -1,5 +1,7 @@
 //! The command line: to serve, to check a configuration, and to ask a running control plane.
 
+mod warm;
+
 use std::{
     ffi::OsString,
     io::{self, Write},
@@ -11,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow, bail};
-use axum::http::{Request, StatusCode, Uri};
+use axum::http::{Method, Request, Uri, header};
 use bytes::Bytes;
 use clap::{Args, Parser, Subcommand};
 use cluster::{
@@ -25,7 +27,7 @@ use cluster::{
         SitesAnswer,
     },
 };
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use serde::de::DeserializeOwned;
 use toml::Value;
@@ -86,6 +88,8 @@ enum Command {
         #[command(subcommand)]
         command: SitesCommand,
     },
+    /// Have edges fetch URLs ahead of demand.
+    Warm(warm::Warm),
     /// Succeeds if the control plane is ready (for health checks).
     Healthy(Asking),
 }
@@ -257,6 +261,7 @@ pub fn run(arguments: Arguments, env: impl Iterator<Item = (OsString, OsString)>
                 asking.tell(&format!("{SITES}/{name}"), tell)
             }
         },
+        Command::Warm(warm) => warm.run(),
         Command::Healthy(asking) => asking.ask("/readyz").map(|_| ()),
     };
     match done {
@@ -334,6 +339,11 @@ impl Asking {
     }
 
     fn ask(&self, path: &str) -> anyhow::Result<Bytes> {
+        self.send(Method::GET, path, Bytes::new())
+    }
+
+    /// Sends a request, with a body of JSON if it has one, and gives the body of a good answer.
+    fn send(&self, method: Method, path: &str, body: Bytes) -> anyhow::Result<Bytes> {
         let api = self.api.trim_end_matches('/');
         let uri: Uri = format!("{api}{path}")
             .parse()
@@ -341,11 +351,16 @@ impl Asking {
         if uri.scheme_str() != Some("http") {
             bail!("{api:?} must begin with http://");
         }
+        let request = Request::builder()
+            .method(method)
+            .uri(uri)
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body))?;
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?
             .block_on(async {
-                tokio::time::timeout(ANSWER_TIMEOUT, fetch(uri))
+                tokio::time::timeout(ANSWER_TIMEOUT, fetch(request))
                     .await
                     .map_err(|_| anyhow!("no answer within {ANSWER_TIMEOUT:?}"))?
             })
@@ -353,10 +368,10 @@ impl Asking {
     }
 }
 
-async fn fetch(uri: Uri) -> anyhow::Result<Bytes> {
-    let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
+async fn fetch(request: Request<Full<Bytes>>) -> anyhow::Result<Bytes> {
+    let client = Client::builder(TokioExecutor::new()).build_http();
     let answer = client
-        .request(Request::get(uri).body(Empty::new())?)
+        .request(request)
         .await
         .map_err(|error| innermost(&error))?;
     let status = answer.status();
@@ -365,7 +380,7 @@ async fn fetch(uri: Uri) -> anyhow::Result<Bytes> {
         .await
         .map_err(|error| anyhow!("the answer broke off: {error}"))?
         .to_bytes();
-    if status == StatusCode::OK {
+    if status.is_success() {
         return Ok(body);
     }
     match serde_json::from_slice::<ErrorAnswer>(&body) {

@@ -3,6 +3,7 @@
 use std::{fmt, net::SocketAddr, sync::Arc};
 
 use cluster::{
+    auth::Signer,
     clock::Clock,
     membership::{Membership, MembershipConfig},
     net::{Listener, Net},
@@ -12,7 +13,7 @@ use tokio::{sync::watch, task::JoinSet};
 use tracing::info;
 
 use crate::{
-    api::{self, App},
+    api::{self, App, AppParts},
     atlas::{self, Atlas},
     config::Config,
     data_dir::DataDir,
@@ -21,6 +22,7 @@ use crate::{
     places::Places,
     serve::Server,
     sites::Sites,
+    warm::Warming,
 };
 
 /// The world a control plane lives in.
@@ -42,8 +44,7 @@ pub struct Control {
     steer: Box<dyn Listener>,
     net: Arc<dyn Net>,
     config: Config,
-    /// In use until the end.
-    _data_dir: DataDir,
+    warming: Warming,
 }
 
 impl Control {
@@ -54,7 +55,7 @@ impl Control {
     /// What in the configuration or on this machine stands in the way, with its key.
     pub async fn build(config: Config, environment: Environment) -> Result<Self, StartError> {
         let Environment { net, clock } = environment;
-        let (data_dir, sites, places) = tokio::task::spawn_blocking({
+        let (sites, places, warming) = tokio::task::spawn_blocking({
             let (config, clock) = (config.clone(), clock.clone());
             move || from_disk(config, &clock)
         })
@@ -97,15 +98,16 @@ impl Control {
 
         let (atlas, atlases) = watch::channel(Arc::new(Atlas::default()));
         let places = Arc::new(places);
-        let app = Arc::new(App::new(
-            atlases,
-            places.clone(),
-            Metrics::new(sites.version(), sites.map().sites().len()),
+        let parts = AppParts {
+            atlas: atlases,
+            places: places.clone(),
+            metrics: Metrics::new(sites.version(), sites.map().sites().len()),
             sites,
-            membership.stats(),
+            warming: warming.clone(),
+            gossip: membership.stats(),
             clock,
-            &config,
-        ));
+        };
+        let app = Arc::new(App::new(parts, &config));
         Ok(Self {
             app,
             atlas,
@@ -115,7 +117,7 @@ impl Control {
             steer,
             net,
             config,
-            _data_dir: data_dir,
+            warming,
         })
     }
 
@@ -140,6 +142,9 @@ impl Control {
         let (stop, stopping) = watch::channel(false);
         let membership = Arc::new(self.membership);
         let mut keeper = JoinSet::new();
+        let signer = Signer::new(self.config.secret.clone(), self.config.id.clone());
+        let atlases = self.atlas.subscribe();
+        keeper.spawn(self.warming.clone().run(atlases, self.net.clone(), signer));
         keeper.spawn(atlas::keep(
             membership.clone(),
             self.places,
@@ -169,6 +174,7 @@ impl Control {
         stop.send_replace(true);
         while servers.join_next().await.is_some() {}
         keeper.shutdown().await;
+        self.warming.save_all().await;
         if let Some(membership) = Arc::into_inner(membership) {
             membership.leave().await;
         }
@@ -181,11 +187,13 @@ impl fmt::Debug for Control {
     }
 }
 
-fn from_disk(config: Config, clock: &Clock) -> Result<(DataDir, Sites, Places), StartError> {
-    let data_dir = DataDir::open(&config.data_dir)?;
+fn from_disk(config: Config, clock: &Clock) -> Result<(Sites, Places, Warming), StartError> {
+    let data_dir = Arc::new(DataDir::open(&config.data_dir)?);
     let database = config.database.open()?;
     let sites = Sites::open(config.sites, &data_dir, clock)?;
-    Ok((data_dir, sites, Places::new(config.networks, database)))
+    // Has the directory in use until the end.
+    let warming = Warming::open(data_dir, clock.clone())?;
+    Ok((sites, Places::new(config.networks, database), warming))
 }
 
 async fn listen(

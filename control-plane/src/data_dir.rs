@@ -103,6 +103,29 @@ impl DataDir {
         File::open(&self.path)?.sync_all()
     }
 
+    /// The names of its files, in no order. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// The system's error.
+    pub fn names(&self) -> io::Result<Vec<String>> {
+        let names =
+            fs::read_dir(&self.path)?.map(|entry| Ok(entry?.file_name().into_string().ok()));
+        names.filter_map(io::Result::transpose).collect()
+    }
+
+    /// Removes a file, if it is there. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// The system's error.
+    pub fn remove(&self, name: &str) -> io::Result<()> {
+        match fs::remove_file(self.path.join(name)) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+
     /// Renames a file that is damaged, so that the operator may look at it.
     ///
     /// # Errors
@@ -135,6 +158,13 @@ mod tests {
         assert_eq!(dir.read("x").unwrap().unwrap(), b"2");
         assert!(dir.set_aside("x").unwrap().exists());
         assert_eq!(dir.read("x").unwrap(), None);
+        dir.write("y", b"3").unwrap();
+        let mut names = dir.names().unwrap();
+        names.sort();
+        assert_eq!(names, ["LOCK", "VERSION", "x.damaged", "y"]);
+        dir.remove("y").unwrap();
+        dir.remove("y").unwrap();
+        assert_eq!(dir.read("y").unwrap(), None);
     }
 
     #[test]

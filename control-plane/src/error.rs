@@ -90,6 +90,14 @@ impl ApiError {
         }
     }
 
+    /// The asker's mistake, in this field of what was sent, with this status.
+    pub fn field(status: StatusCode, field: &str, reason: impl ToString) -> Self {
+        Self {
+            status,
+            ..Self::parameter(field, reason)
+        }
+    }
+
     /// There is no such thing.
     pub fn not_found(reason: impl ToString) -> Self {
         Self::new(StatusCode::NOT_FOUND, reason)

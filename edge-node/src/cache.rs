@@ -38,7 +38,7 @@ mod writing;
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
@@ -62,7 +62,7 @@ use self::{
     store::{AT_HAND_BYTES_MAX, CLAIMED, Store, StoreStats, StoredObject},
 };
 pub use self::{
-    filler::{Filler, Following},
+    filler::{Filler, Following, Onlooker},
     writing::Writing,
 };
 use crate::{
@@ -180,6 +180,8 @@ struct Fill {
     /// The one whose place it took while that was still being written.
     before: Option<Arc<Self>>,
     told: Mutex<Told>,
+    /// Since when it is known what comes of it.
+    known_at: OnceLock<Instant>,
 }
 
 /// What is known of a fill. Most are followed by nobody, and need nothing by which to tell.
@@ -211,6 +213,7 @@ impl Fill {
                 reach: None,
                 followers: None,
             }),
+            known_at: OnceLock::new(),
         })
     }
 
@@ -235,6 +238,7 @@ impl Fill {
     }
 
     fn tell(&self, outcome: Outcome) {
+        let _ = self.known_at.set(Instant::now());
         let before = std::mem::replace(&mut *self.told(), Told::All(outcome.clone()));
         if let Told::Nothing {
             followers: Some(followers),

@@ -135,6 +135,8 @@ pub struct ClusterSection {
     pub secret_file: Option<PathBuf>,
     /// Time between gossip rounds.
     pub gossip_interval: Span,
+    /// Bytes a second of hot objects that this node offers to others, on average; 0: none.
+    pub offers: Bytes,
     /// How this node reaches certain peers, when not by the address they advertise: id → `host:port`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub reach: BTreeMap<String, String>,
@@ -148,6 +150,7 @@ impl Default for ClusterSection {
             control_plane: Vec::new(),
             secret_file: None,
             gossip_interval: Span(Duration::from_millis(300)),
+            offers: Bytes(8 << 20),
             reach: BTreeMap::new(),
         }
     }
@@ -328,6 +331,8 @@ pub struct ClusterConfig {
     pub secret: ClusterSecret,
     /// Time between gossip rounds.
     pub gossip_interval: Duration,
+    /// Bytes a second of hot objects that this node offers to others; 0: none.
+    pub offers: Bytes,
     /// Address overrides for peers.
     pub reach: HashMap<NodeId, String>,
 }
@@ -491,6 +496,7 @@ impl ClusterSection {
             control_planes: self.control_plane,
             secret,
             gossip_interval: interval,
+            offers: self.offers,
             reach,
         }))
     }

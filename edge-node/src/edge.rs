@@ -40,6 +40,7 @@ use crate::{
     config::Config,
     hold::{Hold, uploads::Uploads},
     metrics::{Metrics, Shed},
+    offering::Offering,
     proxy::{LastSite, Proxy, ProxyParts, UploadLimits},
     serve::{self, ConnectionLimits, idle::OnClosed},
     sites::Sites,
@@ -236,6 +237,12 @@ impl Edge {
                 let verifier = Verifier::new(cluster.secret.clone(), config.id.clone());
                 let uploads = Uploads::new(config.peer.uploads, config.peer.upload_bytes_per_s.0);
                 let (metrics, clock) = (metrics.clone(), clock.clone());
+                let offering = Offering::new(
+                    upstream.clone(),
+                    cache.clone(),
+                    metrics.clone(),
+                    cluster.offers.0,
+                );
                 let hold = Hold::new(
                     cache.clone(),
                     proxy.clone(),
@@ -243,6 +250,7 @@ impl Edge {
                     uploads,
                     metrics,
                     clock,
+                    offering,
                 );
                 Some((listener, hold))
             }
@@ -297,6 +305,7 @@ impl Edge {
 
         let mut listeners = JoinSet::new();
         let proxy = self.proxy;
+        let fills = proxy.clone();
         let shedding = metrics.clone();
         let limits = ConnectionLimits {
             closes_idle: Some(OnClosed::new(move || shedding.shed(Shed::IdleConnection))),
@@ -403,6 +412,8 @@ impl Edge {
         }
         stop.send_replace(true);
         while listeners.join_next().await.is_some() {}
+        // A client may have its last byte before that is committed.
+        fills.settle().await;
         work.shutdown().await;
         for (name, task) in background {
             task.abort();

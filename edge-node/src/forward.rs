@@ -50,7 +50,7 @@ const FIELDS_ADDED: usize = 6;
 pub struct Hop<'a> {
     /// This node.
     pub me: &'a NodeId,
-    /// The client's address.
+    /// The client's address; unspecified where there is none.
     pub client: IpAddr,
     /// The host the client asked for, as it wrote it.
     pub host: &'a str,
@@ -84,6 +84,8 @@ pub fn add_hop(headers: &mut HeaderMap, hop: &Hop<'_>) {
     let client = hop.client.to_canonical();
     headers.reserve(FIELDS_ADDED);
     let node = match client {
+        // RFC 7239 §6.2: nobody asked for it.
+        address if address.is_unspecified() => "unknown".to_owned(),
         IpAddr::V4(address) => address.to_string(),
         // RFC 7239 §6: an IPv6 address is bracketed and so must be quoted.
         IpAddr::V6(address) => format!("\"[{address}]\""),
@@ -94,7 +96,9 @@ pub fn add_hop(headers: &mut HeaderMap, hop: &Hop<'_>) {
         FORWARDED,
         format!("for={node};host=\"{host}\";proto=http"),
     );
-    append_to_list(headers, X_FORWARDED_FOR, client.to_string());
+    if !client.is_unspecified() {
+        append_to_list(headers, X_FORWARDED_FOR, client.to_string());
+    }
     // What a client says of its own protocol and host is no more true than what it sends.
     headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
     set(headers, X_FORWARDED_HOST, hop.host);

@@ -2,6 +2,10 @@
 //! and make this node ask nobody. `fill` questions, asked of the home of a key, may make it ask homes of a
 //! lower level or the origin ([`Proxy::relay`]), nobody else; so requests between nodes cannot loop.
 //!
+//! What the control plane asks for here, to [fetch ahead of demand](crate::warm), begins journeys of
+//! its own, which end like those of clients: with questions to others, and never with such a wish. So does
+//! what a peer offers because it is [hot](crate::offering); of one object, that happens once a minute.
+//!
 //! Who does not prove to know the cluster's secret is cut off without a byte
 //! ([`crate::serve::ConnectionLimits::gated`]).
 
@@ -13,21 +17,27 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex},
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use cluster::{
-    auth::Verifier,
+    auth::{self, Verifier},
     clock::Clock,
     key::Key,
     manifest::{PIECE_BYTES, run_hash},
     node::DigestVersion,
-    wire,
+    wire::{self, WarmBatch},
 };
+use futures_util::stream::{BoxStream, StreamExt as _};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::{Body, Frame};
+use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
-use tokio::sync::mpsc::Receiver;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc::Receiver},
+    time::timeout,
+};
 use tracing::warn;
 
 use self::uploads::{Upload, Uploads};
@@ -35,13 +45,19 @@ use self::uploads::{Upload, Uploads};
 use crate::{
     cache::{Cache, entry::Reading, fill::BodyError},
     metrics::Metrics,
+    offering::Offering,
     proxy::{Proxy, Question},
     serve::{Connection, NotAdmitted},
     upstream::{home::Level, peer, relayed},
+    warm::Warmer,
 };
 
 /// Addresses whose first refusal was logged; beyond that, refusals are only counted.
 const LOGGED_MAX: usize = 1024;
+/// Longest time for the body of a batch to come in.
+const BATCH_TIMEOUT: Duration = Duration::from_secs(30);
+/// Batches at once: some jobs, of some control planes.
+const BATCHES_MAX: usize = 32;
 
 /// Answers peers. A clone-able handle.
 #[derive(Clone)]
@@ -55,13 +71,16 @@ struct Shared {
     verifier: Verifier,
     metrics: Arc<Metrics>,
     clock: Clock,
+    warmer: Warmer,
+    offering: Offering,
+    batches: Arc<Semaphore>,
     uploads: Uploads,
     logged: Mutex<HashSet<IpAddr>>,
 }
 
 impl Hold {
-    /// Answers whoever `verifier` accepts, as far as `uploads` allow: from `cache`, or as a home with what
-    /// `proxy` fetches.
+    /// Answers whoever `verifier` accepts, as far as `uploads` allow: from `cache`, or with what `proxy`
+    /// fetches, as a home or ahead of demand; tells `offering` what is asked for.
     pub fn new(
         cache: Cache,
         proxy: Proxy,
@@ -69,7 +88,10 @@ impl Hold {
         uploads: Uploads,
         metrics: Arc<Metrics>,
         clock: Clock,
+        offering: Offering,
     ) -> Self {
+        let batches = Arc::new(Semaphore::new(BATCHES_MAX));
+        let warmer = Warmer::new(proxy.clone(), metrics.clone());
         let logged = Mutex::default();
         Self {
             shared: Arc::new(Shared {
@@ -78,6 +100,9 @@ impl Hold {
                 verifier,
                 metrics,
                 clock,
+                warmer,
+                offering,
+                batches,
                 uploads,
                 logged,
             }),
@@ -101,12 +126,18 @@ impl Hold {
             .shared
             .verifier
             .verify(request.method().as_str(), target, field, now);
-        if let Err(denied) = verified {
-            self.shared.metrics.peer_denied();
-            self.log_once(connection.from.ip(), &denied);
-            return Err(NotAdmitted);
-        }
+        let from = match verified {
+            Ok(from) => from,
+            Err(denied) => {
+                self.shared.metrics.peer_denied();
+                self.log_once(connection.from.ip(), &denied);
+                return Err(NotAdmitted);
+            }
+        };
         connection.admit();
+        if request.method() == Method::POST && request.uri().path() == wire::WARM {
+            return Ok(self.warm(request).await);
+        }
         if request.method() != Method::GET {
             return Ok(answer(StatusCode::METHOD_NOT_ALLOWED, Answer::Empty));
         }
@@ -119,13 +150,63 @@ impl Hold {
             return Ok(answer(StatusCode::NO_CONTENT, Answer::Empty));
         }
         let key_behind = |prefix| path.strip_prefix(prefix)?.strip_prefix('/')?.parse().ok();
+        if let Some(key) = key_behind(wire::OFFER) {
+            return Ok(self.offered(key, request.headers()));
+        }
         if let Some(key) = key_behind(wire::FILL) {
+            self.shared.offering.asked(key, &from, request.headers());
             let level = Level::of_query(request.uri().query());
             return Ok(self.fill(key, level, request.headers(), connection.from.ip()));
         }
         match key_behind(wire::HOLD) {
-            Some(key) => Ok(self.hold(key, &request).await),
+            Some(key) => {
+                let answer = self.hold(key, &request).await;
+                if answer.status() == StatusCode::OK {
+                    self.shared.offering.asked(key, &from, request.headers());
+                }
+                Ok(answer)
+            }
             None => Ok(answer(StatusCode::NOT_FOUND, Answer::Empty)),
+        }
+    }
+
+    async fn warm(&self, request: Request<Incoming>) -> Response<Answer> {
+        let Ok(place) = self.shared.batches.clone().try_acquire_owned() else {
+            return answer(StatusCode::SERVICE_UNAVAILABLE, Answer::Empty);
+        };
+        let proof = request.uri().query().unwrap_or_default().to_owned();
+        let body = Limited::new(request.into_body(), wire::WARM_BATCH_BYTES_MAX);
+        let Ok(Ok(body)) = timeout(BATCH_TIMEOUT, body.collect()).await else {
+            return answer(StatusCode::PAYLOAD_TOO_LARGE, Answer::Empty);
+        };
+        let body = body.to_bytes();
+        if auth::body_parameter(&body) != proof {
+            return answer(StatusCode::FORBIDDEN, Answer::Empty);
+        }
+        match serde_json::from_slice::<WarmBatch>(&body) {
+            Ok(batch) if batch.urls.len() <= wire::WARM_BATCH_MAX => {
+                self.shared.metrics.peer_answered("warm");
+                let lines = self.shared.warmer.batch(batch);
+                answer(StatusCode::OK, Answer::Lines(lines, place))
+            }
+            Ok(_) | Err(_) => answer(StatusCode::BAD_REQUEST, Answer::Empty),
+        }
+    }
+
+    fn offered(&self, key: Key, fields: &HeaderMap) -> Response<Answer> {
+        let text = |name: &str| fields.get(name).and_then(|value| value.to_str().ok());
+        let (Some(site), Some(host), Some(target)) = (
+            text(relayed::SITE_FIELD),
+            text(relayed::HOST_FIELD),
+            text(relayed::TARGET_FIELD),
+        ) else {
+            return answer(StatusCode::BAD_REQUEST, Answer::Empty);
+        };
+        self.shared.metrics.peer_answered("offer");
+        let url = format!("http://{host}{target}");
+        match self.shared.warmer.offered(key, site, url) {
+            true => answer(StatusCode::ACCEPTED, Answer::Empty),
+            false => answer(StatusCode::SERVICE_UNAVAILABLE, Answer::Empty),
         }
     }
 
@@ -247,7 +328,7 @@ impl Hold {
         )
     }
 
-    fn log_once(&self, from: IpAddr, denied: &cluster::auth::Denied) {
+    fn log_once(&self, from: IpAddr, denied: &auth::Denied) {
         let mut logged = self
             .shared
             .logged
@@ -298,6 +379,8 @@ pub enum Answer {
     Whole(Option<Bytes>),
     /// The manifest, then the bytes of the pieces; the transfer keeps its place until the end.
     Object(Bytes, Option<Reading>, Transfer),
+    /// Line by line, as they come; the batch keeps its place until the end.
+    Lines(BoxStream<'static, Bytes>, OwnedSemaphorePermit),
     /// Frames as they come ([`crate::upstream::relayed`]).
     Fill(Receiver<Bytes>, Transfer),
 }
@@ -313,6 +396,10 @@ impl Body for Answer {
         let (transfer, read) = match &mut *self {
             Self::Empty => return Poll::Ready(None),
             Self::Whole(bytes) => return Poll::Ready(bytes.take().map(|b| Ok(Frame::data(b)))),
+            Self::Lines(lines, _) => {
+                let line = ready!(lines.poll_next_unpin(context));
+                return Poll::Ready(line.map(|line| Ok(Frame::data(line))));
+            }
             Self::Object(_, _, transfer) | Self::Fill(_, transfer) if !transfer.rest.is_empty() => {
                 (transfer, None)
             }

@@ -10,7 +10,8 @@
 //! it this request gets, and [`payload`] sends it and counts. What the site's owner has to say in all
 //! of this is compiled into a [`ruling`], one for each of the [`sites`].
 //!
-//! [`hold`] answers other edges, from storage only. [`admin`] answers the operator. [`workers`] tell
+//! [`hold`] answers other edges, from storage only; [`warm`] begins journeys that nobody waits for, ahead
+//! of demand; [`offering`] tells a region's other nodes what is hot there, by the [`demand`]. [`admin`] answers the operator. [`workers`] tell
 //! the cluster how this node is and follow the site registry. [`edge`] puts all of it together.
 //!
 //! **Invariant:** arrows point one way: `main → edge → {serve, admin, hold, workers} → proxy →
@@ -20,15 +21,18 @@ pub mod admin;
 pub mod cache;
 pub mod config;
 pub mod deliver;
+pub mod demand;
 pub mod edge;
 pub mod error;
 pub mod forward;
 pub mod hold;
 pub mod metrics;
+pub mod offering;
 pub mod payload;
 pub mod proxy;
 pub mod ruling;
 pub mod serve;
 pub mod sites;
 pub mod upstream;
+pub mod warm;
 pub mod workers;

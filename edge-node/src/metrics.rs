@@ -166,6 +166,9 @@ pub struct Metrics {
     shed: [IntCounter; Shed::ALL.len()],
     peer_requests: IntCounterVec,
     peer_served: IntCounterVec,
+    warmed: IntCounterVec,
+    fill_orders: IntCounterVec,
+    offers: IntCounterVec,
     hedges: IntCounterVec,
     denied: IntCounter,
     cache_bytes: IntGaugeVec,
@@ -333,6 +336,21 @@ impl Metrics {
                 "Questions of peers answered by this node, by the answer",
                 &["answer"],
             ),
+            offers: counters(
+                "edge_offers_total",
+                "Hot objects offered to other nodes of a region, by what came of it",
+                &["result"],
+            ),
+            fill_orders: counters(
+                "edge_fill_orders_total",
+                "Fills of what peers claim to hold, by who was asked first, and whether as a trial",
+                &["site", "first"],
+            ),
+            warmed: counters(
+                "edge_warmed_total",
+                "URLs fetched ahead of demand, by where they came from; failed ones as failed",
+                &["from"],
+            ),
             hedges: counters(
                 "edge_hedges_total",
                 "Questions asked of a second peer because the first was late, by what came of it",
@@ -435,6 +453,16 @@ impl Metrics {
     /// A question of a peer, and what it was told.
     pub fn peer_answered(&self, answer: &str) {
         self.peer_served.with_label_values(&[answer]).inc();
+    }
+
+    /// A URL was fetched ahead of demand, and where it came from; or `failed`.
+    pub fn warmed(&self, from: &str) {
+        self.warmed.with_label_values(&[from]).inc();
+    }
+
+    /// A hot object was offered to a node, or could not be.
+    pub fn offered(&self, result: &'static str) {
+        self.offers.with_label_values(&[result]).inc();
     }
 
     /// Somebody on the peer listener did not know the secret.
@@ -572,6 +600,10 @@ impl Events for Metrics {
         self.digest_pulls
             .with_label_values(&[peer.as_str(), result])
             .inc();
+    }
+
+    fn ordered(&self, site: &str, first: &'static str) {
+        self.fill_orders.with_label_values(&[site, first]).inc();
     }
 }
 

@@ -11,6 +11,7 @@ mod home;
 mod invalidation;
 mod miss;
 mod onward;
+mod order;
 mod pass;
 mod quick;
 mod relay;
@@ -18,8 +19,13 @@ mod shedding;
 mod target;
 mod tunnel;
 mod upload;
+mod warm;
 
-pub use self::{relay::Question, upload::UploadLimits};
+pub use self::{
+    relay::Question,
+    upload::UploadLimits,
+    warm::{Again, Cold},
+};
 
 use std::{
     net::IpAddr,
@@ -181,6 +187,7 @@ struct Parts {
 
 /// Who asks, and how.
 struct Caller {
+    /// Unspecified: there is none.
     client: IpAddr,
     host_sent: String,
     interim: Option<Interim>,
@@ -347,7 +354,7 @@ impl Proxy {
         let visit = Visit {
             path: &path,
             method: &parts.method,
-            client: Some(caller.client),
+            client: Some(caller.client).filter(|client| !client.is_unspecified()),
         };
         let rules = ruling.rules(&path).clone();
         let said = CacheControl::of_request(&parts.headers);

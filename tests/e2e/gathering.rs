@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use cluster::site::rules::Shield;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use harness::{
     client::{Client, Digested},
@@ -33,6 +34,9 @@ fn narrow(bytes_per_s: u64) -> Conditions {
 async fn neighbours(askers: usize, origin: &Origin) -> Cluster {
     let plan = Plan::new(HOLDERS + askers, &origin.url())
         .lines(Lines::Perfect)
+        // Nobody gets it but who asks.
+        .edge_setting("cluster", "offers", 0)
+        .site(|site| site.shield = Some(Shield::None))
         .edge_setting("node", "region", "here")
         .edge_setting("node", "latitude", 50.0)
         .edge_setting("node", "longitude", 8.0);

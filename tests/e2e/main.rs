@@ -8,6 +8,7 @@
 //! - [`overload`]: more than a node or an origin may do at once;
 //! - [`leading`]: one edge, and misses over a connection that was kept;
 //! - [`sharing`]: several edges, and where the bytes come from;
+//! - [`warming`]: URLs fetched ahead of demand;
 //! - [`gathering`]: one object from many edges at once;
 //! - [`homing`]: several edges, and how often the origin is asked;
 //! - [`ruling`]: what a site's owner rules;
@@ -49,6 +50,8 @@ mod serving;
 mod sharing;
 #[cfg(test)]
 mod storing;
+#[cfg(test)]
+mod warming;
 
 use std::{
     path::{Path, PathBuf},

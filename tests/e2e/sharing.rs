@@ -1,5 +1,6 @@
 //! Several edges: each object crosses the ocean once.
 
+use cluster::site::rules::Shield;
 use harness::{
     cache_status::Source,
     client::Client,
@@ -194,4 +195,154 @@ async fn the_control_plane_ranks_by_distance_and_steers() {
         .await
         .unwrap();
     assert!((400..500).contains(&stranger.status), "{}", stranger.status);
+}
+
+/// A peer behind a slow line does not make requests slower than the origin does: after some of them the
+/// origin comes first, the peer is tried now and then, and asked when the origin fails.
+#[tokio::test(flavor = "multi_thread")]
+async fn peers_that_do_not_pay_are_asked_when_the_origin_fails() {
+    const OBJECTS: usize = 80;
+    let origin = Origin::start().await.unwrap();
+    for n in 0..OBJECTS {
+        origin.route(&format!("/held/{n}"), Answer::bytes("held").max_age(600));
+        origin.route(&format!("/new/{n}"), Answer::bytes("new").max_age(600));
+    }
+    let plan = Plan::new(2, &origin.url()).lines(Lines::Perfect);
+    let cluster = started(plan.site(|site| site.shield = Some(Shield::None))).await;
+    cluster.settled().await.unwrap();
+    let [holder, asker] = &cluster.edges[..] else {
+        unreachable!()
+    };
+    for n in 0..OBJECTS {
+        holder.get(&format!("/held/{n}")).await.unwrap();
+    }
+    heard_of(asker, "edge-1", OBJECTS as u64).await.unwrap();
+    // Each way, for a peer whose origin is next door.
+    let slow = Conditions::delay(SECOND / 5);
+    cluster.line(1, 0).set(slow);
+    for n in 0..10 {
+        let answer = asker.get(&format!("/new/{n}")).await.unwrap();
+        assert_eq!(answer.cache_status().source(), Source::Origin);
+    }
+    let mut from_peer = Vec::new();
+    for n in 0..OBJECTS - 1 {
+        let answer = asker.get(&format!("/held/{n}")).await.unwrap();
+        assert_eq!((answer.status, &*answer.text()), (200, "held"));
+        if matches!(answer.cache_status().source(), Source::Peer(_)) {
+            from_peer.push(n);
+        }
+    }
+    let url = format!("/explain?url=http://{HOST}/held/x");
+    let told = asker.ask(&url).await.unwrap().text();
+    // A few until it is known, then one in fifty at most.
+    let (first, later) = from_peer.split_at(from_peer.partition_point(|n| *n < 20));
+    assert!((1..15).contains(&first.len()), "{from_peer:?} {told}");
+    assert!(later.len() <= 2, "{from_peer:?} {told}");
+
+    let last = format!("/held/{}", OBJECTS - 1);
+    let url = format!("/explain?url=http://{HOST}{last}");
+    let told = asker.ask(&url).await.unwrap().json().unwrap();
+    assert_eq!(told["order"]["order"], "origin_first", "{told}");
+    let then = told["then"].as_str().unwrap();
+    assert!(
+        then.ends_with("and asked of \"edge-1\" if that fails"),
+        "{told}"
+    );
+    assert!(told["why"].to_string().contains("they take"), "{told}");
+    let orders = asker.metric("edge_fill_orders_total", &["first=\"origin\""]);
+    assert!(orders.await.unwrap() > 30.0);
+
+    origin.route(&last, Answer::status(503));
+    let rescued = asker.get(&last).await.unwrap();
+    assert_eq!((rescued.status, &*rescued.text()), (200, "held"));
+    assert!(matches!(rescued.cache_status().source(), Source::Peer(_)));
+    // Where nobody has it either, the client is told.
+    origin.route("/new/20", Answer::status(503));
+    assert_eq!(asker.get("/new/20").await.unwrap().status, 503);
+}
+
+/// What two nodes of a region have asked for, the others are offered, and have before they ask.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_hot_in_a_region_is_there_before_it_is_asked_for() {
+    let origin = Origin::start().await.unwrap();
+    let body = Pattern::new(3, 300_000);
+    origin.route("/hot", Answer::pattern(&body).max_age(600));
+    let mut plan = Plan::new(4, &origin.url()).site(|site| site.shield = Some(Shield::None));
+    plan.regions = vec![plan.regions[0]; 4];
+    let cluster = started(plan).await;
+    cluster.settled().await.unwrap();
+    let [holder, one, two, other] = &cluster.edges[..] else {
+        unreachable!()
+    };
+    holder.get("/hot").await.unwrap();
+    stored(holder, "/hot").await;
+    for edge in [one, two, other] {
+        heard_of(edge, "edge-1", 1).await.unwrap();
+    }
+    // At once, so that neither can ask the other.
+    for answer in <[_; 2]>::from(tokio::join!(one.get("/hot"), two.get("/hot"))) {
+        let answer = answer.unwrap();
+        assert_eq!(answer.body, body.bytes());
+        assert_eq!(
+            answer.cache_status().source(),
+            Source::Peer("edge-1".into())
+        );
+    }
+    harness::process::eventually("the fourth has it", async || {
+        let warmed = other.metric("edge_warmed_total", &[]).await?;
+        anyhow::ensure!(warmed > 0.5, "{warmed}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let answer = other.get("/hot").await.unwrap();
+    assert_eq!(answer.cache_status().source(), Source::Hit);
+    assert_eq!(answer.body, body.bytes());
+    assert_eq!(origin.requests(), 1);
+    let taken = holder.metric("edge_offers_total", &["result=\"taken\""]);
+    assert!((taken.await.unwrap() - 1.0).abs() < 0.5);
+    // Who has asked is offered nothing.
+    for edge in [one, two] {
+        let warmed = edge.metric("edge_warmed_total", &[]).await.unwrap();
+        assert!(warmed < 0.5, "{warmed}");
+    }
+}
+
+/// What no peer can serve takes no millisecond longer than where there are no peers.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_miss_that_no_peer_can_serve_costs_what_it_costs_alone() {
+    const MISSES: usize = 300;
+    let origin = Origin::start().await.unwrap();
+    for n in 0..MISSES {
+        let path = format!("/{n}");
+        origin.route(&path, Answer::bytes("new").max_age(600));
+        let path = format!("/held/{n}");
+        origin.route(&path, Answer::bytes("held").max_age(600));
+    }
+    let alone = started(Plan::alone(&origin.url())).await;
+    let together = started(Plan::new(3, &origin.url())).await;
+    together.settled().await.unwrap();
+    let [holder, asker, _] = &together.edges[..] else {
+        unreachable!()
+    };
+    for n in 0..MISSES {
+        holder.get(&format!("/held/{n}")).await.unwrap();
+    }
+    heard_of(asker, "edge-1", MISSES as u64).await.unwrap();
+    let mut took = [Vec::new(), Vec::new()];
+    for n in 0..MISSES {
+        // In turns, so that both meet the same machine.
+        for (edge, took) in [&alone.edges[0], asker].into_iter().zip(&mut took) {
+            let begun = tokio::time::Instant::now();
+            let answer = edge.get(&format!("/{n}")).await.unwrap();
+            took.push(begun.elapsed());
+            assert_eq!(answer.cache_status().source(), Source::Origin);
+        }
+    }
+    let [alone, together] = took.map(|mut took| {
+        took.sort();
+        took[MISSES / 2]
+    });
+    println!("a miss takes {alone:?} alone, {together:?} among peers");
+    assert!(together < alone + SECOND / 1000, "{alone:?} {together:?}");
 }

@@ -1,4 +1,5 @@
-//! The HTTP API: one file per resource. Every answer is made from snapshots; none waits.
+//! The HTTP API: one file per resource. Every answer is made from snapshots; none waits, but for the
+//! disk to have what changes something.
 
 use std::sync::{
     Arc,
@@ -25,14 +26,14 @@ use cluster::{
     network::Network,
     node::NodeId,
     secret::ClusterSecret,
-    wire::{EDGES, MAC_FIELD, NODES, PEERS, SITES},
+    wire::{EDGES, MAC_FIELD, NODES, PEERS, SITES, WARM},
 };
 use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::{
     atlas::Atlas, config::Config, error::ApiError, metrics, metrics::Metrics, places::Places,
-    sites::Sites,
+    sites::Sites, warm::Warming,
 };
 
 pub mod edges;
@@ -41,6 +42,7 @@ pub mod peers;
 pub mod sites;
 pub mod status;
 pub mod steering;
+pub mod warm;
 
 /// Most entries of a ranking that may be asked for.
 pub const LIMIT_MAX: usize = 1_000;
@@ -57,6 +59,7 @@ pub struct App {
     sites: Sites,
     gossip: Arc<GossipStats>,
     clock: Clock,
+    warming: Warming,
     secret: ClusterSecret,
     trust_forwarded: Vec<Network>,
     /// Counts clients that take turns.
@@ -64,17 +67,37 @@ pub struct App {
     stopping: AtomicBool,
 }
 
+/// What [`App::new`] needs.
+#[derive(Debug)]
+pub struct AppParts {
+    /// Everybody and where they are.
+    pub atlas: watch::Receiver<Arc<Atlas>>,
+    /// Where addresses are.
+    pub places: Arc<Places>,
+    /// Metrics of the process.
+    pub metrics: Metrics,
+    /// The site registry.
+    pub sites: Sites,
+    /// Jobs that fetch ahead of demand.
+    pub warming: Warming,
+    /// What gossip counts.
+    pub gossip: Arc<GossipStats>,
+    /// The wall clock.
+    pub clock: Clock,
+}
+
 impl App {
     /// Puts together what the handlers share.
-    pub fn new(
-        atlas: watch::Receiver<Arc<Atlas>>,
-        places: Arc<Places>,
-        metrics: Metrics,
-        sites: Sites,
-        gossip: Arc<GossipStats>,
-        clock: Clock,
-        config: &Config,
-    ) -> Self {
+    pub fn new(parts: AppParts, config: &Config) -> Self {
+        let AppParts {
+            atlas,
+            places,
+            metrics,
+            sites,
+            warming,
+            gossip,
+            clock,
+        } = parts;
         Self {
             id: config.id.clone(),
             atlas,
@@ -83,6 +106,7 @@ impl App {
             sites,
             gossip,
             clock,
+            warming,
             secret: config.secret.clone(),
             trust_forwarded: config.trust_forwarded.clone(),
             turn: AtomicU64::new(0),
@@ -127,6 +151,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route(NODES, get(nodes::all))
         .route(SITES, get(sites::all))
         .route(&format!("{SITES}/{{name}}"), get(sites::one))
+        .merge(warm::routes())
         .route("/", get(status::page))
         .route("/metrics", get(scrape))
         .route("/livez", get(|| async { "alive\n" }))
@@ -135,7 +160,7 @@ pub fn router(app: Arc<App>) -> Router {
         .method_not_allowed_fallback(|| async {
             ApiError::new(
                 StatusCode::METHOD_NOT_ALLOWED,
-                "only GET and HEAD are possible here",
+                "not possible with this method here; most resources can only be read, with GET",
             )
         })
         .layer(middleware::from_fn_with_state(app.clone(), counted))
@@ -149,6 +174,7 @@ async fn counted(State(app): State<Arc<App>>, request: Request, next: Next) -> R
         EDGES => "edges",
         NODES => "nodes",
         path if path.starts_with(SITES) => "sites",
+        path if path.starts_with(WARM) => "warm",
         "/metrics" => "metrics",
         "/livez" | "/readyz" => "health",
         "/" => "status",

@@ -26,7 +26,7 @@ use crate::{
     },
     deliver,
     ruling::access::{self, Visit},
-    upstream::home::HomesReport,
+    upstream::{home::HomesReport, paying::Comparison},
 };
 
 /// Why this node would answer a URL as it would.
@@ -39,6 +39,7 @@ struct Explained {
     stored: Option<Stored>,
     holders: Vec<serde_json::Value>,
     homes: HomesReport,
+    order: Comparison,
     then: String,
     why: Vec<String>,
 }
@@ -158,6 +159,7 @@ pub(super) async fn explain(
         .iter()
         .map(|candidate| serde_json::to_value(candidate).unwrap_or_default())
         .collect();
+    let order = admin.upstream.compare(&ruling.site, question.target.path());
     let homes = admin.upstream.homes_report(&ruling.site, key);
     let refusal = admin.refusals.find(key);
     let now_ms = admin.clock.unix_ms();
@@ -175,6 +177,7 @@ pub(super) async fn explain(
             .as_ref()
             .is_some_and(|entry| deliver::suffices(method, headers, entry)),
         refusal: refusal.as_ref(),
+        order: &order,
         holder: holders.first().map(|first| first["id"].to_string()),
         home: homes
             .asked
@@ -191,6 +194,7 @@ pub(super) async fn explain(
         stored: entry.as_ref().map(|entry| Stored::of(entry, now_ms)),
         holders,
         homes,
+        order: order.clone(),
         url: question.url,
     };
     Json(explained).into_response()

@@ -12,6 +12,7 @@ use crate::{
         refusals::{Refusal, field_name},
     },
     ruling::{Bypass, Ruling, access::Verdict},
+    upstream::paying::{Comparison, Order},
 };
 
 /// A request, and all that decides what becomes of it.
@@ -29,6 +30,8 @@ pub(super) struct Case<'a> {
     /// Whether what is stored is enough, should it be a part only.
     pub(super) suffices: bool,
     pub(super) refusal: Option<&'a Refusal>,
+    /// How peers and the origin compare.
+    pub(super) order: &'a Comparison,
     /// The peer that would be asked first.
     pub(super) holder: Option<String>,
     /// The home that would be asked first.
@@ -53,6 +56,14 @@ pub(super) fn then(case: &Case<'_>) -> String {
     }
     let Some(head) = case.stored else {
         return match (&case.holder, &case.home) {
+            (Some(holder), None) if case.order.order == Order::OriginFirst => {
+                format!("fetched from the origin, and asked of {holder} if that fails")
+            }
+            (Some(holder), Some(home)) if case.order.order == Order::OriginFirst => {
+                format!(
+                    "asked of its home {home}, then of the origin, and of {holder} if that fails"
+                )
+            }
             (Some(holder), None) => format!("asked of {holder}, then of the origin"),
             (Some(holder), Some(home)) => {
                 format!("asked of {holder}, then of its home {home}, then of the origin")
@@ -111,6 +122,9 @@ pub(super) fn why(case: &Case<'_>) -> Vec<String> {
         (None, None) => why.push("nothing is stored that fits the request".to_owned()),
     }
     why.extend(case.request_in_words());
+    if case.stored.is_none() && case.holder.is_some() {
+        why.push(case.order.in_words());
+    }
     why
 }
 
@@ -331,11 +345,57 @@ mod tests {
             stored: head.as_ref(),
             suffices: true,
             refusal,
+            order: &compared(Order::PeersFirst),
             holder: None,
             home: None,
             now_ms: NOW_MS,
         };
         (then(&case), why(&case).join("; "))
+    }
+
+    fn compared(order: Order) -> Comparison {
+        Comparison {
+            order,
+            size: "small",
+            peers_ms: Some(30.0),
+            origin_ms: Some(10.0),
+            patience: 1.0,
+        }
+    }
+
+    #[test]
+    fn who_is_asked_first_is_told_with_what_both_take() {
+        for (order, expected) in [
+            (
+                Order::PeersFirst,
+                "peers come first: for small bodies they take 30.0 ms, the origin 10.0 ms",
+            ),
+            (
+                Order::OriginFirst,
+                "the origin comes first, and peers if it fails: for small bodies they take 30.0 ms, \
+                 the origin 10.0 ms",
+            ),
+        ] {
+            assert_eq!(compared(order).in_words(), expected);
+        }
+        let shielded = Comparison {
+            patience: 4.0,
+            ..compared(Order::PeersFirst)
+        };
+        assert!(
+            shielded
+                .in_words()
+                .ends_with("the site's shield bears 4 times as much")
+        );
+        let unknown = Comparison {
+            origin_ms: None,
+            ..compared(Order::PeersFirst)
+        };
+        assert!(
+            unknown
+                .in_words()
+                .ends_with("not both have been measured lately")
+        );
     }
 
     #[test]

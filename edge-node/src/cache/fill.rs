@@ -138,7 +138,14 @@ impl Growing {
     /// How many bytes there are so far.
     pub fn length(&self) -> u64 {
         let state = self.lock();
-        (state.done.len() * PIECE_BYTES + state.tail_bytes) as u64
+        let (last, before) = match state.done.split_last() {
+            Some((Piece::Memory(last), before)) => (last.len(), before),
+            // The last piece of all is the only one that may be shorter.
+            Some((Piece::Disk(_, _, length), before)) => (*length, before),
+            Some((Piece::Gone, before)) => (PIECE_BYTES, before),
+            None => (0, &[][..]),
+        };
+        (before.len() * PIECE_BYTES + last + state.tail_bytes) as u64
     }
 
     /// Closes the growing piece and returns its number and bytes; `None` when it is empty.
@@ -216,6 +223,22 @@ impl Growing {
     /// The trailers, if the body has ended with any.
     pub fn trailers(&self) -> Option<&HeaderMap> {
         self.trailers.get()
+    }
+
+    /// Waits for its end, and says how that was; follows nothing, and holds nothing up.
+    ///
+    /// # Errors
+    ///
+    /// It ended before its time.
+    pub async fn ended(&self) -> Result<(), BodyError> {
+        let mut changed = self.changed.subscribe();
+        loop {
+            if let Some(how) = &self.lock().end {
+                return how.clone();
+            }
+            // The sender lives as long as this does.
+            let _ = changed.changed().await;
+        }
     }
 
     /// Ends the body; only the first call counts.

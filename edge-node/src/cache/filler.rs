@@ -9,7 +9,7 @@ use cluster::{
 };
 use http::HeaderMap;
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{Semaphore, oneshot, watch},
     time::Instant,
 };
 use tracing::{debug, warn};
@@ -69,6 +69,24 @@ impl Following {
     }
 }
 
+/// Knows what comes of a fill and does not wait for it: for whom nobody need be held up.
+pub struct Onlooker(Arc<Fill>);
+
+impl Onlooker {
+    /// What came of it; `None` as long as that is not known.
+    pub fn outcome(&self) -> Option<Outcome> {
+        match &*self.0.told() {
+            Told::All(outcome) => Some(outcome.clone()),
+            Told::Nothing { .. } => None,
+        }
+    }
+
+    /// Since when that is known.
+    pub fn known_at(&self) -> Option<Instant> {
+        self.0.known_at.get().copied()
+    }
+}
+
 fn abandoned() -> ServeError {
     ServeError::new(crate::error::Kind::Internal, "the fill was abandoned")
 }
@@ -84,6 +102,8 @@ pub struct Filler {
     /// Variants that had to go for this one.
     pub(super) dropped: Vec<Variant>,
     pub(super) fill: Arc<Fill>,
+    /// Who gets it when it fails, instead of the end.
+    pub(super) rescue: Option<oneshot::Sender<(Self, ServeError)>>,
     pub(super) concluded: bool,
 }
 
@@ -101,6 +121,7 @@ impl Filler {
             variants,
             dropped: Vec::new(),
             fill,
+            rescue: None,
             concluded: false,
         }
     }
@@ -114,6 +135,11 @@ impl Filler {
     /// fill. Who must not wait for such can tell before it follows ([`Following::reach`]).
     pub fn reaches(&self, reach: u8) {
         self.fill.reaches(reach);
+    }
+
+    /// Knows what comes of this fill, without being one who waits for it.
+    pub fn look_on(&self) -> Onlooker {
+        Onlooker(self.fill.clone())
     }
 
     /// Returns once nobody waits for what comes of this fill.
@@ -415,9 +441,27 @@ impl Filler {
         self.conclude(Outcome::Again);
     }
 
-    /// There is no answer.
+    /// There is no answer; unless somebody is to [rescue](Self::rescue) it, everybody is told.
     pub fn fail(mut self, error: ServeError) {
-        self.conclude(Outcome::Failed(error));
+        let unsaved = match self.rescue.take() {
+            Some(rescue) => rescue.send((self, error)).err(),
+            None => Some((self, error)),
+        };
+        if let Some((mut filler, error)) = unsaved {
+            filler.conclude(Outcome::Failed(error));
+        }
+    }
+
+    /// When this fails, once, it is handed over, with the reason, to who can try something else.
+    pub fn rescue(&mut self) -> oneshot::Receiver<(Self, ServeError)> {
+        let (rescue, rescued) = oneshot::channel();
+        self.rescue = Some(rescue);
+        rescued
+    }
+
+    /// Whether somebody is there to try something else when this fails.
+    pub fn has_rescue(&self) -> bool {
+        self.rescue.is_some()
     }
 
     fn conclude(&mut self, outcome: Outcome) {

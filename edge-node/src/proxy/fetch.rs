@@ -37,6 +37,7 @@ use crate::{
         origin::{OriginBody, OriginError},
         peer::PeerObject,
         pool::{self, Fault},
+        relayed,
         select::{Candidate, HOLDERS_ASKED_BY_HOME_MAX, HOLDERS_ASKED_MAX},
     },
 };
@@ -62,6 +63,14 @@ impl Filling {
             outcome.as_mut().poll(context)
         })
         .await
+    }
+
+    /// Does the work to its end.
+    pub(super) async fn finish(&mut self) {
+        if let Some(work) = &mut self.work {
+            work.await;
+            self.work = None;
+        }
     }
 
     /// The answer, where it is not for everybody; `None` if there is no such.
@@ -139,7 +148,8 @@ impl Proxy {
         }
     }
 
-    async fn fill(
+    /// Fills from the homes on the `way`, or else from the origin.
+    pub(super) async fn fill_from_afar(
         &self,
         filler: Filler,
         asked: &Asked,
@@ -152,14 +162,6 @@ impl Proxy {
             Some(entry) if entry.head.part.is_none() => (Some(entry), None),
             part => (None, part),
         };
-        let mut filler = filler;
-        // A home has other digests than who asks it.
-        if stale.is_none() {
-            filler = match self.fill_from_peers(filler, asked).await {
-                Ok(()) => return,
-                Err(filler) => filler,
-            };
-        }
         let stored = stale.as_deref();
         let Some((filler, own)) = self.fill_from_homes(filler, asked, &way, stored, own).await
         else {
@@ -195,6 +197,10 @@ impl Proxy {
             Ok(answered) => answered,
             Err(error) => return filler.fail(error),
         };
+        if policy::is_error(response.status()) && filler.has_rescue() {
+            let detail = format!("origin answered {}", response.status());
+            return filler.fail(ServeError::new(Kind::BadAnswer, detail));
+        }
         if response.status() != StatusCode::NOT_MODIFIED {
             let answer = self.fill_from_answer(filler, asked, response, asked_ms, own);
             return answer.await;
@@ -518,8 +524,15 @@ impl Proxy {
     }
 
     /// Asks the holders, best first. Gives the filler back when none of them could help.
-    async fn fill_from_peers(&self, filler: Filler, asked: &Asked) -> Result<(), Filler> {
-        let candidates = self.shared.upstream.holders(asked.key);
+    pub(super) async fn fill_from_peers(
+        &self,
+        filler: Filler,
+        asked: &Asked,
+        candidates: &[Candidate],
+    ) -> Result<(), Filler> {
+        let Ok(fields) = relayed::question_fields(asked.wanted(&asked.headers)) else {
+            return Err(filler);
+        };
         let most = candidates.len().min(match asked.level {
             Level::Client => HOLDERS_ASKED_MAX,
             _ => HOLDERS_ASKED_BY_HOME_MAX,
@@ -529,7 +542,7 @@ impl Proxy {
             let left = &candidates[tried..most];
             let upstream = &self.shared.upstream;
             // Most fills ask no peer, and should not be as large as those that do.
-            let answered = Box::pin(upstream.ask_first(left, asked.key, &asked.headers)).await;
+            let answered = Box::pin(upstream.ask_first(left, asked.key, &fields)).await;
             let by = &left[answered.by];
             tried += answered.asked;
             let object = match answered.answer {

@@ -379,7 +379,7 @@ impl Asked {
         self.uri.path_and_query().map_or("/", |pq| pq.as_str())
     }
 
-    fn wanted<'a>(&'a self, fields: &'a HeaderMap) -> Wanted<'a> {
+    pub(super) fn wanted<'a>(&'a self, fields: &'a HeaderMap) -> Wanted<'a> {
         Wanted {
             key: self.key,
             site: &self.site.name,

@@ -10,6 +10,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -35,7 +36,12 @@ use crate::{
         Connection,
         quick::{self, Answer, Later, Plain},
     },
-    upstream::{home::Level, lane::Ready, plain::Seen},
+    upstream::{
+        home::Level,
+        lane::Ready,
+        paying::{self, Sample},
+        plain::Seen,
+    },
 };
 
 /// Fields of an answer with which it is not stored, or not handed out, as it came.
@@ -210,7 +216,16 @@ impl Miss {
         };
         let asked = known.lane.as_ref()?.ask(ready, asked_ms, sent, &mut take);
         let begun = asked.await.err().flatten();
-        if let Some((head, body)) = stored {
+        if let Some((stored, body)) = stored {
+            let first = Sample {
+                first: started.elapsed(),
+                rest: Duration::ZERO,
+                bytes: body.len() as u64,
+            };
+            let (site, path) = (&known.ruling.site, path_of(&head));
+            let upstream = &proxy.shared.upstream;
+            upstream.took(site, path, paying::From::Origin, first);
+            let head = stored;
             let answer = Answer {
                 head: proxy.miss_head(key, &head).into(),
                 body: quick::Body::Bytes(body.clone()),
@@ -258,6 +273,13 @@ impl Drop for Leading {
             runtime.spawn(miss);
         }
     }
+}
+
+/// The path in a request's head.
+fn path_of(head: &[u8]) -> &str {
+    let target = head.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
+    let path = target.split(|byte| *byte == b'?').next();
+    std::str::from_utf8(path.unwrap_or_default()).unwrap_or_default()
 }
 
 /// Whether this may stand in a target that goes on without having been read: what RFC 3986 §2 has in

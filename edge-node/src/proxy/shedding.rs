@@ -2,9 +2,12 @@
 //! nobody waits, such as validations behind an answer that was stale; then new misses, and what passes
 //! through. What is stored is served as ever: a hit needs none of the places that are given here.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
 
 use super::{Asked, Proxy};
 use crate::{
@@ -14,13 +17,29 @@ use crate::{
     upstream::gate::{Place, Refused},
 };
 
+/// At the end of this process, for fills whose clients have all they want: a body that has come whole is
+/// committed in far less, and one that has not is not waited for.
+const SETTLE_MAX: Duration = Duration::from_secs(1);
+
 /// The places of fills on this node.
 #[derive(Clone, Debug)]
-pub(super) struct Fills(Arc<Semaphore>);
+pub(super) struct Fills {
+    places: Arc<Semaphore>,
+    most: u32,
+}
 
 impl Fills {
     pub(super) fn new(most: usize) -> Self {
-        Self(Arc::new(Semaphore::new(most)))
+        let most = u32::try_from(most).unwrap_or(u32::MAX);
+        Self {
+            places: Arc::new(Semaphore::new(most as usize)),
+            most,
+        }
+    }
+
+    /// Whether there is room for what nobody has asked for: at least half of the places are free.
+    pub(super) fn have_room(&self) -> bool {
+        self.places.available_permits() * 2 >= self.most as usize
     }
 }
 
@@ -30,15 +49,21 @@ pub(super) type FillPlace = OwnedSemaphorePermit;
 impl Proxy {
     /// A place for one more fill; nobody waits for one.
     pub(super) fn fill_place(&self) -> Result<FillPlace, ServeError> {
-        let Fills(places) = &self.shared.fills;
-        let taken = places.clone().try_acquire_owned();
+        let taken = self.shared.fills.places.clone().try_acquire_owned();
         taken.map_err(|_| self.shed(Shed::Fills, "as many fills as there may be"))
     }
 
     /// The same, for who can do without.
     pub(super) fn fill_place_at_once(&self) -> Option<FillPlace> {
-        let Fills(places) = &self.shared.fills;
-        places.clone().try_acquire_owned().ok()
+        self.shared.fills.places.clone().try_acquire_owned().ok()
+    }
+
+    /// Waits until no fill is under way, but not for long ([`SETTLE_MAX`]); none can begin any more.
+    pub async fn settle(&self) {
+        let Fills { places, most } = &self.shared.fills;
+        let all = timeout(SETTLE_MAX, places.acquire_many(*most)).await;
+        places.close();
+        drop(all);
     }
 
     /// A place at the site's origins, in turn.

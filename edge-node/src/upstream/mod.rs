@@ -5,9 +5,9 @@
 //! [`peer`] one question to one peer; [`select`] which peer to ask, [`hedge`] when to ask a second as well;
 //! [`many`] an object from many of them, [`schedule`] which pieces of whom; [`home`] who fetches for
 //! others, and [`relayed`] what it says then; [`digest`] what peers hold; [`health`] how they have behaved;
-//! [`ranking`] how far they are, [`probe`] how that is found out; [`nearness`] how far origins are;
-//! [`control`] what the control plane says; [`pool`] the connections under all of them, and [`plain`] those
-//! that need no HTTP client.
+//! [`paying`] whether they are faster than the origin; [`ranking`] how far they are, [`probe`] how that is
+//! found out; [`nearness`] how far origins are; [`control`] what the control plane says; [`pool`] the
+//! connections under all of them, and [`plain`] those that need no HTTP client.
 //!
 //! **Invariant:** nothing here knows of the cache; it takes and gives HTTP messages, keys and
 //! manifests. Nothing here waits for anybody without a deadline.
@@ -22,6 +22,7 @@ pub mod lane;
 pub mod many;
 pub mod nearness;
 pub mod origin;
+pub mod paying;
 pub mod peer;
 pub mod plain;
 pub mod pool;
@@ -77,6 +78,7 @@ use self::{
     many::{Gathering, Spare},
     nearness::Nearnesses,
     origin::{OriginBody, OriginError, Origins},
+    paying::{Comparison, Decision, Order, Paying, Sample},
     peer::{Asker, PeerError, PeerObject, PieceStream, Run},
     pool::{Body, Pool},
     probe::Position,
@@ -99,6 +101,9 @@ pub trait Events: Send + Sync + 'static {
     fn hedged(&self, result: &'static str);
     /// A pull of a peer's digest has ended: `delta`, `snapshot` or `failed`.
     fn digest_pulled(&self, peer: &NodeId, result: &'static str);
+    /// It was decided who is asked first for something of this site that peers claim to hold: `peers`,
+    /// `origin`, or for a trial `peers_trial`, `origin_trial`.
+    fn ordered(&self, site: &str, first: &'static str);
 }
 
 /// What an [`Upstream`] is made of.
@@ -153,6 +158,7 @@ struct Inner {
     spare: Spare,
     events: Arc<dyn Events>,
     nearnesses: Nearnesses,
+    paying: Paying,
 }
 
 /// Weight of the newest object in their average length.
@@ -203,6 +209,7 @@ impl Upstream {
             spare: Spare::default(),
             events,
             nearnesses: Nearnesses::default(),
+            paying: Paying::default(),
         }))
     }
 
@@ -277,6 +284,73 @@ impl Upstream {
     /// Times to the origins of sites, to publish through gossip, in milliseconds.
     pub fn origin_times(&self) -> BTreeMap<String, f64> {
         self.0.nearnesses.told()
+    }
+
+    /// Whether there may be peers to ask.
+    pub fn has_peers(&self) -> bool {
+        self.0.asker.is_some()
+    }
+
+    /// Who is asked first for something at `path` that peers claim to hold; see [`paying`].
+    pub fn decide(&self, site: &Site, path: &str) -> Order {
+        let Decision { order, is_trial } = self.0.paying.decide(site, path, Instant::now());
+        let first = match (order, is_trial) {
+            (Order::PeersFirst, false) => "peers",
+            (Order::PeersFirst, true) => "peers_trial",
+            (Order::OriginFirst, false) => "origin",
+            (Order::OriginFirst, true) => "origin_trial",
+        };
+        self.0.events.ordered(&site.name, first);
+        order
+    }
+
+    /// Notes what a fetch for `path` took.
+    pub fn took(&self, site: &Site, path: &str, from: paying::From, sample: Sample) {
+        if !self.has_peers() {
+            return;
+        }
+        self.0.paying.add(site, path, from, sample, Instant::now());
+    }
+
+    /// Notes that holders of something at `path` were asked in vain, and what it took in the end.
+    pub fn in_vain(&self, site: &Site, path: &str, took: Duration) {
+        self.0.paying.add_vain(site, path, took, Instant::now());
+    }
+
+    /// How peers and the origin compare for what is at `path`.
+    pub fn compare(&self, site: &Site, path: &str) -> Comparison {
+        self.0.paying.compare(site, path, Instant::now())
+    }
+
+    /// Who in `region` serves and does not claim `key`, but for this node, and at which address.
+    pub fn lacking(&self, key: Key, region: &str) -> Vec<(NodeId, String)> {
+        let inner = &*self.0;
+        let digests = inner.digests.load();
+        let claims = |id: &NodeId| digests.get(id).is_some_and(|digest| digest.contains(key));
+        let view = self.view();
+        let lacking = view
+            .serving_edges()
+            .filter(|node| node.region == region && node.id != inner.me && !claims(&node.id));
+        lacking
+            .map(|node| (node.id.clone(), inner.address(node).to_owned()))
+            .collect()
+    }
+
+    /// Tells a node that `key` is wanted around it; see [`Asker::offer`]. Nobody waits for that, so it says
+    /// nothing of the peer's health.
+    ///
+    /// # Errors
+    ///
+    /// It does not take it.
+    pub async fn offer(
+        &self,
+        to: &NodeId,
+        addr: &str,
+        key: Key,
+        about: &HeaderMap,
+    ) -> Result<(), PeerError> {
+        let asker = self.0.asker.as_ref().ok_or(PeerError::Denied)?;
+        asker.offer(to, addr, key, about).await
     }
 
     /// The way of plain exchanges with the site's origin; see [`Origins::lane`].

@@ -28,6 +28,7 @@ use tokio::time::{Instant, timeout};
 use super::{
     health::Health,
     pool::{self, Answer, Fault, Incoming, Patience, Pool},
+    relayed,
 };
 
 /// Request: the first and the last piece to send, `A-B`; all when absent.
@@ -354,6 +355,33 @@ impl Asker {
         Ok(request)
     }
 
+    /// Tells `to`, which listens at `addr`, that the object `key` is wanted around it; `about` says of
+    /// which URL it is.
+    ///
+    /// # Errors
+    ///
+    /// It does not take it, or could not be asked.
+    pub async fn offer(
+        &self,
+        to: &NodeId,
+        addr: &str,
+        key: Key,
+        about: &HeaderMap,
+    ) -> Result<(), PeerError> {
+        let path = format!("{}/{key}", wire::OFFER);
+        let patience = Patience {
+            connect: CONNECT_TIMEOUT,
+            head: HEAD_TIMEOUT,
+        };
+        let request = || self.request(to, addr, &path, about.clone());
+        let answer = self.pool.ask(request, patience).await?;
+        match answer.response.status() {
+            StatusCode::ACCEPTED => Ok(()),
+            StatusCode::SERVICE_UNAVAILABLE => Err(PeerError::Busy),
+            other => Err(PeerError::Garbage(format!("status {other}"))),
+        }
+    }
+
     /// Asks `to`, which listens at `addr`, for the object `key`: its manifest, and those of the pieces in
     /// `wanted` that there are. Of `fields`, those that tell of the client stay here
     /// ([`may_reach_peers`]). Also returns how long the head of the answer took.
@@ -444,10 +472,12 @@ impl Asker {
 
 /// The fields of a question for the pieces of `wanted`.
 fn selecting(fields: &HeaderMap, wanted: &Range<u32>) -> HeaderMap {
-    let mut selecting = HeaderMap::with_capacity(fields.len() + 2);
+    let mut selecting = HeaderMap::with_capacity(fields.len() + 5);
     for (name, value) in fields.iter().filter(|(name, _)| may_reach_peers(name)) {
         selecting.append(name, value.clone());
     }
+    // So that it can tell others what is wanted.
+    selecting.extend(relayed::naming(fields));
     let pieces = format!("{}-{}", wanted.start, wanted.end.saturating_sub(1));
     selecting.insert(
         PIECES_FIELD,

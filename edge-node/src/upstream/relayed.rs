@@ -389,7 +389,11 @@ fn received(mut head: RelayHead, round_trip: Duration) -> RelayHead {
 }
 
 /// The fields of a question.
-fn question_fields(wanted: Wanted<'_>) -> Result<HeaderMap, PeerError> {
+///
+/// # Errors
+///
+/// What is wanted cannot be named in fields.
+pub fn question_fields(wanted: Wanted<'_>) -> Result<HeaderMap, PeerError> {
     let mut fields = reaching_peers(wanted.fields);
     for (name, text) in [
         (SITE_FIELD, wanted.site),
@@ -403,6 +407,16 @@ fn question_fields(wanted: Wanted<'_>) -> Result<HeaderMap, PeerError> {
         fields.insert(HAVE_FIELD, tag.clone());
     }
     Ok(fields)
+}
+
+/// Of the fields of a question, those that say of which URL it is.
+pub fn naming(fields: &HeaderMap) -> HeaderMap {
+    let names = [SITE_FIELD, HOST_FIELD, TARGET_FIELD];
+    let named = names.into_iter().filter_map(|name| {
+        let value = fields.get(name)?.clone();
+        Some((HeaderName::from_static(name), value))
+    });
+    named.collect()
 }
 
 /// What of a client's fields goes to a home: what selects a variant, and where the request has been.

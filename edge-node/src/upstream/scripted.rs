@@ -144,6 +144,10 @@ impl Events for Counted {
     fn digest_pulled(&self, peer: &NodeId, result: &'static str) {
         self.count(format!("{peer} digest {result}"));
     }
+
+    fn ordered(&self, site: &str, first: &'static str) {
+        self.count(format!("{site} {first} first"));
+    }
 }
 
 /// Reads up to the end of a head; what it read if the other end closes before.
