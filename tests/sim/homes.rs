@@ -422,7 +422,7 @@ fn run() -> BTreeMap<usize, u64> {
 
 #[test]
 fn whatever_dies_or_changes_the_promises_of_the_cluster_hold() {
-    let runs = std::env::var("SIM_RUNS").ok().and_then(|v| v.parse().ok());
+    let runs = std::env::var_os("SIM_RUNS").and_then(|v| v.to_str()?.parse().ok());
     let mut requests = BTreeMap::<usize, u64>::new();
     for _ in 0..runs.unwrap_or(RUNS) {
         for (nodes, count) in run() {
