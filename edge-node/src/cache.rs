@@ -409,6 +409,21 @@ impl Cache {
         self.find(key, headers).await.entry
     }
 
+    /// What comes in for `key` just now, if it is all of an object.
+    pub fn coming_in(&self, key: Key) -> Option<(Arc<Entry>, Arc<fill::Growing>)> {
+        let fill = self.fills().get(&key).cloned()?;
+        let told = fill.told();
+        let Told::All(Outcome::Shared(entry)) = &*told else {
+            return None;
+        };
+        match &entry.body {
+            Body::Growing(growing) if entry.head.part.is_none() => {
+                Some((entry.clone(), growing.clone()))
+            }
+            _ => None,
+        }
+    }
+
     /// Forgets everything under `key`; a fill under way, be it of a variant, will not bring it back.
     pub async fn forget(&self, key: Key) {
         self.fills().retain(|at, fill| {

@@ -1,6 +1,8 @@
 //! The peer listener: questions of other edges. `hold` questions and digests are answered from storage only,
-//! and make this node ask nobody. `fill` questions, asked of the home of a key, may make it ask homes of a
-//! lower level or the origin ([`Proxy::relay`]), nobody else; so requests between nodes cannot loop.
+//! and make this node ask nobody; one for a piece that is coming in waits for it a moment. `fill` questions,
+//! asked of the home of a key, may make it ask homes of a lower level or the origin ([`Proxy::relay`]), and
+//! those to which such a home shares out a large object for its pieces; nobody else. So requests between nodes
+//! cannot loop.
 //!
 //! What the control plane asks for here, to [fetch ahead of demand](crate::warm), begins journeys of
 //! its own, which end like those of clients: with questions to others, and never with such a wish. So does
@@ -25,8 +27,8 @@ use cluster::{
     auth::{self, Verifier},
     clock::Clock,
     key::Key,
-    manifest::{PIECE_BYTES, run_hash},
-    node::DigestVersion,
+    manifest::{PIECE_BYTES, PieceHash, run_hash},
+    node::{DigestVersion, NodeId},
     wire::{self, WarmBatch},
 };
 use futures_util::stream::{BoxStream, StreamExt as _};
@@ -43,7 +45,11 @@ use tracing::warn;
 use self::uploads::{Upload, Uploads};
 
 use crate::{
-    cache::{Cache, entry::Reading, fill::BodyError},
+    cache::{
+        Cache,
+        entry::{Entry, Reading},
+        fill::{BodyError, Growing},
+    },
     metrics::Metrics,
     offering::Offering,
     proxy::{Proxy, Question},
@@ -52,6 +58,9 @@ use crate::{
     warm::Warmer,
 };
 
+/// How long a question waits for a piece that is coming in: shorter than the asker waits for the head of an
+/// answer ([`peer::HEAD_TIMEOUT`]), with room for a slow way.
+const PIECE_WAIT_MAX: Duration = Duration::from_secs(1);
 /// Addresses whose first refusal was logged; beyond that, refusals are only counted.
 const LOGGED_MAX: usize = 1024;
 /// Longest time for the body of a batch to come in.
@@ -156,11 +165,18 @@ impl Hold {
         if let Some(key) = key_behind(wire::FILL) {
             self.shared.offering.asked(key, &from, request.headers());
             let level = Level::of_query(request.uri().query());
-            return Ok(self.fill(key, level, request.headers(), connection.from.ip()));
+            let question = level.map(|level| Question {
+                key,
+                level,
+                asker: from,
+                from: connection.from.ip(),
+                fields: request.headers().clone(),
+            });
+            return Ok(self.fill(question));
         }
         match key_behind(wire::HOLD) {
             Some(key) => {
-                let answer = self.hold(key, &request).await;
+                let answer = self.hold(key, &from, &request).await;
                 if answer.status() == StatusCode::OK {
                     self.shared.offering.asked(key, &from, request.headers());
                 }
@@ -235,30 +251,41 @@ impl Hold {
         }
     }
 
-    async fn hold(&self, key: Key, request: &Request<Incoming>) -> Response<Answer> {
+    async fn hold(&self, key: Key, from: &NodeId, request: &Request<Incoming>) -> Response<Answer> {
         let Shared {
             cache,
+            proxy,
             metrics,
             clock,
             ..
         } = &*self.shared;
-        let refuse = |word: &'static str, status| {
-            metrics.peer_answered(word);
-            let mut response = answer(status, Answer::Empty);
-            response
-                .headers_mut()
-                .insert(peer::ANSWER_FIELD, HeaderValue::from_static(word));
-            response
-        };
+        let refuse = |word, status| self.refuse(word, status);
         let Some(asked) = peer::asked_for(request.headers()) else {
             return answer(StatusCode::BAD_REQUEST, Answer::Empty);
         };
+        let late = peer::node_in(request.headers(), peer::LATE_FIELD);
+        let elsewhere = |entry: &Entry| {
+            let late = late.as_ref()?;
+            let holder = proxy.passed_over(entry.object, asked.pieces.start, late, from)?;
+            Some(self.elsewhere(&holder))
+        };
+        if let (Some(hash), 1) = (asked.hash, asked.pieces.len())
+            && let Some((entry, growing)) = cache.coming_in(key)
+        {
+            if let Some(elsewhere) = elsewhere(&entry) {
+                return elsewhere;
+            }
+            return self.hold_piece(&growing, asked.pieces.start, hash).await;
+        }
         let Some(mut upload) = self.shared.uploads.begin() else {
             return refuse("busy", StatusCode::SERVICE_UNAVAILABLE);
         };
         let Some(entry) = cache.stored(key, request.headers()).await else {
             return refuse("miss", StatusCode::NOT_FOUND);
         };
+        if let Some(elsewhere) = elsewhere(&entry) {
+            return elsewhere;
+        }
         let (freshness, now_ms) = (&entry.head.freshness, clock.unix_ms());
         // Who names the pieces judges by the manifest whether they may be used.
         if asked.hash.is_none() && (freshness.no_cache || !freshness.is_fresh(now_ms)) {
@@ -299,15 +326,51 @@ impl Hold {
         response
     }
 
-    fn fill(
-        &self,
-        key: Key,
-        level: Option<Level>,
-        fields: &HeaderMap,
-        from: IpAddr,
-    ) -> Response<Answer> {
+    /// Piece `index` of a body that is coming in, which has a hash of that [`run_hash`].
+    async fn hold_piece(&self, growing: &Growing, index: u32, run: PieceHash) -> Response<Answer> {
+        let Shared {
+            uploads, metrics, ..
+        } = &*self.shared;
+        match timeout(PIECE_WAIT_MAX, growing.piece_hash(index)).await {
+            Ok(Ok(hash)) if run_hash([&hash]) == run => {}
+            Ok(Ok(_)) => return self.refuse("other", StatusCode::NOT_FOUND),
+            Ok(Err(_)) => return self.refuse("miss", StatusCode::NOT_FOUND),
+            Err(_) => return self.refuse("not-yet", StatusCode::NOT_FOUND),
+        }
+        let Some(mut upload) = uploads.begin() else {
+            return self.refuse("busy", StatusCode::SERVICE_UNAVAILABLE);
+        };
+        let Ok(bytes) = growing.read_piece(index).await else {
+            return self.refuse("miss", StatusCode::NOT_FOUND);
+        };
+        upload.promise(bytes.len() as u64);
+        metrics.peer_answered("piece");
+        let transfer = Transfer::new(metrics.clone(), upload);
+        let body = Answer::Object(Bytes::new(), Some(Reading::Whole(bytes)), transfer);
+        answer(StatusCode::OK, body)
+    }
+
+    fn refuse(&self, word: &'static str, status: StatusCode) -> Response<Answer> {
+        self.shared.metrics.peer_answered(word);
+        let mut response = answer(status, Answer::Empty);
+        response
+            .headers_mut()
+            .insert(peer::ANSWER_FIELD, HeaderValue::from_static(word));
+        response
+    }
+
+    /// Another has it.
+    fn elsewhere(&self, holder: &NodeId) -> Response<Answer> {
+        let mut response = self.refuse("elsewhere", StatusCode::NOT_FOUND);
+        if let Ok(holder) = HeaderValue::from_str(holder.as_str()) {
+            response.headers_mut().insert(peer::HOLDER_FIELD, holder);
+        }
+        response
+    }
+
+    fn fill(&self, question: Option<Question>) -> Response<Answer> {
         let Shared { proxy, metrics, .. } = &*self.shared;
-        let Some(level) = level else {
+        let Some(question) = question else {
             return answer(StatusCode::BAD_REQUEST, Answer::Empty);
         };
         let Some(upload) = self.shared.uploads.relay() else {
@@ -315,12 +378,6 @@ impl Hold {
             return answer(StatusCode::SERVICE_UNAVAILABLE, Answer::Empty);
         };
         metrics.peer_answered("fill");
-        let question = Question {
-            key,
-            level,
-            from,
-            fields: fields.clone(),
-        };
         let transfer = Transfer::new(metrics.clone(), upload);
         answer(
             StatusCode::OK,

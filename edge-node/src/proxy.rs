@@ -16,6 +16,7 @@ mod pass;
 mod quick;
 mod relay;
 mod shedding;
+mod swarm;
 mod target;
 mod tunnel;
 mod upload;
@@ -85,6 +86,7 @@ struct Shared {
     refusals: Refusals,
     upload: UploadLimits,
     fills: Fills,
+    swarms: swarm::Swarms,
 }
 
 /// What [`Proxy::new`] needs.
@@ -231,6 +233,7 @@ impl Proxy {
             refusals,
             upload,
             fills: Fills::new(fills_max),
+            swarms: swarm::Swarms::default(),
         };
         Self {
             shared: Arc::new(shared),

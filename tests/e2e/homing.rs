@@ -41,7 +41,7 @@ fn one_region(edges: usize, origin: &str, shield: Shield) -> Plan {
     plan
 }
 
-async fn settled(plan: Plan) -> Cluster {
+pub(crate) async fn settled(plan: Plan) -> Cluster {
     let cluster = started(plan).await;
     settle(&cluster).await;
     cluster
@@ -80,7 +80,7 @@ async fn home_of(edge: &Node, path: &str) -> String {
 }
 
 /// A path whose home in the region is `edge`.
-async fn path_at(edge: &Node, name: &str) -> String {
+pub(crate) async fn path_at(edge: &Node, name: &str) -> String {
     for n in 0..200 {
         let path = format!("/{name}-{n}");
         if home_of(edge, &path).await == edge.id {

@@ -10,6 +10,7 @@
 //! - [`sharing`]: several edges, and where the bytes come from;
 //! - [`warming`]: URLs fetched ahead of demand;
 //! - [`gathering`]: one object from many edges at once;
+//! - [`swarming`]: one object that many edges want at once, while it comes in;
 //! - [`homing`]: several edges, and how often the origin is asked;
 //! - [`ruling`]: what a site's owner rules;
 //! - [`losing`]: processes that are killed, stopped, or cut off;
@@ -50,6 +51,8 @@ mod serving;
 mod sharing;
 #[cfg(test)]
 mod storing;
+#[cfg(test)]
+mod swarming;
 #[cfg(test)]
 mod warming;
 

@@ -62,6 +62,8 @@ pub enum Lines {
     Direct,
     /// A proxy for each ordered pair, without delay; it can be made worse later.
     Perfect,
+    /// A proxy before each edge, for all that others fetch from it; without delay or limit at first.
+    Uplinks,
     /// A proxy for each ordered pair, as slow as the way is long; and one towards the origin, which
     /// stands at this place.
     Delayed {
@@ -191,7 +193,10 @@ impl Plan {
             .collect();
         for (i, edge) in edges.iter_mut().enumerate() {
             let reach: Table = (links.iter())
-                .filter(|((from, _), _)| *from == i)
+                .filter(|((from, to), _)| match from == to {
+                    true => *to != i,
+                    false => *from == i,
+                })
                 .map(|((_, to), line)| (names[*to].clone(), line.address().to_string().into()))
                 .collect();
             let mut config = edge.listen_config();
@@ -298,6 +303,14 @@ impl Plan {
         if self.lines == Lines::Direct {
             return Ok(lines);
         }
+        if self.lines == Lines::Uplinks {
+            for (i, edge) in edges.iter().enumerate() {
+                let peer = edge.peer.expect("every edge has a peer listener");
+                let line = Proxy::start(&peer.to_string(), Conditions::default()).await?;
+                lines.insert((i, i), line);
+            }
+            return Ok(lines);
+        }
         for (i, from) in self.regions.iter().enumerate() {
             for (j, to) in self.regions.iter().enumerate().filter(|(j, _)| *j != i) {
                 let conditions = match self.lines {
@@ -346,6 +359,7 @@ pub struct Cluster {
     pub edges: Vec<Node>,
     /// The control plane.
     pub control: Option<Node>,
+    /// From one edge to another; from an edge to itself: its uplink.
     links: BTreeMap<(usize, usize), Proxy>,
     origin_delays: OriginDelays,
     origin_line: Option<Proxy>,
@@ -366,6 +380,11 @@ impl Cluster {
     /// The line from edge `from` to edge `to`, by their indices, in a plan that has lines.
     pub fn line(&self, from: usize, to: usize) -> &Proxy {
         &self.links[&(from, to)]
+    }
+
+    /// The line over which all others fetch what edge `of` gives, in a plan with uplinks.
+    pub fn uplink(&self, of: usize) -> &Proxy {
+        &self.links[&(of, of)]
     }
 
     /// Everything that may run.

@@ -8,9 +8,13 @@
 //! read from whichever tier has it ([`Pieces`]). When nothing can be stored (disk full, body over the limit), pieces
 //! stay in memory until the slowest follower has passed them, and the filler waits for it
 //! ([`WINDOW_PIECES`]); such a body takes no new followers.
+//!
+//! **Who else may have them:** other nodes, piece by piece, as soon as a piece's hash is known. Of a body that
+//! comes in from several nodes at once, pieces that came before their turn are in memory until it is theirs;
+//! who fetches them bounds how many.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, OnceLock},
 };
 
@@ -54,6 +58,10 @@ pub struct Growing {
 
 struct State {
     done: Vec<Piece>,
+    /// Of the pieces that are done; that of the last one may not be known yet.
+    hashes: Vec<PieceHash>,
+    /// Pieces that came before their turn.
+    ahead: BTreeMap<u32, (Bytes, PieceHash)>,
     tail: Vec<Bytes>,
     tail_bytes: usize,
     end: Option<Result<(), BodyError>>,
@@ -76,6 +84,8 @@ impl Growing {
         Arc::new(Self {
             state: Mutex::new(State {
                 done: Vec::new(),
+                hashes: Vec::new(),
+                ahead: BTreeMap::new(),
                 tail: Vec::new(),
                 tail_bytes: 0,
                 end: None,
@@ -167,6 +177,87 @@ impl Growing {
         state.tail.clear();
         state.tail_bytes = 0;
         Some((index, bytes))
+    }
+
+    /// The next piece that is done and whose hash was not known has this one.
+    pub fn hashed(&self, hash: PieceHash) {
+        self.lock().hashes.push(hash);
+        self.changed.send_replace(());
+    }
+
+    /// Piece `index` came before its turn, and has this hash.
+    pub fn put_ahead(&self, index: u32, bytes: Bytes, hash: PieceHash) {
+        self.lock().ahead.insert(index, (bytes, hash));
+        self.changed.send_replace(());
+    }
+
+    /// Closes the next piece, if it came before its turn: its number, bytes and hash. One that is shorter than
+    /// others, the last, becomes the growing one, and is closed like any other.
+    pub fn finish_ahead(&self) -> Option<(u32, Bytes, PieceHash)> {
+        let mut state = self.lock();
+        let index = u32::try_from(state.done.len()).ok()?;
+        let (bytes, hash) = state.ahead.remove(&index)?;
+        debug_assert!(state.tail_bytes == 0 && state.hashes.len() == state.done.len());
+        let is_full = bytes.len() == PIECE_BYTES;
+        if is_full {
+            state.done.push(Piece::Memory(bytes.clone()));
+            state.hashes.push(hash);
+        } else {
+            state.tail_bytes = bytes.len();
+            state.tail.push(bytes.clone());
+        }
+        drop(state);
+        self.changed.send_replace(());
+        is_full.then_some((index, bytes, hash))
+    }
+
+    /// Waits until piece `index` is here, in its turn or before: its hash.
+    ///
+    /// # Errors
+    ///
+    /// The body ended before.
+    pub async fn piece_hash(&self, index: u32) -> Result<PieceHash, BodyError> {
+        let mut changed = self.changed.subscribe();
+        loop {
+            changed.mark_unchanged();
+            {
+                let state = self.lock();
+                let ahead = || state.ahead.get(&index).map(|(_, hash)| hash);
+                if let Some(hash) = state.hashes.get(index as usize).or_else(ahead) {
+                    return Ok(*hash);
+                }
+                match &state.end {
+                    Some(Err(error)) => return Err(error.clone()),
+                    Some(Ok(())) => return Err(BodyError::Gone),
+                    None => {}
+                }
+            }
+            if changed.changed().await.is_err() {
+                return Err(BodyError::Abandoned);
+            }
+        }
+    }
+
+    /// The bytes of a piece that [is here](Growing::piece_hash).
+    ///
+    /// # Errors
+    ///
+    /// It is no longer, or cannot be read back.
+    pub async fn read_piece(&self, index: u32) -> Result<Bytes, BodyError> {
+        let (piece, hash) = {
+            let state = self.lock();
+            if let Some((bytes, _)) = state.ahead.get(&index) {
+                return Ok(bytes.clone());
+            }
+            match state.done.get(index as usize) {
+                Some(Piece::Memory(bytes)) => return Ok(bytes.clone()),
+                Some(Piece::Disk(piece, hash, _)) => (piece.clone(), *hash),
+                Some(Piece::Gone) | None => return Err(BodyError::Gone),
+            }
+        };
+        let read = self.pieces.read(&piece, &hash).await;
+        read.map(|(bytes, _)| bytes)
+            .map_err(|error| BodyError::Source(error.to_string()))
     }
 
     /// Piece `index` can be read from the store from now on.
@@ -300,15 +391,20 @@ impl Follower {
                     continue;
                 }
             };
-            self.position += bytes.len() as u64;
-            let mut state = self.body.lock();
-            state.followers.insert(self.number, self.position);
-            let waited_for = !state.stored;
-            drop(state);
-            if waited_for {
-                self.body.passed.notify_one();
-            }
+            self.pass(self.position + bytes.len() as u64);
             return Some(Ok(bytes));
+        }
+    }
+
+    /// What lies before `position` is no longer needed here.
+    pub fn pass(&mut self, position: u64) {
+        self.position = position;
+        let mut state = self.body.lock();
+        state.followers.insert(self.number, position);
+        let waited_for = !state.stored;
+        drop(state);
+        if waited_for {
+            self.body.passed.notify_one();
         }
     }
 

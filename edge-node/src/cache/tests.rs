@@ -175,6 +175,42 @@ async fn a_large_body_is_the_same_for_the_early_the_late_and_the_next() {
 }
 
 #[tokio::test]
+async fn pieces_may_come_in_any_order_and_are_there_for_others_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path(), 1 << 30);
+    let body = pattern(7 * PIECE_BYTES + 12_345);
+    let hash = |piece: &[u8]| *blake3::hash(piece).as_bytes();
+    assert!(cache.coming_in(KEY).is_none());
+    let mut writing = filler(&cache).await.share(plain(), Provenance::Origin);
+    let (entry, cached) = (writing.entry().clone(), cache.clone());
+    let reading = tokio::spawn(async move { read(&entry, &cached).await });
+    let (entry, growing) = cache.coming_in(KEY).unwrap();
+    assert_eq!(entry.object, writing.entry().object);
+    // The first as it comes, the others by pieces.
+    let (first, others) = body.split_at(PIECE_BYTES);
+    writing.write(Bytes::copy_from_slice(first)).await.unwrap();
+    let others: Vec<_> = (1..).zip(others.chunks(PIECE_BYTES)).collect();
+    for at in [6, 1, 0, 4, 2, 3, 5] {
+        let (index, piece) = others[at];
+        let bytes = Bytes::copy_from_slice(piece);
+        writing.put(index, bytes, hash(piece)).await.unwrap();
+        assert_eq!(growing.piece_hash(index).await.unwrap(), hash(piece));
+        assert!(growing.read_piece(index).await.unwrap() == piece);
+    }
+    assert_eq!(writing.length(), body.len() as u64);
+    writing.commit().await;
+    assert!(reading.await.unwrap().unwrap() == body);
+    let (last, piece) = others[6];
+    assert_eq!(growing.piece_hash(last).await.unwrap(), hash(piece));
+    assert_eq!(growing.piece_hash(8).await, Err(BodyError::Gone));
+    let Lookup::Fresh(entry) = look(&cache, &HeaderMap::new()).await else {
+        panic!("stored")
+    };
+    assert!(read(&entry, &cache).await.unwrap() == body);
+    assert_eq!(entry.manifest().unwrap().pieces.len(), 8);
+}
+
+#[tokio::test]
 async fn a_body_over_the_limit_passes_to_whoever_follows_and_is_not_kept() {
     let dir = tempfile::tempdir().unwrap();
     let cache = open(dir.path(), 2 * PIECE_BYTES as u64);

@@ -55,11 +55,45 @@ impl Writing {
         self.growing.trail(trailers);
     }
 
+    /// Puts in a whole piece whose hash was verified, in whatever turn it comes. It can be passed on at once,
+    /// and is seen by followers when all before it are there. Waits like [`Writing::write`].
+    ///
+    /// # Errors
+    ///
+    /// Like [`Writing::write`].
+    pub async fn put(
+        &mut self,
+        index: u32,
+        bytes: Bytes,
+        hash: PieceHash,
+    ) -> Result<(), BodyError> {
+        self.growing.put_ahead(index, bytes, hash);
+        while let Some((index, bytes, hash)) = self.growing.finish_ahead() {
+            self.keep_piece(index, bytes, hash).await?;
+        }
+        Ok(())
+    }
+
+    /// How many bytes followers see so far.
+    pub fn length(&self) -> u64 {
+        self.growing.length()
+    }
+
     async fn finish_piece(&mut self) -> Result<(), BodyError> {
         let Some((index, bytes)) = self.growing.finish_piece() else {
             return Ok(());
         };
         let hash = self.filler.cache.hash(bytes.clone()).await;
+        self.growing.hashed(hash);
+        self.keep_piece(index, bytes, hash).await
+    }
+
+    async fn keep_piece(
+        &mut self,
+        index: u32,
+        bytes: Bytes,
+        hash: PieceHash,
+    ) -> Result<(), BodyError> {
         self.hashes.push(hash);
         let cache = self.filler.cache.clone();
         if self.storing && self.growing.length() > cache.shared.object_bytes_max {
@@ -118,7 +152,9 @@ impl Writing {
                 .map(|(_, bytes)| bytes)
                 .unwrap_or_default();
             if !bytes.is_empty() {
-                self.hashes.push(cache.hash(bytes.clone()).await);
+                let hash = cache.hash(bytes.clone()).await;
+                self.growing.hashed(hash);
+                self.hashes.push(hash);
             }
             Some(bytes)
         } else {

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use cluster::manifest::PIECE_BYTES;
 use futures_util::StreamExt as _;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
@@ -27,11 +28,13 @@ use crate::{
     error::{Kind, ServeError},
     forward,
     upstream::{
+        fellows::SharedOut,
         home::{Home, Way},
         origin::OriginBody,
         peer,
         relayed::{
-            self, BLOCK_BYTES, OriginFault, Refusal, RelayError, RelayHead, Relayed, Told, Wanted,
+            self, BLOCK_BYTES, OriginFault, PieceAt, Refusal, RelayError, RelayHead, Relayed, Said,
+            Told, Wanted,
         },
     },
 };
@@ -81,6 +84,7 @@ impl Proxy {
         forward::join_loop(&mut fields, &self.shared.me);
         let wanted = Wanted {
             have: stored.and_then(|entry| entry.head.headers.get(header::ETAG)),
+            shares: true,
             ..asked.wanted(&fields)
         };
         for (index, home) in way.iter().enumerate() {
@@ -193,7 +197,7 @@ impl Proxy {
         {
             loop {
                 match relayed.next().await {
-                    Some(Ok(bytes)) if first.len() + bytes.len() <= BLOCK_BYTES => {
+                    Some(Ok(Said::Bytes(bytes))) if first.len() + bytes.len() <= BLOCK_BYTES => {
                         first.extend_from_slice(&bytes);
                     }
                     Some(_) => return Err(filler),
@@ -214,10 +218,16 @@ impl Proxy {
         let mut writing = filler.share(head, from);
         let mut written: u64 = 0;
         let mut rest = Rest::Home(Box::new(relayed));
-        let stopped = match write(&mut writing, &mut written, first.into()).await {
+        let mut stopped = match write(&mut writing, &mut written, first.into()).await {
             Ok(()) => self.write_rest(&mut writing, &mut written, &mut rest).await,
             stopped => stopped,
         };
+        if let (Err(Stopped::SharedOut(at)), Rest::Home(relayed)) = (&stopped, rest) {
+            let at = at.clone();
+            stopped = self
+                .write_shared_out(&mut writing, &mut written, asked, home, *relayed, at)
+                .await;
+        }
         self.end(writing, asked, written, stopped, others).await;
         Ok(())
     }
@@ -246,6 +256,7 @@ impl Proxy {
                 // All of it is here, only the word that this was all is not.
                 Err(Stopped::Lost(_)) if length == Some(written) => return writing.commit().await,
                 Err(Stopped::Lost(error)) => error,
+                Err(Stopped::SharedOut(_)) => "pieces that were not asked for".to_owned(),
                 Err(Stopped::For(error)) => return writing.fail(error),
             };
             info!(uri = %asked.uri, written, error = lost, "source lost within a body");
@@ -361,6 +372,37 @@ impl Proxy {
         Err(Stopped::For(BodyError::Source(error)))
     }
 
+    /// Writes what `home` shares out, from the piece at `first` on, as it comes from there and from the others.
+    async fn write_shared_out(
+        &self,
+        writing: &mut Writing,
+        written: &mut u64,
+        asked: &Asked,
+        home: &Home,
+        relayed: Relayed,
+        first: PieceAt,
+    ) -> Result<(), Stopped> {
+        let begins = u64::from(first.index) * PIECE_BYTES as u64;
+        let length = writing.entry().head.length;
+        let Some(length) = length.filter(|length| begins == *written && begins < *length) else {
+            return Err(Stopped::Lost("a piece out of place".to_owned()));
+        };
+        let what = SharedOut {
+            key: asked.key,
+            fields: &asked.headers,
+            home,
+            length,
+        };
+        let mut fellows = self.shared.upstream.fellows(&what, relayed, first);
+        while let Some(piece) = fellows.next().await {
+            let piece = piece.map_err(stopped_by)?;
+            let put = writing.put(piece.index, piece.bytes, piece.hash).await;
+            *written = writing.length();
+            put.map_err(Stopped::For)?;
+        }
+        Ok(())
+    }
+
     async fn write_rest(
         &self,
         writing: &mut Writing,
@@ -387,6 +429,7 @@ impl Asked {
             target: self.target(),
             fields,
             have: None,
+            shares: false,
         }
     }
 
@@ -435,8 +478,17 @@ fn error_response(
 enum Stopped {
     /// It was lost; another may do.
     Lost(String),
+    /// From here on it is shared out; this is where its next piece is.
+    SharedOut(PieceAt),
     /// For good.
     For(BodyError),
+}
+
+fn stopped_by(error: RelayError) -> Stopped {
+    match error {
+        RelayError::Home(error) => Stopped::Lost(error.to_string()),
+        RelayError::Source(error) => Stopped::For(BodyError::Source(error)),
+    }
 }
 
 async fn write(writing: &mut Writing, written: &mut u64, bytes: Bytes) -> Result<(), Stopped> {
@@ -455,13 +507,11 @@ enum Rest {
 impl Rest {
     async fn next(&mut self) -> Option<Result<Bytes, Stopped>> {
         match self {
-            Self::Home(relayed) => {
-                let bytes = relayed.next().await?;
-                Some(bytes.map_err(|error| match error {
-                    RelayError::Home(error) => Stopped::Lost(error.to_string()),
-                    RelayError::Source(error) => Stopped::For(BodyError::Source(error)),
-                }))
-            }
+            Self::Home(relayed) => Some(match relayed.next().await? {
+                Ok(Said::Bytes(bytes)) => Ok(bytes),
+                Ok(Said::Piece(at)) => Err(Stopped::SharedOut(at)),
+                Err(error) => Err(stopped_by(error)),
+            }),
             Self::Origin(body) => match body.frame().await? {
                 Ok(frame) => Some(Ok(frame.into_data().unwrap_or_default())),
                 Err(error) => Some(Err(Stopped::Lost(error.to_string()))),

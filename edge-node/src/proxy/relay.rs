@@ -1,5 +1,6 @@
 //! What a home does when another node asks it to fill: it looks the object up like any request, fetches it
-//! if need be, and relays it while it still comes in. All that ask at once wait for one fetch.
+//! if need be, and relays it while it still comes in. All that ask at once wait for one fetch. What is large
+//! is [shared out](super::swarm) among them.
 //!
 //! **Invariant:** a question makes this node ask only homes of a lower level, and wait only for fills that
 //! reach lower than itself ([`crate::upstream::home`]). A holder that it asks answers from its storage, and
@@ -8,7 +9,7 @@
 use std::{net::IpAddr, pin::pin, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
-use cluster::key::Key;
+use cluster::{key::Key, manifest::PIECE_BYTES, node::NodeId};
 use futures_util::{FutureExt as _, StreamExt as _};
 use http::{Extensions, HeaderMap, Method, Response, Uri, Version, header};
 use http_body_util::{BodyExt as _, Limited};
@@ -17,11 +18,15 @@ use tokio::{
     time::{Instant, Interval, interval_at},
 };
 
-use super::{Asked, Caller, Parts, Proxy, ROUNDS_MAX};
+use super::{
+    Asked, Caller, Parts, Proxy, ROUNDS_MAX,
+    swarm::{self, Member},
+};
 use crate::{
     cache::{
         Lookup, Outcome, Turn,
-        entry::Entry,
+        entry::{Body, Entry},
+        fill::Growing,
         policy::{self, CacheControl},
         vary,
     },
@@ -46,6 +51,8 @@ pub struct Question {
     pub key: Key,
     /// As what it asks this node.
     pub level: Level,
+    /// The node that asks.
+    pub asker: NodeId,
     /// Its address.
     pub from: IpAddr,
     /// The fields of its question.
@@ -61,13 +68,20 @@ enum Found {
 }
 
 /// The way to the asker. An error: it has left.
-struct Out {
+pub(super) struct Out {
     frames: Sender<Bytes>,
     beat: Interval,
 }
 
+/// A body that may be shared out, and as what its asker takes part.
+struct SharedOut {
+    growing: Arc<Growing>,
+    length: u64,
+    member: Member,
+}
+
 /// The asker has left.
-struct Left;
+pub(super) struct Left;
 
 impl Out {
     fn new(frames: Sender<Bytes>) -> Self {
@@ -76,7 +90,7 @@ impl Out {
     }
 
     /// Sends frames together.
-    async fn send(&mut self, frames: &[Frame]) -> Result<(), Left> {
+    pub(super) async fn send(&mut self, frames: &[Frame]) -> Result<(), Left> {
         let mut out = BytesMut::new();
         for frame in frames {
             // One that cannot be written is missed, and its asker goes elsewhere.
@@ -90,7 +104,7 @@ impl Out {
     }
 
     /// Waits for `what`, and says every now and then that it is not there yet.
-    async fn wait<T>(&mut self, what: impl Future<Output = T>) -> Result<T, Left> {
+    pub(super) async fn wait<T>(&mut self, what: impl Future<Output = T>) -> Result<T, Left> {
         let mut what = pin!(what);
         loop {
             tokio::select! {
@@ -117,6 +131,8 @@ impl Proxy {
 
     async fn relay_to(&self, mut out: Out, question: Question) -> Result<(), Left> {
         let have = question.fields.get(relayed::HAVE_FIELD).cloned();
+        let shares = question.fields.contains_key(relayed::FELLOWS_FIELD);
+        let asker = question.asker.clone();
         let found = match self.asked_by_node(question) {
             Some(asked) => out.wait(self.found(&Arc::new(asked))).await?,
             None => Found::Refused(Refusal::Unknown),
@@ -136,10 +152,30 @@ impl Proxy {
             return out.send(&[Frame::Refused(Refusal::Pass)]).await;
         };
         let mut body = reading.into_stream();
+        let shared_out = match shares {
+            true => self.shared_out(&entry, asker),
+            false => None,
+        };
         let mut frames = vec![Frame::Head(head)];
         let (mut gathered, mut total) = (0, 0);
         // What is here goes out together, a small object in one.
         loop {
+            if let Some(SharedOut {
+                growing,
+                length,
+                member,
+            }) = &shared_out
+                && total % PIECE_BYTES as u64 == 0
+                && total < *length
+                && let Ok(piece) = u32::try_from(total / PIECE_BYTES as u64)
+                && member.is_shared(piece)
+                && let Ok(follower) = growing.follow(total)
+            {
+                drop(body);
+                out.send(&frames).await?;
+                let body = (growing, follower);
+                return self.share_out(&mut out, body, piece, *length, member).await;
+            }
             let mut next = body.next();
             let bytes = match (&mut next).now_or_never() {
                 Some(bytes) => bytes,
@@ -173,6 +209,23 @@ impl Proxy {
                 }
             }
         }
+    }
+
+    /// What it takes to share `entry` out, if that is worth it: it is large, of known length, and still comes
+    /// in. One that is all here is held, and others hear of that by digest.
+    fn shared_out(&self, entry: &Entry, asker: NodeId) -> Option<SharedOut> {
+        let Body::Growing(growing) = &entry.body else {
+            return None;
+        };
+        let length = entry.length().filter(|_| entry.head.part.is_none())?;
+        if length < swarm::PIECES_MIN * PIECE_BYTES as u64 {
+            return None;
+        }
+        Some(SharedOut {
+            growing: growing.clone(),
+            length,
+            member: self.shared.swarms.join(entry.object, asker)?,
+        })
     }
 
     fn relay_head(&self, entry: &Entry, asked_for_you: bool) -> RelayHead {

@@ -454,6 +454,7 @@ mod tests {
                 target: "/",
                 fields: &HeaderMap::new(),
                 have: None,
+                shares: false,
             };
             let told = upstream.fill(&way[0], wanted).await;
             assert_eq!(told.is_err(), ejected);

@@ -44,7 +44,7 @@ impl Default for Spare {
 
 impl Spare {
     /// The window of one more fetch of `pieces`, and what keeps it.
-    fn window(&self, pieces: u32) -> (u32, Option<OwnedSemaphorePermit>) {
+    pub(super) fn window(&self, pieces: u32) -> (u32, Option<OwnedSemaphorePermit>) {
         let more = pieces.min(WINDOW_MAX).saturating_sub(WINDOW_MIN);
         let available = u32::try_from(self.0.available_permits()).unwrap_or(u32::MAX);
         let more = more.min(available);

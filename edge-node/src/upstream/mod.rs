@@ -14,6 +14,7 @@
 
 pub mod control;
 pub mod digest;
+pub mod fellows;
 pub mod gate;
 pub mod health;
 pub mod hedge;
@@ -33,6 +34,7 @@ pub mod schedule;
 #[cfg(test)]
 mod scripted;
 pub mod select;
+pub mod wants;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -753,7 +755,13 @@ impl Question {
         let (before, after) = self.inner.health.with(peer, |health| {
             let before = health.standing(now);
             match result {
-                Ok(()) | Err(PeerError::Stale | PeerError::Other) => health.succeeded(now),
+                Ok(())
+                | Err(
+                    PeerError::Stale
+                    | PeerError::Other
+                    | PeerError::NotYet
+                    | PeerError::Elsewhere(_),
+                ) => health.succeeded(now),
                 Err(PeerError::Miss) => health.missed(now),
                 Err(PeerError::Busy) => health.refused(now),
                 Err(error @ PeerError::Corrupt { .. }) => {

@@ -9,6 +9,11 @@
 //! Who has the manifest names what it wants: `cdn-pieces-hash`, the [`run_hash`] of those pieces. Then the
 //! answer is their bytes and nothing else, of whatever version they are and however old; or 404 with
 //! `cdn-answer: other` when the holder's pieces are not these.
+//!
+//! A single piece can be had of an object that is still coming in, as soon as it is there. Who does not have it
+//! yet waits a moment for it, and then says `cdn-answer: not-yet`. Who asks the home of an object that is
+//! [shared out](super::wants), because another did not give a piece, names that one in `cdn-late`; the home
+//! gives the piece, or says `cdn-answer: elsewhere` and in `cdn-holder` who has it by now.
 
 use std::{fmt, ops::Range, sync::Arc, time::Duration};
 
@@ -37,7 +42,11 @@ pub const PIECES_FIELD: &str = "cdn-pieces";
 pub const PIECES_HASH_FIELD: &str = "cdn-pieces-hash";
 /// Answer: the object's current age in milliseconds, which `Age` tells in seconds only.
 pub const AGE_MS_FIELD: &str = "cdn-age-ms";
-/// Answer: `miss`, `stale` or `other` with a 404, `busy` with a 503.
+/// Request: who was to give this piece, and did not in time.
+pub const LATE_FIELD: &str = "cdn-late";
+/// Answer: who has the piece.
+pub const HOLDER_FIELD: &str = "cdn-holder";
+/// Answer: `miss`, `stale`, `other`, `not-yet` or `elsewhere` with a 404, `busy` with a 503.
 pub const ANSWER_FIELD: &str = "cdn-answer";
 
 /// For a connection to a peer: more than a round trip around the globe, and loss on the way.
@@ -65,6 +74,12 @@ pub enum PeerError {
     /// It holds something else under that key.
     #[error("holds another version")]
     Other,
+    /// What was asked for has not come in there yet.
+    #[error("does not have it yet")]
+    NotYet,
+    /// Another has it.
+    #[error("says that {0} has it")]
+    Elsewhere(NodeId),
     /// It has too much to do.
     #[error("is busy")]
     Busy,
@@ -105,6 +120,8 @@ impl PeerError {
             Self::Miss => "miss",
             Self::Stale => "stale",
             Self::Other => "other",
+            Self::NotYet => "not_yet",
+            Self::Elsewhere(_) => "elsewhere",
             Self::Busy => "busy",
             Self::Ejected => "ejected",
             Self::Connect(_) => "connect",
@@ -147,9 +164,20 @@ pub struct Run {
     first: u32,
     /// Hash and length of each, in order.
     expected: Vec<(PieceHash, usize)>,
+    /// Who did not give it in time.
+    late: Option<NodeId>,
 }
 
 impl Run {
+    /// Piece `index` alone, which is so long and has this hash; it is asked for because `late` did not give it.
+    pub fn one(index: u32, hash: PieceHash, length: usize, late: Option<NodeId>) -> Self {
+        Self {
+            first: index,
+            expected: vec![(hash, length)],
+            late,
+        }
+    }
+
     /// The pieces of `wanted` that `manifest` names.
     pub fn of(manifest: &Manifest, wanted: Range<u32>) -> Self {
         let hashes = manifest.pieces.iter().zip(0_u32..);
@@ -159,6 +187,7 @@ impl Run {
             expected: hashes
                 .map(|(hash, index)| (*hash, manifest.piece_length(index)))
                 .collect(),
+            late: None,
         }
     }
 
@@ -432,6 +461,10 @@ impl Asker {
             PIECES_HASH_FIELD,
             HeaderValue::from_str(&hash).expect("hexadecimal digits"),
         );
+        let late = run.late.as_ref().map(|late| late.as_str());
+        if let Some(Ok(late)) = late.map(HeaderValue::from_str) {
+            fields.insert(LATE_FIELD, late);
+        }
         let (_, bytes, _) = self.exchange(to, addr, key, fields).await?;
         Ok(run.arriving(bytes))
     }
@@ -459,6 +492,12 @@ impl Asker {
             (StatusCode::OK, _) => {}
             (StatusCode::NOT_FOUND, Some(b"stale")) => return Err(PeerError::Stale),
             (StatusCode::NOT_FOUND, Some(b"other")) => return Err(PeerError::Other),
+            (StatusCode::NOT_FOUND, Some(b"not-yet")) => return Err(PeerError::NotYet),
+            (StatusCode::NOT_FOUND, Some(b"elsewhere")) => {
+                let holder = node_in(&head.headers, HOLDER_FIELD);
+                let unclear = || PeerError::Garbage("no holder".into());
+                return Err(PeerError::Elsewhere(holder.ok_or_else(unclear)?));
+            }
             (StatusCode::NOT_FOUND, _) => return Err(PeerError::Miss),
             (StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE, _) => {
                 return Err(PeerError::Busy);
@@ -553,6 +592,11 @@ pub fn asked_for(fields: &HeaderMap) -> Option<Asked> {
         None => None,
     };
     Some(Asked { pieces, hash })
+}
+
+/// The node that a field names.
+pub fn node_in(fields: &HeaderMap, name: &str) -> Option<NodeId> {
+    fields.get(name)?.to_str().ok()?.parse().ok()
 }
 
 /// The serving side: what a body begins with, before the bytes of the pieces.

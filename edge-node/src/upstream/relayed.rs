@@ -5,6 +5,8 @@
 //! makes the key of them again, so they need no MAC of their own. `cdn-have` is the entity tag of what the
 //! asker has. The other fields are those of the client that [may reach peers](super::peer::may_reach_peers).
 //!
+//! `cdn-fellows: 1` says that the asker can get pieces from other nodes that ask at the same time.
+//!
 //! Answered at once by 200, or 503 when busy, and by [frames](Frame) as soon as there is something to say;
 //! while there is not, one that says so, so that a home that waits is told from one that is gone.
 
@@ -13,7 +15,8 @@ use std::{fmt, time::Duration};
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use cluster::{
     key::Key,
-    manifest::{FIELDS_MAX, Manifest},
+    manifest::{FIELDS_MAX, Manifest, PieceHash},
+    node::NodeId,
     wire,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -34,6 +37,8 @@ pub const HOST_FIELD: &str = "cdn-host";
 pub const TARGET_FIELD: &str = "cdn-target";
 /// Question: the entity tag of what the asker has.
 pub const HAVE_FIELD: &str = "cdn-have";
+/// Question: the object may be [shared out](super::wants).
+pub const FELLOWS_FIELD: &str = "cdn-fellows";
 /// Question: the nodes that the request has been through (RFC 8586).
 pub const LOOP_FIELD: HeaderName = HeaderName::from_static("cdn-loop");
 
@@ -64,6 +69,8 @@ pub struct Wanted<'a> {
     pub fields: &'a HeaderMap,
     /// The entity tag of what is here already.
     pub have: Option<&'a HeaderValue>,
+    /// Pieces of it may come from others that ask for it.
+    pub shares: bool,
 }
 
 /// An object without its bytes, as a home tells it.
@@ -108,6 +115,17 @@ pub enum Refusal {
     },
 }
 
+/// A piece of an object that is shared out, and where it is to be had.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PieceAt {
+    /// Its number.
+    pub index: u32,
+    /// Its hash.
+    pub hash: PieceHash,
+    /// Which node has it, or will have it shortly; `None`: it comes now, in blocks.
+    pub holder: Option<NodeId>,
+}
+
 /// How an origin failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OriginFault {
@@ -133,7 +151,7 @@ impl Refusal {
 }
 
 /// What an answer consists of, each with its kind (one byte) and length (u32, little-endian): any number of
-/// [`Frame::Wait`] anywhere; a head, blocks, and an end; or a head of what the asker has; or a refusal.
+/// [`Frame::Wait`] anywhere; a head, blocks, perhaps pieces, and an end; or a head of what the asker has; or a refusal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Frame {
     /// Nothing to say yet.
@@ -144,7 +162,9 @@ pub enum Frame {
     Same(Box<RelayHead>),
     /// Bytes, after their BLAKE3 hash.
     Block(Bytes),
-    /// The end of the body, which had so many bytes. Without it, the body was cut.
+    /// From here on the body comes by pieces: where this one is.
+    Piece(PieceAt),
+    /// The end of the body, of which so many bytes were in blocks. Without it, the body was cut.
     End(u64),
     /// The home's own source failed within the body.
     Failed(String),
@@ -159,6 +179,7 @@ const BLOCK: u8 = 3;
 const END: u8 = 4;
 const FAILED: u8 = 5;
 const REFUSED: u8 = 6;
+const PIECE: u8 = 7;
 
 impl Frame {
     /// Writes it behind what is in `out`.
@@ -179,6 +200,7 @@ impl Frame {
                 out.put(&bytes[..]);
                 return Ok(());
             }
+            Self::Piece(at) => (PIECE, encoded(postcard::to_stdvec(at))?),
             Self::End(total) => (END, total.to_le_bytes().to_vec()),
             Self::Failed(detail) => (FAILED, detail.as_bytes().to_vec()),
             Self::Refused(refusal) => (REFUSED, encoded(postcard::to_stdvec(refusal))?),
@@ -208,6 +230,7 @@ impl Frame {
                 }
                 Self::Block(payload)
             }
+            PIECE => Self::Piece(postcard::from_bytes(&payload).map_err(unclear)?),
             END if payload.len() == size_of::<u64>() => Self::End(payload.get_u64_le()),
             FAILED => Self::Failed(String::from_utf8_lossy(&payload).into_owned()),
             REFUSED => Self::Refused(postcard::from_bytes(&payload).map_err(unclear)?),
@@ -252,6 +275,15 @@ pub enum RelayError {
     Source(String),
 }
 
+/// What comes of a body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Said {
+    /// The next bytes: of the body, or of the piece that was told of last.
+    Bytes(Bytes),
+    /// Where a piece is. All that follows is told by pieces.
+    Piece(PieceAt),
+}
+
 /// An object as a home relays it, perhaps while it still comes in.
 pub struct Relayed {
     /// What it is.
@@ -272,12 +304,12 @@ impl fmt::Debug for Relayed {
 }
 
 impl Relayed {
-    /// The next bytes, verified; `None` after the end and after an error.
+    /// What comes next, bytes verified; `None` after the end and after an error.
     ///
     /// # Errors
     ///
     /// The home, or its source, failed; what came before is good.
-    pub async fn next(&mut self) -> Option<Result<Bytes, RelayError>> {
+    pub async fn next(&mut self) -> Option<Result<Said, RelayError>> {
         while !self.ended {
             let frame = next_frame(&mut self.frames, self.blocks).await;
             let failed = match frame {
@@ -285,8 +317,9 @@ impl Relayed {
                 Ok(Frame::Block(bytes)) => {
                     self.total += bytes.len() as u64;
                     self.blocks += 1;
-                    return Some(Ok(bytes));
+                    return Some(Ok(Said::Bytes(bytes)));
                 }
+                Ok(Frame::Piece(at)) => return Some(Ok(Said::Piece(at))),
                 Ok(Frame::End(total)) if total == self.total => None,
                 Ok(Frame::End(total)) => {
                     let detail = format!("{} bytes of {total}", self.total);
@@ -403,6 +436,9 @@ pub fn question_fields(wanted: Wanted<'_>) -> Result<HeaderMap, PeerError> {
         let value = HeaderValue::from_bytes(text.as_bytes());
         fields.insert(name, value.map_err(|e| garbage(e.to_string()))?);
     }
+    if wanted.shares {
+        fields.insert(FELLOWS_FIELD, HeaderValue::from_static("1"));
+    }
     if let Some(tag) = wanted.have {
         fields.insert(HAVE_FIELD, tag.clone());
     }
@@ -467,6 +503,11 @@ mod tests {
             Frame::Head(Box::new(head())),
             Frame::Same(Box::new(head())),
             Frame::Block(Bytes::from_static(b"bytes")),
+            Frame::Piece(PieceAt {
+                index: 7,
+                hash: [3; 32],
+                holder: Some("edge-2".parse().unwrap()),
+            }),
             Frame::End(5),
             Frame::Failed("why".into()),
             Frame::Refused(Refusal::Crossed),
@@ -512,7 +553,7 @@ mod tests {
     }
 
     /// Asks a home that answers with these bytes; what comes of the body.
-    async fn asked(answer: Bytes) -> Result<Vec<Result<Bytes, RelayError>>, PeerError> {
+    async fn asked(answer: Bytes) -> Result<Vec<Result<Said, RelayError>>, PeerError> {
         let server = serving(move |_: Request<Incoming>| {
             let answer = answer.clone();
             async move { Response::new(Full::from(answer)) }
@@ -539,6 +580,7 @@ mod tests {
             target: "/a?b",
             fields: &HeaderMap::new(),
             have: None,
+            shares: false,
         };
         let (told, _) = asker.fill(&home, wanted).await?;
         let mut heard = Vec::new();
@@ -554,7 +596,7 @@ mod tests {
     async fn an_end_is_told_from_a_cut_and_from_a_lie() {
         let one = Frame::Block(Bytes::from_static(b"one"));
         let head = Frame::Head(Box::new(head()));
-        let good = Ok(Bytes::from_static(b"one"));
+        let good = Ok(Said::Bytes(Bytes::from_static(b"one")));
         let whole = [head.clone(), Frame::Wait, one.clone(), Frame::End(3)];
         let heard = asked(encoded(&whole)).await.unwrap();
         assert_eq!(heard, std::slice::from_ref(&good));

@@ -1,0 +1,181 @@
+//! One large object that ten edges want at the same time, over uplinks that are as narrow as the origin's:
+//! nobody could send it to all others in time, so all of them have to.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use harness::{
+    client::{Client, Digested},
+    cluster::{Cluster, HOST, Lines, Node, Plan},
+    origin::{Answer, Origin},
+    pattern::Pattern,
+    proxy::{Conditions, Proxy},
+    region::REGIONS,
+};
+use tokio::time::Instant;
+
+use crate::homing;
+
+const EDGES: usize = 10;
+const BYTES: u64 = 64 << 20;
+/// Of each edge's uplink, and of the origin's: thirteen seconds for the whole object.
+const LINE_BYTES_PER_S: u64 = 5 << 20;
+
+fn narrow(bytes_per_s: u64) -> Conditions {
+    Conditions {
+        bytes_per_s: Some(bytes_per_s),
+        ..Conditions::default()
+    }
+}
+
+struct Scene {
+    origin: Origin,
+    line: Proxy,
+    cluster: Cluster,
+    body: Pattern,
+}
+
+impl Scene {
+    async fn new(seed: u64) -> Self {
+        let origin = Origin::start().await.unwrap();
+        let line = Proxy::start(&origin.address().to_string(), narrow(LINE_BYTES_PER_S))
+            .await
+            .unwrap();
+        let url = format!("http://{}", line.address());
+        let mut plan = Plan::new(EDGES, &url).lines(Lines::Uplinks);
+        plan.regions = vec![REGIONS[0]; EDGES];
+        let cluster = homing::settled(plan).await;
+        for edge in 0..EDGES {
+            cluster.uplink(edge).set(narrow(LINE_BYTES_PER_S));
+        }
+        let body = Pattern::new(seed, BYTES);
+        Self {
+            origin,
+            line,
+            cluster,
+            body,
+        }
+    }
+
+    /// A path whose home is the first edge, and that the origin knows.
+    async fn path(&self, name: &str) -> String {
+        let path = homing::path_at(&self.cluster.edges[0], name).await;
+        let answer = Answer::pattern(&self.body)
+            .max_age(600)
+            .field("etag", "\"1\"");
+        self.origin.route(&path, answer);
+        path
+    }
+
+    /// How long one transfer over one line takes.
+    async fn direct(&self) -> Duration {
+        let answer = Answer::pattern(&self.body);
+        self.origin.route("/direct", answer);
+        let url = format!("http://{}/direct", self.line.address());
+        self.took(fetch(&url).await, 200)
+    }
+
+    fn took(&self, (took, answer): (Duration, Digested), status: u16) -> Duration {
+        assert_eq!((answer.status, answer.hash), (status, self.body.hash()));
+        took
+    }
+
+    /// How long it takes until the last of all edges has all of `path`, and how many copies the origin sends.
+    async fn everybody(&self, path: &str) -> (Duration, f64) {
+        let before = self.origin.body_bytes();
+        let fetching = self.cluster.edges.iter().map(|edge| begin(edge, path));
+        let fetched = join_all(fetching.collect::<Vec<_>>()).await;
+        let took: Vec<_> = fetched
+            .into_iter()
+            .map(|fetched| self.took(fetched.unwrap(), 200))
+            .collect();
+        println!("{path}: {took:.1?}");
+        let copies = (self.origin.body_bytes() - before) as f64 / BYTES as f64;
+        (took.into_iter().max().unwrap(), copies)
+    }
+
+    /// How often the edges have answered questions of others like that.
+    async fn answered(&self, answer: &str) -> f64 {
+        let label = format!("answer=\"{answer}\"");
+        let mut sum = 0.0;
+        for edge in &self.cluster.edges {
+            let counted = edge.metric("edge_peer_answers_total", &[&label]).await;
+            // One may have been killed.
+            sum += counted.unwrap_or(0.0);
+        }
+        sum
+    }
+}
+
+async fn fetch(url: &str) -> (Duration, Digested) {
+    let begun = Instant::now();
+    let answer = Client::new().digest(url, &[("host", HOST)]).await.unwrap();
+    (begun.elapsed(), answer)
+}
+
+fn begin(edge: &Node, path: &str) -> tokio::task::JoinHandle<(Duration, Digested)> {
+    let url = edge.url(path);
+    tokio::spawn(async move { fetch(&url).await })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_edges_pass_an_object_on_to_each_other_while_it_comes_in() {
+    let scene = Scene::new(61).await;
+    let direct = scene.direct().await;
+    let path = scene.path("equal").await;
+    let (equal, copies) = scene.everybody(&path).await;
+    let pieces = scene.answered("piece").await;
+    println!("direct {direct:.1?}, ten edges {equal:.1?}, {copies:.3} copies, {pieces} pieces");
+    assert!((1.0..=1.1).contains(&copies), "{copies}");
+    assert!(equal * 10 <= direct * 18, "{equal:?} against {direct:?}");
+    // Each piece goes from the one who has it to the eight others.
+    assert!(pieces >= (BYTES >> 20) as f64 * 7.0, "{pieces}");
+
+    let path = scene.path("slow").await;
+    scene.cluster.uplink(4).set(narrow(LINE_BYTES_PER_S / 10));
+    let (slow, copies) = scene.everybody(&path).await;
+    let sent_on = scene.answered("elsewhere").await;
+    println!("with a slow one {slow:.1?}, {copies:.3} copies, sent on {sent_on} times");
+    assert!((1.0..=1.1).contains(&copies), "{copies}");
+    assert!(slow * 10 <= direct * 22, "{slow:?} against {direct:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_is_killed_and_one_is_corrupted_and_nobody_else_notices() {
+    let mut scene = Scene::new(62).await;
+    let path = scene.path("broken").await;
+    scene.cluster.uplink(3).set(Conditions {
+        corrupted: true,
+        ..narrow(LINE_BYTES_PER_S)
+    });
+    let before = scene.origin.body_bytes();
+    let edges = scene.cluster.edges.iter();
+    let mut fetching: Vec<_> = edges.map(|edge| begin(edge, &path)).collect();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let victim = fetching.remove(6);
+    assert!(!victim.is_finished());
+    victim.abort();
+    scene.cluster.edges[6].kill9().await.unwrap();
+    let fetched = join_all(fetching).await;
+    let took: Vec<_> = fetched
+        .into_iter()
+        .map(|fetched| scene.took(fetched.unwrap(), 200))
+        .collect();
+    let copies = (scene.origin.body_bytes() - before) as f64 / BYTES as f64;
+    println!("{took:.1?}, {copies:.3} copies");
+    assert!((1.0..=1.1).contains(&copies), "{copies}");
+    let mut ejected = 0;
+    for edge in &scene.cluster.edges {
+        // One was killed.
+        let Ok(peers) = edge.ask("/peers").await else {
+            continue;
+        };
+        let peers = peers.json().unwrap();
+        let peers = peers["peers"].as_array().unwrap();
+        let liar = peers.iter().find(|peer| peer["id"] == "edge-4");
+        let caught = liar.is_some_and(|liar| liar["last_failure"] == "corrupt");
+        ejected += usize::from(caught);
+    }
+    // All but the home, which fetches from nobody.
+    assert_eq!(ejected, EDGES - 3);
+}
