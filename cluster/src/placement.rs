@@ -11,15 +11,15 @@
 use crate::{
     key::Key,
     node::{Load, NodeInfo},
-    proximity::{Way, Why},
 };
 
 /// Homes of a key that are asked, one after the other: the second covers one that has just died. A third
 /// would cost a client more than the origin does.
 pub const HOMES_ASKED_MAX: usize = 2;
-/// Most nodes that share the cluster's keys of one site, if their time to the origin is known: enough that
-/// the loss of one is no matter, few enough that all are near.
-pub const NEAR_ORIGIN_MAX: usize = 4;
+/// Most nodes that share the cluster's keys of one site: when one is lost, its keys and as many of the others
+/// move, to who comes after it, and it carries a share of what all regions ask. Few enough that connections
+/// to them are kept.
+pub const NEAR_ORIGIN_MAX: usize = 16;
 /// A node that is this many times as far from the origin as the nearest is not near it.
 const NEAR_ORIGIN_FACTOR: f64 = 2.0;
 /// Differences below this, in milliseconds, are noise.
@@ -56,32 +56,26 @@ pub fn cluster_homes<'a>(
 }
 
 /// The serving nodes that may be homes for the whole cluster: the nearest to the origin by what they
-/// measured, and those that have not measured it, unless they are far from the nearest that has. A node
-/// measures it as soon as it is the home of something; so nobody near is left out for want of an occasion,
-/// and a large cluster finds its near ones by asking a few of the others.
+/// measured; all while nobody has measured it. Every node does so when it starts, so who has not is new, or
+/// cannot reach the origin: either way it is better left out.
 pub fn near_origin<'a>(
     site: &str,
     nodes: impl IntoIterator<Item = &'a NodeInfo>,
 ) -> Vec<&'a NodeInfo> {
     let serving = nodes.into_iter().filter(|node| node.is_serving_edge());
-    let (mut measured, mut near): (Vec<(f64, &NodeInfo)>, Vec<&NodeInfo>) = Default::default();
-    for node in serving {
-        match node.origins_ms.get(site) {
-            Some(ms) => measured.push((*ms, node)),
-            None => near.push(node),
-        }
-    }
+    let serving: Vec<&NodeInfo> = serving.collect();
+    let time = |node: &&'a NodeInfo| Some((*node.origins_ms.get(site)?, *node));
+    let mut measured: Vec<(f64, &NodeInfo)> = serving.iter().filter_map(time).collect();
     measured.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.id.cmp(&b.1.id)));
-    if let Some((best, nearest)) = measured.first() {
-        let limit = (best * NEAR_ORIGIN_FACTOR).max(best + NEAR_ORIGIN_MS);
-        near.retain(|node| match Way::between(nearest, node).cost() {
-            (_, Why::Unknown) => true,
-            (ms, _) => ms <= limit,
-        });
-        let nearest = measured.iter().take(NEAR_ORIGIN_MAX);
-        near.extend(nearest.take_while(|(ms, _)| *ms <= limit).map(|(_, n)| n));
-    }
-    near
+    let Some((best, _)) = measured.first() else {
+        return serving;
+    };
+    let limit = (best * NEAR_ORIGIN_FACTOR).max(best + NEAR_ORIGIN_MS);
+    let nearest = measured.iter().take(NEAR_ORIGIN_MAX);
+    nearest
+        .take_while(|(ms, _)| *ms <= limit)
+        .map(|(_, node)| *node)
+        .collect()
 }
 
 /// `nodes` in the order in which they are homes of `key`: by score, but those with too much to do last.
@@ -154,10 +148,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{
-        geo::GeoPoint,
-        node::{Phase, Role},
-    };
+    use crate::node::{Phase, Role};
 
     fn node(name: &str) -> NodeInfo {
         let mut node = NodeInfo::new(name.parse().unwrap(), Role::Edge);
@@ -265,27 +256,24 @@ mod tests {
             names.sort_unstable();
             names
         };
-        // Two of them have not measured it.
-        let near = ["edge-1", "edge-2", "edge-3", "edge-5", "edge-6", "edge-7"];
-        assert_eq!(names("www"), near);
+        // Two are too far, and two have not measured it.
+        assert_eq!(names("www"), ["edge-1", "edge-2", "edge-3", "edge-5"]);
         assert_eq!(names("other").len(), 8);
     }
 
     #[test]
-    fn who_has_not_measured_the_origin_is_not_near_it_if_far_from_who_is() {
-        let mut nodes = edges(4);
-        let places = [(50.1, 8.7), (48.9, 2.4), (35.7, 139.7)];
-        for (node, (latitude, longitude)) in nodes.iter_mut().zip(places) {
-            node.location = GeoPoint::new(latitude, longitude);
+    fn no_more_are_near_than_connections_are_kept_to() {
+        let mut nodes = edges(3 * NEAR_ORIGIN_MAX);
+        for (number, node) in nodes.iter_mut().enumerate() {
+            node.origins_ms
+                .insert("www".into(), 5.0 + 0.1 * number as f64);
         }
-        assert_eq!(near_origin("www", &nodes).len(), 4);
-        nodes[0].origins_ms.insert("www".into(), 12.0);
-        // Of the last one nothing is known.
-        let near: Vec<&str> = near_origin("www", &nodes)
-            .iter()
-            .map(|n| n.id.as_str())
-            .collect();
-        assert_eq!(near, ["edge-1", "edge-3", "edge-0"]);
+        let near = near_origin("www", &nodes);
+        assert_eq!(near.len(), NEAR_ORIGIN_MAX);
+        assert!(
+            near.iter()
+                .all(|node| node.origins_ms["www"] < 5.0 + 0.1 * 16.0)
+        );
     }
 
     proptest! {

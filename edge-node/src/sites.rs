@@ -60,6 +60,11 @@ impl Sites {
         self.map.sites().is_empty()
     }
 
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = &Site> {
+        self.map.sites().iter().map(|site| &**site)
+    }
+
     /// Whether there is a site of this name.
     pub fn serves(&self, name: &str) -> bool {
         self.rulings.contains_key(name)

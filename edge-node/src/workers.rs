@@ -1,6 +1,7 @@
 //! What goes on beside the requests: each worker has one small job and a name.
 
 pub mod gauges;
+pub mod nearness;
 pub mod publish;
 pub mod seeds;
 pub mod sites;

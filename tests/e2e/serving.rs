@@ -330,6 +330,73 @@ async fn a_node_that_holds_nothing_takes_little_memory() {
     assert!(bytes < IDLE_BYTES_MAX, "{} MiB resident", bytes >> 20);
 }
 
+/// The tier is what an operator sets aside for objects. Beside it a node takes some memory for what it is and
+/// does, however many objects there are: so much at most, at any moment.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_asked_for_takes_little_memory_beyond_the_tier() {
+    const TIER_MIB: u64 = 32;
+    const BEYOND_MIB: u64 = 150;
+    const SMALL: usize = 20_000;
+    const AT_ONCE: usize = 32;
+    let origin = harness::origin::Origin::start().await.unwrap();
+    let plan = harness::cluster::Plan::alone(&origin.url()).edge_setting(
+        "cache",
+        "memory",
+        format!("{TIER_MIB}MiB"),
+    );
+    let mut cluster = crate::started(plan).await;
+    // From 1 to 8 KiB: 90 MiB together.
+    let bytes = Pattern::new(5, 8 << 10).bytes();
+    let small = |n: usize| bytes.slice(..1024 + n * 7919 % 7169);
+    for n in 0..SMALL {
+        let answer = Answer::bytes(small(n)).max_age(3600);
+        origin.route(&format!("/small/{n}"), answer);
+    }
+    let large = Pattern::new(6, 32 << 20);
+    for n in 0..4 {
+        let answer = Answer::pattern(&large).max_age(3600);
+        origin.route(&format!("/large/{n}"), answer);
+    }
+    let edge = &cluster.edges[0];
+    // All of them, and then some again: what was evicted comes back from disk.
+    for step in [1, 8] {
+        let asking = (0..AT_ONCE).map(|first| async move {
+            let client = Client::new();
+            for n in (first * step..SMALL).step_by(AT_ONCE * step) {
+                let url = edge.url(&format!("/small/{n}"));
+                let answer = client.get_with(&url, &[("host", HOST)]).await.unwrap();
+                assert!(answer.body == small(n), "/small/{n}");
+            }
+        });
+        futures_util::future::join_all(asking).await;
+        let asking = (0..AT_ONCE).map(|n| {
+            let (large, path) = (&large, format!("/large/{}", n % 4));
+            async move {
+                let (client, url) = (Client::new(), edge.url(&path));
+                let whole = client.digest(&url, &[("host", HOST)]).await.unwrap();
+                assert_eq!((whole.status, whole.hash), (200, large.hash()));
+                let fields = [("host", HOST), ("range", "bytes=1000-66535")];
+                let part = client.digest(&url, &fields).await.unwrap();
+                let expected = (206, large.hash_of(1000, 66536));
+                assert_eq!((part.status, part.hash), expected);
+            }
+        });
+        futures_util::future::join_all(asking).await;
+    }
+    assert_eq!(origin.requests(), SMALL as u64 + 4);
+    let held = edge.metric("edge_cache_bytes", &["tier=\"memory\""]);
+    let held = held.await.unwrap() as u64;
+    // Else there would be no tier to be beyond.
+    assert!(held > TIER_MIB << 19, "{} KiB in memory", held >> 10);
+    let peak = cluster.edges[0].process().peak_resident_bytes().unwrap();
+    println!(
+        "{} MiB beyond {TIER_MIB}",
+        (peak >> 20) as i64 - TIER_MIB as i64
+    );
+    let bound = (TIER_MIB + BEYOND_MIB) << 20;
+    assert!(peak < bound, "{} MiB resident at most", peak >> 20);
+}
+
 /// 4 GiB with `TESTS_BODY_MIB=4096`.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_larger_than_memory_passes_in_little_memory() {

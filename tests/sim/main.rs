@@ -1,8 +1,8 @@
 //! The cluster in simulated time: what holds whatever the network does.
 
 #[cfg(test)]
+mod homes;
 #[cfg(test)]
 mod membership;
-#[cfg(test)]
 #[cfg(test)]
 mod nodes;

@@ -284,12 +284,25 @@ impl Process {
     ///
     /// It has ended.
     pub fn resident_bytes(&self) -> Result<u64> {
+        self.status_bytes("VmRSS:")
+    }
+
+    /// The most of it that there ever was.
+    ///
+    /// # Errors
+    ///
+    /// It has ended.
+    pub fn peak_resident_bytes(&self) -> Result<u64> {
+        self.status_bytes("VmHWM:")
+    }
+
+    fn status_bytes(&self, field: &str) -> Result<u64> {
         let id = self.id().context("has ended")?;
         let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
-        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+        let line = status.lines().find_map(|l| l.strip_prefix(field));
         let kib: u64 = line
             .and_then(|l| l.trim().strip_suffix(" kB"))
-            .context("no VmRSS")?
+            .with_context(|| format!("no {field}"))?
             .parse()?;
         Ok(kib << 10)
     }
@@ -427,7 +440,9 @@ mod tests {
         })
         .await
         .unwrap();
-        assert!(process.resident_bytes().unwrap() > 100 << 10);
+        let resident = process.resident_bytes().unwrap();
+        assert!(resident > 100 << 10);
+        assert!(process.peak_resident_bytes().unwrap() >= resident);
         assert_eq!(process.terminate().await.unwrap().code(), Some(3));
         assert_eq!(log.tail(1), ["bye"]);
         let (status, said) = run(sh, &["-c", "echo a; echo b >&2; exit 4"], &[])

@@ -38,7 +38,7 @@ use crate::{
         peer::PeerObject,
         pool::{self, Fault},
         relayed,
-        select::{Candidate, HOLDERS_ASKED_MAX},
+        select::{Candidate, HOLDERS_ASKED_BY_HOME_MAX, HOLDERS_ASKED_MAX},
     },
 };
 
@@ -533,9 +533,13 @@ impl Proxy {
         let Ok(fields) = relayed::question_fields(asked.wanted(&asked.headers)) else {
             return Err(filler);
         };
+        let most = candidates.len().min(match asked.level {
+            Level::Client => HOLDERS_ASKED_MAX,
+            _ => HOLDERS_ASKED_BY_HOME_MAX,
+        });
         let mut tried = 0;
-        while tried < candidates.len().min(HOLDERS_ASKED_MAX) {
-            let left = &candidates[tried..];
+        while tried < most {
+            let left = &candidates[tried..most];
             let upstream = &self.shared.upstream;
             // Most fills ask no peer, and should not be as large as those that do.
             let answered = Box::pin(upstream.ask_first(left, asked.key, &fields)).await;

@@ -216,8 +216,6 @@ impl Miss {
         };
         let asked = known.lane.as_ref()?.ask(ready, asked_ms, sent, &mut take);
         let begun = asked.await.err().flatten();
-        let upstream = &proxy.shared.upstream;
-        upstream.origin_took(&known.ruling.site.name, started.elapsed());
         if let Some((stored, body)) = stored {
             let first = Sample {
                 first: started.elapsed(),
@@ -225,6 +223,7 @@ impl Miss {
                 bytes: body.len() as u64,
             };
             let (site, path) = (&known.ruling.site, path_of(&head));
+            let upstream = &proxy.shared.upstream;
             upstream.took(site, path, paying::From::Origin, first);
             let head = stored;
             let answer = Answer {

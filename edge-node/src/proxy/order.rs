@@ -34,8 +34,16 @@ impl Proxy {
         let is_stale = stored
             .as_ref()
             .is_some_and(|entry| entry.head.part.is_none());
-        // What is stale is validated where it came from; who asks as a node has looked at its own digests.
+        // What is stale is validated where it came from. A home spares the origin whatever that takes, and has
+        // other digests than who asks it.
         if is_stale || asked.level != Level::Client || !upstream.has_peers() {
+            if !is_stale && asked.level != Level::Client {
+                let holders = upstream.holders(asked.key);
+                filler = match Box::pin(self.fill_from_peers(filler, asked, &holders)).await {
+                    Ok(()) => return,
+                    Err(filler) => filler,
+                };
+            }
             let filled = self.fill_from_afar(filler, asked, stored, method, way, own);
             return filled.await;
         }

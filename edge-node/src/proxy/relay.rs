@@ -3,7 +3,8 @@
 //! is [shared out](super::swarm) among them.
 //!
 //! **Invariant:** a question makes this node ask only homes of a lower level, and wait only for fills that
-//! reach lower than itself ([`crate::upstream::home`]); it never makes it ask a holder.
+//! reach lower than itself ([`crate::upstream::home`]). A holder that it asks answers from its storage, and
+//! waits for nobody.
 
 use std::{net::IpAddr, pin::pin, sync::Arc};
 

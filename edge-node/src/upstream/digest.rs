@@ -425,6 +425,7 @@ mod tests {
                     pool: Pool::new(Arc::new(SystemNet)),
                     signer: Signer::new(secret(), id("me")),
                     clock: Clock::system(),
+                    health: bench.health.clone(),
                 },
                 me: id("me"),
                 view: bench.view.subscribe(),

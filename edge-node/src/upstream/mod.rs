@@ -5,9 +5,9 @@
 //! [`peer`] one question to one peer; [`select`] which peer to ask, [`hedge`] when to ask a second as well;
 //! [`many`] an object from many of them, [`schedule`] which pieces of whom; [`home`] who fetches for
 //! others, and [`relayed`] what it says then; [`digest`] what peers hold; [`health`] how they have behaved;
-//! [`paying`] whether they are faster than the origin; [`ranking`] how far they are, [`probe`] how that is found out; [`control`] what the control plane says;
-//! [`pool`] the connections
-//! under all of them, and [`plain`] those that need no HTTP client.
+//! [`paying`] whether they are faster than the origin; [`ranking`] how far they are, [`probe`] how that is
+//! found out; [`nearness`] how far origins are; [`control`] what the control plane says; [`pool`] the
+//! connections under all of them, and [`plain`] those that need no HTTP client.
 //!
 //! **Invariant:** nothing here knows of the cache; it takes and gives HTTP messages, keys and
 //! manifests. Nothing here waits for anybody without a deadline.
@@ -21,6 +21,7 @@ pub mod hedge;
 pub mod home;
 pub mod lane;
 pub mod many;
+pub mod nearness;
 pub mod origin;
 pub mod paying;
 pub mod peer;
@@ -53,7 +54,7 @@ use cluster::{
     key::Key,
     manifest::{Manifest, PIECE_BYTES},
     net::Net,
-    node::{Load, NodeId, NodeInfo, ORIGINS_MAX, Phase, ROUND_TRIPS_MAX, Role},
+    node::{Load, NodeId, NodeInfo, Phase, ROUND_TRIPS_MAX, Role},
     secret::ClusterSecret,
     site::{Site, SiteSet},
     view::ClusterView,
@@ -77,6 +78,7 @@ use self::{
     home::Level,
     lane::{Begun, Lane},
     many::{Gathering, Spare},
+    nearness::Nearnesses,
     origin::{OriginBody, OriginError, Origins},
     paying::{Comparison, Decision, Order, Paying, Sample},
     peer::{Asker, PeerError, PeerObject, PieceStream, Run},
@@ -138,6 +140,7 @@ pub struct Upstream(Arc<Inner>);
 
 struct Inner {
     me: NodeId,
+    net: Arc<dyn Net>,
     view: watch::Receiver<Arc<ClusterView>>,
     origins: Origins,
     asker: Option<Asker>,
@@ -156,17 +159,10 @@ struct Inner {
     usual_bytes: Mutex<f64>,
     spare: Spare,
     events: Arc<dyn Events>,
-    /// Time to the origins of each site, in milliseconds. Sites that are gone leave with
-    /// [`Upstream::origin_times`].
-    origin_times_ms: Mutex<HashMap<String, f64>>,
+    nearnesses: Nearnesses,
     paying: Paying,
 }
 
-/// How much of the difference to a longer time is believed: the shortest of the last some dozens is the
-/// way, what is above it the origin's work.
-const ORIGIN_TIME_DRIFT: f64 = 0.03;
-/// Times are told in steps of this factor, or everybody's candidates for homes would change all the time.
-const ORIGIN_TIME_STEP: f64 = 1.25;
 /// Weight of the newest object in their average length.
 const USUAL_BYTES_ALPHA: f64 = 0.05;
 
@@ -189,16 +185,19 @@ impl Upstream {
         // Origins get connections of their own, so that their number says nothing of peers.
         let pool = Pool::new(net.clone());
         let signer = secret.clone().map(|secret| Signer::new(secret, me.clone()));
+        let health = Arc::<Health>::default();
         Self(Arc::new(Inner {
-            origins: Origins::new(Pool::new(net), events.clone()),
+            origins: Origins::new(Pool::new(net.clone()), events.clone()),
             asker: signer.map(|signer| Asker {
                 pool: pool.clone(),
                 signer,
                 clock,
+                health: health.clone(),
             }),
+            net,
             planes: ControlPlanes::new(pool, &control_planes, secret),
             digests: Digests::default(),
-            health: Arc::default(),
+            health,
             position: Position::default(),
             ranking: Arc::default(),
             sites: watch::Sender::new(None),
@@ -211,7 +210,7 @@ impl Upstream {
             usual_bytes: Mutex::default(),
             spare: Spare::default(),
             events,
-            origin_times_ms: Mutex::default(),
+            nearnesses: Nearnesses::default(),
             paying: Paying::default(),
         }))
     }
@@ -275,34 +274,18 @@ impl Upstream {
         request: Request<Body>,
         place: Place,
     ) -> Result<Response<OriginBody>, OriginError> {
-        let asked = Instant::now();
-        let answered = self.0.origins.fetch(site, host, request, place).await;
-        if answered.is_ok() {
-            self.origin_took(&site.name, asked.elapsed());
-        }
-        answered
+        self.0.origins.fetch(site, host, request, place).await
     }
 
-    /// So long it took until an origin of `site` answered. In a cluster that decides who are the homes of its
-    /// objects.
-    pub fn origin_took(&self, site: &str, took: Duration) {
-        if self.0.asker.is_some() {
-            self.0.origin_took(site, took);
-        }
+    /// Measures how far the origins of `sites` are, where that decides who are the homes of their objects,
+    /// and it was not done lately. These are all sites there are.
+    pub async fn measure_origins(&self, sites: impl Iterator<Item = &Site>) {
+        self.0.nearnesses.measure(&*self.0.net, sites).await;
     }
 
-    /// Times to the origins of sites that are `served`, to publish through gossip, in milliseconds. What is
-    /// known of others is forgotten.
-    pub fn origin_times(&self, served: impl Fn(&str) -> bool) -> BTreeMap<String, f64> {
-        let times = &self.0.origin_times_ms;
-        let mut times = times.lock().unwrap_or_else(PoisonError::into_inner);
-        times.retain(|site, _| served(site));
-        let sorted: BTreeMap<_, _> = times.iter().collect();
-        let step = |ms: f64| ORIGIN_TIME_STEP.powf(ms.max(0.1).log(ORIGIN_TIME_STEP).round());
-        let published = sorted.into_iter().take(ORIGINS_MAX);
-        published
-            .map(|(site, ms)| (site.clone(), step(*ms)))
-            .collect()
+    /// Times to the origins of sites, to publish through gossip, in milliseconds.
+    pub fn origin_times(&self) -> BTreeMap<String, f64> {
+        self.0.nearnesses.told()
     }
 
     /// Whether there may be peers to ask.
@@ -695,19 +678,6 @@ impl Inner {
     fn measured(&self, peer: &NodeId, round_trip: Duration) {
         let ms = round_trip.as_secs_f64() * 1e3;
         self.health.with(peer, |h| h.measured(ms, Instant::now()));
-    }
-
-    fn origin_took(&self, site: &str, took: Duration) {
-        let ms = took.as_secs_f64() * 1e3;
-        let mut times = self
-            .origin_times_ms
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        match times.get_mut(site) {
-            Some(known) if *known < ms => *known += ORIGIN_TIME_DRIFT * (ms - *known),
-            Some(known) => *known = ms,
-            None => drop(times.insert(site.to_owned(), ms)),
-        }
     }
 
     fn address<'a>(&'a self, node: &'a NodeInfo) -> &'a str {

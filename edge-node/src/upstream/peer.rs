@@ -15,7 +15,7 @@
 //! [shared out](super::wants), because another did not give a piece, names that one in `cdn-late`; the home
 //! gives the piece, or says `cdn-answer: elsewhere` and in `cdn-holder` who has it by now.
 
-use std::{fmt, ops::Range, time::Duration};
+use std::{fmt, ops::Range, sync::Arc, time::Duration};
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use cluster::{
@@ -31,6 +31,7 @@ use http_body_util::BodyExt as _;
 use tokio::time::{Instant, timeout};
 
 use super::{
+    health::Health,
     pool::{self, Answer, Fault, Incoming, Patience, Pool},
     relayed,
 };
@@ -50,6 +51,10 @@ pub const ANSWER_FIELD: &str = "cdn-answer";
 
 /// For a connection to a peer: more than a round trip around the globe, and loss on the way.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// The same where the round trip is known: so many of them …
+const CONNECT_ROUND_TRIPS: f64 = 4.0;
+/// … and what a busy machine at either end adds.
+const CONNECT_NOISE: Duration = Duration::from_millis(250);
 /// For the head of its answer, and again for the manifest: beyond, the origin is the better choice.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest silence within a body.
@@ -331,9 +336,31 @@ pub struct Asker {
     pub signer: Signer,
     /// The time in signatures.
     pub clock: Clock,
+    /// How far peers are.
+    pub health: Arc<Health>,
+}
+
+/// How long a connection to a peer at this round trip may take, in milliseconds: several round trips, and
+/// [`CONNECT_NOISE`]. Whoever is in its prime answers then; a machine that has died never does, and a packet
+/// that was lost is sent again only after a second.
+pub fn connect_timeout(round_trip_ms: Option<f64>) -> Duration {
+    let Some(ms) = round_trip_ms else {
+        return CONNECT_TIMEOUT;
+    };
+    let ms = ms.clamp(0.0, CONNECT_TIMEOUT.as_secs_f64() * 1e3);
+    let trips = Duration::from_secs_f64(CONNECT_ROUND_TRIPS * ms / 1e3);
+    CONNECT_TIMEOUT.min(trips + CONNECT_NOISE)
 }
 
 impl Asker {
+    /// How long to wait for `to`.
+    pub fn patience(&self, to: &NodeId) -> Patience {
+        Patience {
+            connect: connect_timeout(self.health.of(to).round_trip_ms()),
+            head: HEAD_TIMEOUT,
+        }
+    }
+
     /// A signed `GET` of `path_and_query` from `to`, which listens at `addr`.
     pub fn request(
         &self,
@@ -451,10 +478,7 @@ impl Asker {
         fields: HeaderMap,
     ) -> Result<(HeaderMap, Frames, Duration), PeerError> {
         let path = format!("{}/{key}", wire::HOLD);
-        let patience = Patience {
-            connect: CONNECT_TIMEOUT,
-            head: HEAD_TIMEOUT,
-        };
+        let patience = self.patience(to);
         // A second attempt is signed anew: who did see the first would take it for a replay.
         let request = || self.request(to, addr, &path, fields.clone());
         let Answer {
@@ -623,11 +647,27 @@ mod tests {
         name.parse().unwrap()
     }
 
+    #[test]
+    fn a_near_peer_has_less_time_to_connect() {
+        for (round_trip_ms, expected_ms) in [
+            (None, 1_000),
+            (Some(0.0), 250),
+            (Some(10.0), 290),
+            (Some(150.0), 850),
+            (Some(300.0), 1_000),
+            (Some(f64::MAX), 1_000),
+        ] {
+            let within = connect_timeout(round_trip_ms);
+            assert_eq!(within.as_millis(), expected_ms, "{round_trip_ms:?}");
+        }
+    }
+
     fn asker() -> Asker {
         Asker {
             pool: Pool::new(Arc::new(SystemNet)),
             signer: Signer::new(secret(), id("edge-1")),
             clock: Clock::system(),
+            health: Arc::default(),
         }
     }
 

@@ -25,11 +25,8 @@ use tokio::time::timeout;
 
 use super::{
     home::Home,
-    peer::{
-        Asker, CONNECT_TIMEOUT, Frames, HEAD_TIMEOUT, PIECE_TIMEOUT, PeerError, Verdict,
-        may_reach_peers,
-    },
-    pool::{Answer, Patience},
+    peer::{Asker, Frames, PIECE_TIMEOUT, PeerError, Verdict, may_reach_peers},
+    pool::Answer,
 };
 
 /// Question: the site's name.
@@ -376,10 +373,7 @@ impl Asker {
     ) -> Result<(Told, Duration), PeerError> {
         let path = format!("{}/{}?level={}", wire::FILL, wanted.key, home.level.word());
         let fields = question_fields(wanted)?;
-        let patience = Patience {
-            connect: CONNECT_TIMEOUT,
-            head: HEAD_TIMEOUT,
-        };
+        let patience = self.patience(&home.id);
         // A second attempt is signed anew: who did see the first would take it for a replay.
         let request = || self.request(&home.id, &home.addr, &path, fields.clone());
         let Answer {
@@ -572,6 +566,7 @@ mod tests {
                 "edge-1".parse().unwrap(),
             ),
             clock: Clock::system(),
+            health: Arc::default(),
         };
         let home = Home {
             id: "edge-2".parse().unwrap(),

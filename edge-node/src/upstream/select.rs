@@ -12,6 +12,9 @@ use super::{health::Standing, ranking::Placed};
 /// Most holders asked for an object before the origin is: the second covers a digest that was wrong or a
 /// peer that just died; a third would cost a client more than the origin does.
 pub const HOLDERS_ASKED_MAX: usize = 2;
+/// The same for a home, which somebody waits for who has asked holders already: one spares the origin the
+/// objects that lie near an earlier home, and costs a round trip when its digest was wrong.
+pub const HOLDERS_ASKED_BY_HOME_MAX: usize = 1;
 /// Most holders that send pieces of one object: more would be waiting for each other's pieces.
 pub const HOLDERS_MAX: usize = 8;
 /// The choice is between this many at most.

@@ -42,8 +42,7 @@ pub async fn run(gauges: Gauges, membership: Option<Arc<Membership>>) {
             coordinate_told.is_none_or(|(told, at)| coordinate.is_news(&told, now - at))
         });
         coordinate_told = coordinate.map(|c| (c, now)).or(coordinate_told);
-        let sites = gauges.sites.load();
-        let origins = gauges.upstream.origin_times(|site| sites.serves(site));
+        let origins = gauges.upstream.origin_times();
         membership.update(|me| {
             me.load = Load {
                 in_flight,

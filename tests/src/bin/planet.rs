@@ -30,6 +30,9 @@ struct Args {
     /// Requests, whatever the number of nodes.
     #[arg(long)]
     requests: Option<u64>,
+    /// Clients come as soon as nodes know of each other.
+    #[arg(long)]
+    cold: bool,
     /// A file of lines `key,size`: what clients want, instead of a Zipf law.
     #[arg(long)]
     trace: Option<PathBuf>,
@@ -58,6 +61,7 @@ fn main() -> Result<()> {
         for &strategy in strategies {
             let mut plan = Plan::of(strategy, nodes);
             plan.seed = args.seed;
+            plan.cold = args.cold;
             plan.trace.clone_from(&trace);
             plan.objects = args.objects.unwrap_or(plan.objects);
             plan.requests = args.requests.unwrap_or(plan.requests);

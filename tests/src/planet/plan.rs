@@ -43,6 +43,8 @@ pub struct Plan {
     pub dying: f64,
     /// Of a hundred nodes, how many are slow.
     pub slow: f64,
+    /// Whether clients come as soon as nodes know of each other, before they have measured anything.
+    pub cold: bool,
     /// What each node stores at most, in bytes.
     pub store_bytes: u64,
     /// A trace instead of the Zipf law: lines `key,size`.
@@ -61,6 +63,7 @@ impl Plan {
             requests: (300 * nodes as u64).max(400_000),
             dying: 3.0,
             slow: 2.0,
+            cold: false,
             store_bytes: 1 << 30,
             trace: None,
             seed: 1,

@@ -22,9 +22,9 @@ use edge_node::upstream::{
     digest::subscriptions,
     health::{PeerHealth, Severity, Standing},
     home::{self, Level, may_join},
-    peer::CONNECT_TIMEOUT,
+    peer::connect_timeout,
     ranking,
-    select::{self, Claim},
+    select::{self, Claim, HOLDERS_ASKED_BY_HOME_MAX, HOLDERS_ASKED_MAX},
 };
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 use tokio::time::Instant;
@@ -39,6 +39,8 @@ use super::{
 
 /// Before the first request: nodes find each other and measure.
 const WARM_UP_MS: f64 = 90e3;
+/// The same for a cluster that is started under load: they have found each other.
+const COLD_MS: f64 = 3e3;
 /// How long requests come in.
 const DEMAND_MS: f64 = 240e3;
 /// Gossip has told everybody, and digests were pulled.
@@ -46,6 +48,8 @@ const TOLD_EVERY_MS: f64 = 2e3;
 /// A node that fell silent is in the view for so long.
 const NOTICED_AFTER_MS: f64 = 4e3;
 const PROBE_EVERY_MS: f64 = 1e3;
+/// Every node has measured its way to the origin.
+const ORIGIN_MEASURED_BY_MS: f64 = 1e3;
 const RANK_EVERY_MS: f64 = 30e3;
 /// How long who dies is dead.
 const DEAD_MS: f64 = 60e3;
@@ -81,6 +85,8 @@ enum Event {
     Done(FetchId),
     Tell,
     Probe(usize),
+    /// Measures its way to the origin.
+    Measure(usize),
     Rank(usize),
     Die(usize),
     Return(usize),
@@ -224,14 +230,10 @@ pub fn run(plan: Plan) -> Result<Outcome> {
 
 impl Run {
     fn begin(&mut self) {
-        // The cluster has run before: every node has asked the origin once.
-        for node in 0..self.edges.len() {
-            let ms = self.world.origin_rtt_ms(node);
-            self.edges[node].info.origins_ms.insert(SITE.to_owned(), ms);
-        }
         self.tell();
         for node in 0..self.edges.len() {
             let phase = node as f64 / self.edges.len() as f64;
+            self.at(phase * ORIGIN_MEASURED_BY_MS, Event::Measure(node));
             if self.plan.strategy == Strategy::Measured {
                 self.at(phase * PROBE_EVERY_MS, Event::Probe(node));
             }
@@ -241,12 +243,12 @@ impl Run {
                 self.at((0.5 + phase) * RANK_EVERY_MS, Event::Rank(node));
             }
             if self.clients.random::<f64>() * 100.0 < self.plan.dying {
-                let when = WARM_UP_MS + self.clients.random::<f64>() * (DEMAND_MS - DEAD_MS);
+                let when = self.begin_ms() + self.clients.random::<f64>() * (DEMAND_MS - DEAD_MS);
                 self.at(when, Event::Die(node));
             }
         }
         self.at(TOLD_EVERY_MS, Event::Tell);
-        self.at(WARM_UP_MS, Event::Request);
+        self.at(self.begin_ms(), Event::Request);
     }
 
     fn end(mut self) -> Outcome {
@@ -271,8 +273,13 @@ impl Run {
         matches!(self.plan.strategy, Strategy::Measured | Strategy::Nearest)
     }
 
+    /// When clients come.
+    fn begin_ms(&self) -> f64 {
+        if self.plan.cold { COLD_MS } else { WARM_UP_MS }
+    }
+
     fn ended(&self) -> bool {
-        self.now_ms > WARM_UP_MS + DEMAND_MS
+        self.now_ms > self.begin_ms() + DEMAND_MS
     }
 
     fn instant(&self) -> Instant {
@@ -302,6 +309,10 @@ impl Run {
             Event::Rank(node) if !self.ended() => {
                 self.rank(node);
                 self.at(self.now_ms + RANK_EVERY_MS, Event::Rank(node));
+            }
+            Event::Measure(node) => {
+                let ms = noisy(self.world.origin_rtt_ms(node), &mut self.rng);
+                self.edges[node].info.origins_ms.insert(SITE.to_owned(), ms);
             }
             Event::Tell | Event::Probe(_) | Event::Rank(_) => {}
         }
@@ -454,7 +465,7 @@ impl Run {
             return;
         };
         if !self.edges[peer].alive {
-            let until = asked_ms + CONNECT_TIMEOUT.as_secs_f64() * 1e3;
+            let until = asked_ms + self.patience_ms(node, peer);
             return self.at(until, Event::Failed(fetch, peer, Fault::Silent));
         }
         match step {
@@ -531,15 +542,26 @@ impl Run {
     /// the next holder had taken over.
     fn die(&mut self, node: usize) {
         self.died_ms.insert(node, self.now_ms);
-        let until = self.now_ms + CONNECT_TIMEOUT.as_secs_f64() * 1e3;
         for lost in self.edges[node].die() {
             for waiter in std::mem::take(&mut self.fetches[lost].waiters) {
                 if let Waiter::Fetch(fetch) = waiter {
+                    let asker = self.fetches[fetch].node;
+                    let until = self.now_ms + self.patience_ms(asker, node);
                     self.at(until, Event::Failed(fetch, node, Fault::Silent));
                 }
             }
         }
         self.at(self.now_ms + DEAD_MS, Event::Return(node));
+    }
+
+    /// How long `node` waits for `peer` to show that it is there, by the edge's own code.
+    fn patience_ms(&self, node: usize, peer: usize) -> f64 {
+        let measured = match self.plan.strategy {
+            Strategy::Measured => self.edges[node].health.get(&peer),
+            _ => None,
+        };
+        let within = connect_timeout(measured.and_then(PeerHealth::round_trip_ms));
+        within.as_secs_f64() * 1e3
     }
 
     fn health(&mut self, node: usize, peer: usize) -> &mut PeerHealth {
@@ -563,11 +585,15 @@ impl Run {
                 self.notice_false_miss(node, object, &holders);
             }
             (Strategy::Measured, level) => {
+                let holders = self.claiming(node, key);
                 if level == Level::Client {
-                    let holders = self.claiming(node, key);
                     self.notice_false_miss(node, object, &holders);
-                    steps.extend(self.chosen(node, &holders).into_iter().map(Step::Hold));
                 }
+                steps.extend(
+                    self.chosen(node, &holders, level)
+                        .into_iter()
+                        .map(Step::Hold),
+                );
                 let homes = self.way(node, key, level);
                 steps.extend(
                     homes
@@ -617,7 +643,7 @@ impl Run {
     }
 
     /// Which of them to ask, by the edge's own code.
-    fn chosen(&mut self, node: usize, holders: &[usize]) -> Vec<usize> {
+    fn chosen(&mut self, node: usize, holders: &[usize], level: Level) -> Vec<usize> {
         let now = self.instant();
         let edge = &self.edges[node];
         let placed: Vec<_> = holders
@@ -643,8 +669,13 @@ impl Run {
                 }
             })
             .collect();
+        let most = match level {
+            Level::Client => HOLDERS_ASKED_MAX,
+            _ => HOLDERS_ASKED_BY_HOME_MAX,
+        };
         let chosen = select::choose(&claims, 0.0, &mut self.rng);
-        chosen.into_iter().map(|c| number_of(&c.id)).collect()
+        let chosen = chosen.into_iter().take(most);
+        chosen.map(|c| number_of(&c.id)).collect()
     }
 
     fn owner(&self, key: Key) -> usize {
