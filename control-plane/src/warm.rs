@@ -3,7 +3,7 @@
 //! The control plane pushes batches and reads what comes of them, as it will push purges: an edge keeps
 //! nothing of a job, so there is nothing that its restart could lose, and to cancel is to hang up. What
 //! is remembered is remembered here: the job from the moment it is acknowledged, and how far each node
-//! is with it, at most [`SAVE_EVERY`] behind. After a restart of either side a job goes on from there;
+//! is with it, at most `SAVE_EVERY` behind. After a restart of either side a job goes on from there;
 //! what is fetched twice is found stored the second time.
 //!
 //! The edges of a job are those that were there when it was taken. One that is away has its share when

@@ -58,7 +58,7 @@ impl Proxy {
         self.shared.fills.places.clone().try_acquire_owned().ok()
     }
 
-    /// Waits until no fill is under way, but not for long ([`SETTLE_MAX`]); none can begin any more.
+    /// Waits until no fill is under way, but not for long (`SETTLE_MAX`); none can begin any more.
     pub async fn settle(&self) {
         let Fills { places, most } = &self.shared.fills;
         let all = timeout(SETTLE_MAX, places.acquire_many(*most)).await;

@@ -341,7 +341,7 @@ pub struct Asker {
 }
 
 /// How long a connection to a peer at this round trip may take, in milliseconds: several round trips, and
-/// [`CONNECT_NOISE`]. Whoever is in its prime answers then; a machine that has died never does, and a packet
+/// `CONNECT_NOISE`. Whoever is in its prime answers then; a machine that has died never does, and a packet
 /// that was lost is sent again only after a second.
 pub fn connect_timeout(round_trip_ms: Option<f64>) -> Duration {
     let Some(ms) = round_trip_ms else {
