@@ -22,8 +22,9 @@ use crate::{
     },
 };
 
-/// Objects of fewer pieces are relayed to everybody: they are through before sharing would pay.
-pub(super) const PIECES_MIN: u64 = 8;
+/// Objects of fewer pieces are relayed to everybody: they are through before sharing would pay, and their first
+/// byte waits for no piece.
+pub(super) const PIECES_MIN: u64 = 12;
 /// Most nodes among which an object is shared out; more are relayed all of it.
 const FELLOWS_MAX: usize = 64;
 /// How far a node may be behind the piece that it is to have: as far as others look ahead.
