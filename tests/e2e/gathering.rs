@@ -31,12 +31,12 @@ fn narrow(bytes_per_s: u64) -> Conditions {
 }
 
 /// [`HOLDERS`] and more edges, all in one place, with lines between them.
-async fn neighbours(askers: usize, origin: &Origin) -> Cluster {
+async fn neighbours(askers: usize, origin: &Origin, shield: Shield) -> Cluster {
     let plan = Plan::new(HOLDERS + askers, &origin.url())
         .lines(Lines::Perfect)
         // Nobody gets it but who asks.
         .edge_setting("cluster", "offers", 0)
-        .site(|site| site.shield = Some(Shield::None))
+        .site(move |site| site.shield = Some(shield))
         .edge_setting("node", "region", "here")
         .edge_setting("node", "latitude", 50.0)
         .edge_setting("node", "longitude", 8.0);
@@ -80,7 +80,7 @@ async fn four_holders_send_one_object_faster_than_one_and_a_slow_one_holds_nobod
     for path in ["/one", "/four", "/slow"] {
         origin.route(path, Answer::pattern(&body).max_age(600));
     }
-    let cluster = neighbours(1, &origin).await;
+    let cluster = neighbours(1, &origin, Shield::None).await;
     let asker = &cluster.edges[HOLDERS];
     hold(&cluster, HOLDERS, "/four", 1).await;
     hold(&cluster, HOLDERS, "/slow", 2).await;
@@ -104,7 +104,7 @@ async fn a_holder_that_is_killed_and_one_whose_bytes_are_corrupted_are_replaced_
     let origin = Origin::start().await.unwrap();
     let body = Pattern::new(42, BYTES);
     origin.route("/big", Answer::pattern(&body).max_age(600));
-    let mut cluster = neighbours(1, &origin).await;
+    let mut cluster = neighbours(1, &origin, Shield::None).await;
     hold(&cluster, HOLDERS, "/big", 1).await;
     let at_origin = origin.requests();
     for holder in 0..HOLDERS {
@@ -145,7 +145,7 @@ async fn a_holder_keeps_to_its_upload_limit_and_tells_others_that_it_is_busy() {
     let origin = Origin::start().await.unwrap();
     let body = Pattern::new(43, 12 << 20);
     origin.route("/big", Answer::pattern(&body).max_age(600));
-    let mut cluster = neighbours(1, &origin).await;
+    let mut cluster = neighbours(1, &origin, Shield::None).await;
     let limited = &mut cluster.edges[0];
     limited.terminate().await.unwrap();
     let rate = limited.configure("peer", "upload_bytes_per_s", "2MiB");
@@ -190,7 +190,8 @@ async fn a_second_holder_is_asked_when_the_first_is_late() {
         let body = Answer::bytes(format!("this is {path}"));
         origin.route(path, body.max_age(600));
     }
-    let mut cluster = neighbours(2, &origin).await;
+    // Where the origin is not to be spared, it is asked first: it is not late.
+    let mut cluster = neighbours(2, &origin, Shield::Region).await;
     let without = &mut cluster.edges[HOLDERS + 1];
     without.terminate().await.unwrap();
     without.configure("peer", "hedge", false).unwrap();
@@ -209,9 +210,12 @@ async fn a_second_holder_is_asked_when_the_first_is_late() {
                 .unwrap();
         }
     }
-    // The second best, which every third question is for, holds every tenth of them up for a second.
-    for asker in [HOLDERS, HOLDERS + 1] {
-        for (holder, one_way) in [6, 7, 11, 11].into_iter().enumerate() {
+    // The second best, which every third question is for, holds every tenth of them up for a second; those who
+    // ask are too far from each other to help.
+    for (asker, other) in [(HOLDERS, HOLDERS + 1), (HOLDERS + 1, HOLDERS)] {
+        let far = Conditions::delay(Duration::from_millis(100));
+        cluster.line(asker, other).set(far);
+        for (holder, one_way) in [4, 5, 8, 8].into_iter().enumerate() {
             let hiccup = (holder == 1).then_some((10, Duration::from_secs(1)));
             cluster.line(asker, holder).set(Conditions {
                 hiccup,
@@ -260,7 +264,7 @@ async fn who_asks_for_what_nobody_holds_waits_for_no_peer() {
     let origin = Origin::start().await.unwrap();
     origin.route("/held", Answer::bytes("held").max_age(600));
     origin.route("/new", Answer::bytes("new").max_age(600));
-    let cluster = neighbours(1, &origin).await;
+    let cluster = neighbours(1, &origin, Shield::None).await;
     hold(&cluster, HOLDERS, "/held", 1).await;
     let asker = &cluster.edges[HOLDERS];
     // Whoever waits for a peer is found out.
