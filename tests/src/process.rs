@@ -1,7 +1,7 @@
 //! The real binaries as processes: found or built, started, listened to, ended.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     ffi::OsString,
     net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     path::{Path, PathBuf},
@@ -119,12 +119,14 @@ pub fn checkout() -> &'static Path {
         .expect("this package lies in the workspace")
 }
 
-/// A loopback port that is free for TCP and UDP right now, and that the system will not hand to an
-/// outgoing connection.
+/// A loopback port that is free for TCP and UDP right now, that the system will not hand to an outgoing
+/// connection, and that no other test of this process was given: it may not have bound it yet.
 pub fn free_port() -> u16 {
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     for _ in 0..1_000 {
         let port = rand::random_range(PORTS);
-        if is_free(port) {
+        let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_free(port) && given.insert(port) {
             return port;
         }
     }
