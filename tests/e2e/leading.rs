@@ -81,6 +81,11 @@ fn steady(text: &str, id: &str) -> String {
         if name == "age" {
             continue;
         }
+        // The node's own, not the origin's: the next second may have begun.
+        if name == "date" && !SHARED.contains(line) {
+            lines.push("date: now".to_owned());
+            continue;
+        }
         let line = match line.split_once("; ttl=") {
             Some((before, rest)) => {
                 let rest = rest.trim_start_matches(|c: char| c.is_ascii_digit() || c == '-');
