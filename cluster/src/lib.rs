@@ -10,6 +10,7 @@
 //! - [`secret`] and [`auth`]: the cluster's secret, and how a request between nodes proves that its
 //!   sender knows it;
 //! - [`site`]: what is served, from where, under which rules;
+//! - [`purge`]: what an invalidation hits, and its place in the log;
 //! - [`key`]: the name of an object; [`manifest`]: an object without its bytes; [`digest`]: a node's compact summary of what it holds;
 //! - [`geo`]: points, distances and address databases; [`network`]: blocks of addresses;
 //! - [`coordinates`]: where a node is by round trips; [`proximity`]: what asking another one costs;
@@ -35,6 +36,7 @@ pub mod node;
 pub mod placement;
 pub mod process;
 pub mod proximity;
+pub mod purge;
 pub mod quantity;
 pub mod seal;
 pub mod secret;

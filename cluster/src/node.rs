@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::{coordinates::Coordinate, geo::GeoPoint};
+use crate::{coordinates::Coordinate, geo::GeoPoint, purge::Position};
 
 /// Most gossip keys a node may publish.
 pub const KEYS_MAX: usize = 16;
@@ -142,8 +142,8 @@ pub struct NodeInfo {
     pub load: Load,
     /// What digest it offers; `None` when it offers none.
     pub digest: Option<DigestVersion>,
-    /// Last purge applied.
-    pub purge_seq: u64,
+    /// Up to which place in the purge log nothing is missing.
+    pub purged: Position,
     /// Version of the site registry it serves (edges) or offers (control plane).
     pub sites_version: u64,
     /// Round trips it measured to others, in milliseconds.
@@ -170,7 +170,7 @@ impl NodeInfo {
             phase: Phase::Starting,
             load: Load::default(),
             digest: None,
-            purge_seq: 0,
+            purged: Position::default(),
             sites_version: 0,
             round_trips_ms: BTreeMap::new(),
             coordinate: None,
@@ -197,7 +197,7 @@ impl NodeInfo {
                 "load",
                 format!("{},{}", self.load.in_flight, self.load.bytes_per_s),
             ),
-            ("purge", self.purge_seq.to_string()),
+            ("purge", format!("{},{}", self.purged.log, self.purged.seq)),
             ("sites", self.sites_version.to_string()),
         ];
         if let Some(point) = self.location {
@@ -262,7 +262,8 @@ impl NodeInfo {
             node.digest = Some(DigestVersion { epoch, seq });
         }
         if let Some(text) = get("purge") {
-            node.purge_seq = number("purge", text)?;
+            let (log, seq) = pair("purge", text)?;
+            node.purged = Position { log, seq };
         }
         if let Some(text) = get("sites") {
             node.sites_version = number("sites", text)?;
@@ -375,6 +376,7 @@ mod tests {
         };
         node.digest = Some(DigestVersion { epoch: 7, seq: 42 });
         node.sites_version = 5;
+        node.purged = Position { log: 9, seq: 4 };
         node.round_trips_ms.insert("edge-2".parse().unwrap(), 12.5);
         node.coordinate = Coordinate::from_text("1.5,-20.0,0.0,3.1,0.25", node.location);
         node.capacity_bytes = 10 << 30;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     node::{Load, NodeId, Phase, Role},
+    purge::{Position, Record, Scope},
     site::SiteSet,
 };
 
@@ -30,6 +31,15 @@ pub const WARM_URL_BYTES_MAX: usize = 8 << 10;
 pub const WARM_BATCH_BYTES_MAX: usize = WARM_BATCH_MAX * (WARM_URL_BYTES_MAX + 16) + 1024;
 /// Longest silence in the answer to a batch, in seconds; a sign of life comes three times as often.
 pub const WARM_SILENCE_MAX_S: u64 = 15;
+/// Peer listener: `POST {PURGES}?body={hash}` with a [`PurgePush`] hands a node records of the purge
+/// log, answered by [`PurgeApplied`] once they are applied and on disk. Peer listener and control
+/// plane: `GET {PURGES}?log=L&after=N&limit=K` is answered by a [`PurgePage`]; the control plane's has
+/// a MAC as all of its documents. Control plane: `POST {PURGES}` with a [`PurgeRequest`].
+pub const PURGES: &str = "/v1/purges";
+/// Most records in one page or push.
+pub const PURGE_PAGE_MAX: usize = 1_000;
+/// Most bytes of a page or a push: a page ends before it would be longer.
+pub const PURGE_PAGE_BYTES_MAX: usize = 4 << 20;
 /// Peer listener: `GET {PING}` is answered by 204 at once: how long that takes is the round trip.
 pub const PING: &str = "/v1/ping";
 /// Control plane: the site registry.
@@ -327,6 +337,125 @@ pub struct WarmFailure {
     pub url: String,
     /// Why.
     pub reason: String,
+}
+
+/// Records of the purge log, on their way to a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PurgePush {
+    /// In the order of their numbers; at most [`PURGE_PAGE_MAX`].
+    pub records: Vec<Record>,
+}
+
+/// A node's answer to a [`PurgePush`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PurgeApplied {
+    /// Up to which place the node now lacks nothing. All that was pushed is in force whatever this
+    /// says; a place in a later log tells the control plane that its own was lost and begun anew.
+    pub applied: Position,
+}
+
+/// A part of the purge log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PurgePage {
+    /// Which log: see [`Position::log`]. Who asked for another gets this one from its beginning.
+    pub log: u64,
+    /// The number of the last record of all.
+    pub head: u64,
+    /// Who had everything up to where the page begins, and applies it, has everything up to here.
+    pub through: u64,
+    /// In the order of their numbers, without those whose every scope a later one hit again.
+    pub records: Vec<Record>,
+}
+
+/// The body of `POST /v1/purges`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PurgeRequest {
+    /// The site's name.
+    pub site: String,
+    /// URLs of the site, or paths on all of its hosts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub urls: Vec<String>,
+    /// Beginnings of URLs, or of paths on all of its hosts.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub prefixes: Vec<String>,
+    /// Tags.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+    /// All of the site.
+    pub all: bool,
+    /// Mark stale only.
+    pub soft: bool,
+    /// Whom the answer waits for.
+    pub wait: PurgeWait,
+}
+
+/// Whom the answer to a purge waits for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PurgeWait {
+    /// Every live edge, each for a bounded time.
+    #[default]
+    All,
+    /// More than half of them.
+    Quorum,
+    /// Nobody: the log has it, the edges will.
+    None,
+}
+
+/// The answer to `POST /v1/purges` and to `GET /v1/purges/{seq}`: a purge and who has applied it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PurgeStatus {
+    /// Its number in the log.
+    pub seq: u64,
+    /// The log.
+    pub log: u64,
+    /// The site.
+    pub site: String,
+    /// What it hits.
+    pub scopes: Vec<Scope>,
+    /// Whether it only marks stale.
+    pub soft: bool,
+    /// When it was taken, in Unix milliseconds.
+    pub taken_at: u64,
+    /// Who asked for it.
+    pub by: String,
+    /// Every live edge has acknowledged it.
+    pub complete: bool,
+    /// How long the slowest of those that have acknowledged it took, in milliseconds.
+    pub elapsed_ms: u64,
+    /// What became of it at each edge.
+    pub nodes: Vec<PurgeReceipt>,
+}
+
+/// What became of a purge at one edge.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PurgeReceipt {
+    /// The edge.
+    pub node: NodeId,
+    /// How it stands.
+    pub state: PurgeState,
+    /// When it acknowledged, in milliseconds after the purge was taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ms: Option<u64>,
+    /// Why it has not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// How a purge stands at one edge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PurgeState {
+    /// Asked, and not answered yet.
+    Pending,
+    /// From now on the edge serves nothing that it hit.
+    Acknowledged,
+    /// Reachable, but it took longer than the answer waits.
+    Late,
+    /// It cannot be reached; it gets the purge before it is ready again.
+    Unreachable,
 }
 
 /// The body of every error that a JSON API of the project answers with.

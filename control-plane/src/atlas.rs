@@ -163,7 +163,7 @@ impl Located {
             peer: node.peer.clone(),
             load: node.load,
             sites_version: node.sites_version,
-            purge_seq: node.purge_seq,
+            purge_seq: node.purged.seq,
         }
     }
 }

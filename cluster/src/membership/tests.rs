@@ -418,9 +418,9 @@ async fn large_descriptions_arrive_over_a_bad_path() {
         .await;
     }
     a.update(|me| me.region = "x".repeat(VALUE_BYTES_MAX + 1));
-    a.update(|me| me.purge_seq = 9);
+    a.update(|me| me.purged.seq = 9);
     until(&b, "what fits, without what does not", |view| {
-        get(view, "a").is_some_and(|a| a.purge_seq == 9 && a.region.is_empty())
+        get(view, "a").is_some_and(|a| a.purged.seq == 9 && a.region.is_empty())
     })
     .await;
 }
