@@ -7,6 +7,7 @@
 //!
 //! Who wants to follow a family lists it, notes the revision of the *first* page, and watches from there.
 
+mod embedded;
 mod sled;
 
 use std::{fmt, path::Path};
@@ -172,7 +173,7 @@ pub struct Store(Kind);
 
 #[derive(Clone)]
 enum Kind {
-    Embedded(sled::Embedded),
+    Embedded(embedded::Embedded),
 }
 
 impl Store {
@@ -193,7 +194,7 @@ impl Store {
     ///
     /// The disk refuses, or another process uses it.
     pub fn embedded(dir: &Path) -> Result<Self, StartError> {
-        let embedded = sled::Embedded::open(dir).map_err(StartError::Store)?;
+        let embedded = embedded::Embedded::open(dir).map_err(StartError::Store)?;
         Ok(Self(Kind::Embedded(embedded)))
     }
 
