@@ -5,6 +5,8 @@
 //! before that of any scope that covers it. What is remembered only ever grows: a record may come twice,
 //! late, or in another order, and the result is the same.
 
+pub mod spoken;
+
 use serde::{Deserialize, Serialize};
 
 /// Most scopes of one purge.
