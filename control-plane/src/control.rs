@@ -8,6 +8,7 @@ use cluster::{
     membership::{Membership, MembershipConfig},
     net::{Listener, Net},
     node::{NodeInfo, Phase, Role},
+    purge::Position,
 };
 use tokio::{sync::watch, task::JoinSet};
 use tracing::info;
@@ -18,10 +19,14 @@ use crate::{
     config::Config,
     data_dir::DataDir,
     error::StartError,
+    fanout::Fanout,
     metrics::Metrics,
     places::Places,
+    purge_log::{self, PurgeLog},
+    receipts::Receipts,
     serve::Server,
     sites::Sites,
+    store::Store,
     warm::Warming,
 };
 
@@ -45,6 +50,7 @@ pub struct Control {
     net: Arc<dyn Net>,
     config: Config,
     warming: Warming,
+    fanout: Fanout,
 }
 
 impl Control {
@@ -55,7 +61,12 @@ impl Control {
     /// What in the configuration or on this machine stands in the way, with its key.
     pub async fn build(config: Config, environment: Environment) -> Result<Self, StartError> {
         let Environment { net, clock } = environment;
-        let (sites, places, warming) = tokio::task::spawn_blocking({
+        let Opened {
+            sites,
+            places,
+            warming,
+            store,
+        } = tokio::task::spawn_blocking({
             let (config, clock) = (config.clone(), clock.clone());
             move || from_disk(config, &clock)
         })
@@ -96,13 +107,24 @@ impl Control {
             me.peer = api;
         });
 
+        let metrics = Arc::new(Metrics::new(sites.version(), sites.map().sites().len()));
+        let fanout = Fanout {
+            log: PurgeLog::new(store, clock.clone()),
+            receipts: Arc::new(Receipts::new(clock.clone())),
+            metrics: metrics.clone(),
+            net: net.clone(),
+            signer: Signer::new(config.secret.clone(), config.id.clone()),
+            clock: clock.clone(),
+        };
         let (atlas, atlases) = watch::channel(Arc::new(Atlas::default()));
         let places = Arc::new(places);
         let parts = AppParts {
             atlas: atlases,
             places: places.clone(),
-            metrics: Metrics::new(sites.version(), sites.map().sites().len()),
+            metrics,
             sites,
+            purge_log: fanout.log.clone(),
+            receipts: fanout.receipts.clone(),
             warming: warming.clone(),
             gossip: membership.stats(),
             clock,
@@ -118,6 +140,7 @@ impl Control {
             net,
             config,
             warming,
+            fanout,
         })
     }
 
@@ -142,7 +165,11 @@ impl Control {
         let (stop, stopping) = watch::channel(false);
         let membership = Arc::new(self.membership);
         let mut keeper = JoinSet::new();
-        let signer = Signer::new(self.config.secret.clone(), self.config.id.clone());
+        let signer = self.fanout.signer.clone();
+        let (told, arrivals) = purge_log::arrivals();
+        keeper.spawn(self.fanout.log.clone().run(told));
+        keeper.spawn(announce(self.fanout.log.head(), membership.clone()));
+        keeper.spawn(self.fanout.run(self.atlas.subscribe(), arrivals));
         let atlases = self.atlas.subscribe();
         keeper.spawn(self.warming.clone().run(atlases, self.net.clone(), signer));
         keeper.spawn(atlas::keep(
@@ -187,13 +214,38 @@ impl fmt::Debug for Control {
     }
 }
 
-fn from_disk(config: Config, clock: &Clock) -> Result<(Sites, Places, Warming), StartError> {
+/// Tells in gossip where the purge log ends: that is how an edge learns that it lacks something.
+async fn announce(mut head: watch::Receiver<Position>, membership: Arc<Membership>) {
+    loop {
+        let end = *head.borrow_and_update();
+        membership.update(|me| me.purged = end);
+        if head.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// What comes from the data directory and other files.
+struct Opened {
+    sites: Sites,
+    places: Places,
+    warming: Warming,
+    store: Store,
+}
+
+fn from_disk(config: Config, clock: &Clock) -> Result<Opened, StartError> {
     let data_dir = Arc::new(DataDir::open(&config.data_dir)?);
     let database = config.database.open()?;
     let sites = Sites::open(config.sites, &data_dir, clock)?;
+    let store = Store::open(&config.store, &data_dir)?;
     // Has the directory in use until the end.
     let warming = Warming::open(data_dir, clock.clone())?;
-    Ok((sites, Places::new(config.networks, database), warming))
+    Ok(Opened {
+        sites,
+        places: Places::new(config.networks, database),
+        warming,
+        store,
+    })
 }
 
 async fn listen(

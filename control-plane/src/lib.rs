@@ -12,6 +12,8 @@
 //! - [`rank`] (pure): which peer or edge comes first, and why; [`steer`] (pure): where a client's
 //!   request is sent;
 //! - [`store`]: the transactional map in which a control plane keeps what it answers for;
+//! - [`purge_log`]: purges in their order; [`fanout`]: how every edge gets them; [`receipts`]: what became
+//!   of each of them at each edge;
 //! - [`sites`]: the site registry and its version, kept in the [`data_dir`];
 //! - [`warm`]: jobs that have edges fetch URLs ahead of demand;
 //! - [`api`]: one file per resource; [`serve`]: connections, their limits and their end;
@@ -27,9 +29,12 @@ pub mod config;
 pub mod control;
 pub mod data_dir;
 pub mod error;
+pub mod fanout;
 pub mod metrics;
 pub mod places;
+pub mod purge_log;
 pub mod rank;
+pub mod receipts;
 pub mod serve;
 pub mod sites;
 pub mod steer;

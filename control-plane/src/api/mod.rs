@@ -1,5 +1,5 @@
 //! The HTTP API: one file per resource. Every answer is made from snapshots; none waits, but for the
-//! disk to have what changes something.
+//! disk to have what changes something, and for edges to acknowledge a purge.
 
 use std::sync::{
     Arc,
@@ -25,20 +25,22 @@ use cluster::{
     membership::GossipStats,
     network::Network,
     node::NodeId,
+    purge::spoken::is_spoken,
     secret::ClusterSecret,
-    wire::{EDGES, MAC_FIELD, NODES, PEERS, SITES, WARM},
+    wire::{EDGES, MAC_FIELD, NODES, PEERS, PURGES, SITES, WARM},
 };
 use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::{
     atlas::Atlas, config::Config, error::ApiError, metrics, metrics::Metrics, places::Places,
-    sites::Sites, warm::Warming,
+    purge_log::PurgeLog, receipts::Receipts, sites::Sites, warm::Warming,
 };
 
 pub mod edges;
 pub mod nodes;
 pub mod peers;
+pub mod purges;
 pub mod sites;
 pub mod status;
 pub mod steering;
@@ -55,8 +57,10 @@ pub struct App {
     id: NodeId,
     atlas: watch::Receiver<Arc<Atlas>>,
     places: Arc<Places>,
-    metrics: Metrics,
+    metrics: Arc<Metrics>,
     sites: Sites,
+    purge_log: PurgeLog,
+    receipts: Arc<Receipts>,
     gossip: Arc<GossipStats>,
     clock: Clock,
     warming: Warming,
@@ -75,9 +79,13 @@ pub struct AppParts {
     /// Where addresses are.
     pub places: Arc<Places>,
     /// Metrics of the process.
-    pub metrics: Metrics,
+    pub metrics: Arc<Metrics>,
     /// The site registry.
     pub sites: Sites,
+    /// The purge log.
+    pub purge_log: PurgeLog,
+    /// What became of purges at each edge.
+    pub receipts: Arc<Receipts>,
     /// Jobs that fetch ahead of demand.
     pub warming: Warming,
     /// What gossip counts.
@@ -94,6 +102,8 @@ impl App {
             places,
             metrics,
             sites,
+            purge_log,
+            receipts,
             warming,
             gossip,
             clock,
@@ -104,6 +114,8 @@ impl App {
             places,
             metrics,
             sites,
+            purge_log,
+            receipts,
             gossip,
             clock,
             warming,
@@ -123,9 +135,10 @@ impl App {
         self.atlas.borrow().clone()
     }
 
-    /// Ready: it sees at least itself, and is not about to end.
+    /// Ready: it sees at least itself, has read the purge log, and is not about to end.
     fn is_ready(&self) -> bool {
-        !self.stopping.load(Ordering::Relaxed) && self.atlas().seat(&self.id).is_some()
+        let has_read = self.purge_log.head().borrow().log != 0;
+        has_read && !self.stopping.load(Ordering::Relaxed) && self.atlas().seat(&self.id).is_some()
     }
 
     /// A JSON document that an edge can check with the cluster's secret: its MAC covers the path as
@@ -151,6 +164,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route(NODES, get(nodes::all))
         .route(SITES, get(sites::all))
         .route(&format!("{SITES}/{{name}}"), get(sites::one))
+        .merge(purges::routes())
         .merge(warm::routes())
         .route("/", get(status::page))
         .route("/metrics", get(scrape))
@@ -163,6 +177,7 @@ pub fn router(app: Arc<App>) -> Router {
                 "not possible with this method here; most resources can only be read, with GET",
             )
         })
+        .layer(middleware::from_fn_with_state(app.clone(), purges::spoken))
         .layer(middleware::from_fn_with_state(app.clone(), counted))
         .with_state(app)
 }
@@ -174,6 +189,8 @@ async fn counted(State(app): State<Arc<App>>, request: Request, next: Next) -> R
         EDGES => "edges",
         NODES => "nodes",
         path if path.starts_with(SITES) => "sites",
+        path if path.starts_with(PURGES) => "purges",
+        path if is_spoken(request.method().as_str(), path) => "purges",
         path if path.starts_with(WARM) => "warm",
         "/metrics" => "metrics",
         "/livez" | "/readyz" => "health",
@@ -191,7 +208,14 @@ async fn counted(State(app): State<Arc<App>>, request: Request, next: Next) -> R
 }
 
 async fn scrape(State(app): State<Arc<App>>) -> Response {
-    let text = app.metrics.render(app.atlas().states(), &app.gossip);
+    let purges = metrics::Purges {
+        head: app.purge_log.head().borrow().seq,
+        scopes: app.purge_log.scopes(),
+        receipts: app.receipts.states(),
+    };
+    let text = app
+        .metrics
+        .render(app.atlas().states(), &purges, &app.gossip);
     ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
 }
 

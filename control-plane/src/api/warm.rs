@@ -49,21 +49,26 @@ pub(super) fn routes() -> Router<Arc<App>> {
 }
 
 /// Lets through who asks from this machine, and not in somebody else's name.
-async fn from_this_machine(
-    ConnectInfo(from): ConnectInfo<SocketAddr>,
-    request: Request,
-    next: Next,
-) -> Response {
+pub(super) async fn from_this_machine(request: Request, next: Next) -> Response {
+    match refused_from_elsewhere(&request) {
+        None => next.run(request).await,
+        Some(refused) => refused,
+    }
+}
+
+/// What is answered to who does not ask from this machine, or asks in somebody else's name.
+pub(super) fn refused_from_elsewhere(request: &Request) -> Option<Response> {
     let fields = request.headers();
-    let is_here = from.ip().to_canonical().is_loopback()
+    let from = request.extensions().get::<ConnectInfo<SocketAddr>>();
+    let is_here = from.is_some_and(|from| from.0.ip().to_canonical().is_loopback())
         && !fields.contains_key(FORWARDED)
         && !fields.contains_key("x-forwarded-for");
     if is_here {
-        return next.run(request).await;
+        return None;
     }
     let reason = "changes can be made only from the machine on which the control plane runs: \
                   run the command there (`docker compose exec control-plane control-plane …`)";
-    ApiError::new(StatusCode::FORBIDDEN, reason).into_response()
+    Some(ApiError::new(StatusCode::FORBIDDEN, reason).into_response())
 }
 
 async fn take(
