@@ -255,13 +255,19 @@ impl Table {
         self.advance();
     }
 
+    /// Whether nothing at all of a site was hit since `as_of`.
+    pub fn is_untouched(&self, site: &str, as_of: Position) -> bool {
+        let site = self.sites.get(site);
+        let newest = site.map_or(Position::default(), |site| site.newest);
+        as_of >= newest.max(self.floor.newest())
+    }
+
     /// What purges say of an object.
     pub fn judge(&self, object: &Object<'_>) -> Verdict {
-        let site = self.sites.get(object.site);
-        let newest = site.map_or(Position::default(), |site| site.newest);
-        if object.as_of >= newest.max(self.floor.newest()) {
+        if self.is_untouched(object.site, object.as_of) {
             return Verdict::Good;
         }
+        let site = self.sites.get(object.site);
         let mut marks = self.floor;
         if let Some(site) = site {
             marks.join(site.floor);
