@@ -3,6 +3,7 @@
 pub mod gauges;
 pub mod nearness;
 pub mod publish;
+pub mod purges;
 pub mod seeds;
 pub mod sites;
 

@@ -13,6 +13,7 @@
 //! - [`swarming`]: one object that many edges want at once, while it comes in;
 //! - [`homing`]: several edges, and how often the origin is asked;
 //! - [`ruling`]: what a site's owner rules;
+//! - [`purging`]: what was purged does not come back;
 //! - [`losing`]: processes that are killed, stopped, or cut off;
 //! - [`storing`]: a disk that is full, read-only, damaged or robbed, and a process killed over it;
 //! - [`regressing`]: bugs that were there once;
@@ -39,6 +40,8 @@ mod losing;
 mod operating;
 #[cfg(test)]
 mod overload;
+#[cfg(test)]
+mod purging;
 #[cfg(test)]
 mod refusing;
 #[cfg(test)]

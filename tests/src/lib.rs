@@ -10,6 +10,7 @@
 //! - [`wire`]: connections that a test speaks on byte by byte;
 //! - [`proxy`]: a TCP line with delay, limited rate, stalls and cuts;
 //! - [`process`] and [`cluster`]: the real binaries, alone and together;
+//! - [`purger`]: a purge log that does as it is told;
 //! - [`mirror`]: fetches a whole directory through an edge and compares every byte;
 //! - [`simulation`]: the network as a simulation;
 //! - [`planet`]: many nodes at real sites, in virtual time;
@@ -25,6 +26,7 @@ pub mod pattern;
 pub mod planet;
 pub mod process;
 pub mod proxy;
+pub mod purger;
 pub mod region;
 pub mod simulation;
 pub mod wire;

@@ -11,7 +11,10 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
-use cluster::node::NodeId;
+use cluster::{
+    node::NodeId,
+    purge::{Hit, Position, Verdict},
+};
 use serde::Serialize;
 
 use super::{
@@ -25,6 +28,7 @@ use crate::{
         policy::{self, CacheControl},
     },
     deliver,
+    purges::{Named, Purges, tags::tag_names},
     ruling::access::{self, Visit},
     upstream::{home::HomesReport, paying::Comparison},
 };
@@ -37,11 +41,25 @@ struct Explained {
     host: String,
     key: String,
     stored: Option<Stored>,
+    purges: Purged,
     holders: Vec<serde_json::Value>,
     homes: HomesReport,
     order: Comparison,
     then: String,
     why: Vec<String>,
+}
+
+/// What purges have to say.
+#[derive(Serialize)]
+struct Purged {
+    /// Up to which place in the log nothing is missing here.
+    applied: Position,
+    /// Of what is stored: `good`, `stale` or `gone`.
+    verdict: Option<&'static str>,
+    /// What hit it, the newest first.
+    hit_by: Vec<Hit>,
+    /// Why this node does not answer from its cache at once, whatever is stored.
+    doubt: Option<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -60,7 +78,7 @@ struct Stored {
     etag: Option<String>,
     last_modified: Option<String>,
     tags: Vec<String>,
-    as_of: u64,
+    as_of: Position,
     fetched_by: NodeId,
     fetched_at_ms: u64,
     from: String,
@@ -185,6 +203,13 @@ pub(super) async fn explain(
             .map(|first| format!("{:?}", first.id.as_str())),
         now_ms,
     };
+    let named = Named {
+        site: name,
+        host,
+        target,
+        rules: &ruling.key,
+    };
+    let purges = Purged::of(&admin.purges, named, entry.as_deref());
     let explained = Explained {
         then: why::then(&case),
         why: why::why(&case),
@@ -192,12 +217,34 @@ pub(super) async fn explain(
         host: host.clone(),
         key: key.to_string(),
         stored: entry.as_ref().map(|entry| Stored::of(entry, now_ms)),
+        purges,
         holders,
         homes,
         order: order.clone(),
         url: question.url,
     };
     Json(explained).into_response()
+}
+
+impl Purged {
+    fn of(purges: &Purges, named: Named<'_>, stored: Option<&Entry>) -> Self {
+        let judged = stored.map(|entry| {
+            let (headers, as_of) = (&entry.head.headers, entry.head.as_of);
+            let verdict = match purges.verdict(named, headers, as_of) {
+                Verdict::Good => "good",
+                Verdict::Stale => "stale",
+                Verdict::Gone => "gone",
+            };
+            (verdict, purges.hits(named, headers, as_of))
+        });
+        let (verdict, hit_by) = judged.unzip();
+        Self {
+            applied: purges.applied(),
+            verdict,
+            hit_by: hit_by.unwrap_or_default(),
+            doubt: purges.doubt(),
+        }
+    }
 }
 
 impl Stored {
@@ -231,7 +278,7 @@ impl Stored {
             stale_if_error_s: head.freshness.stale_if_error.as_secs(),
             etag: text(header::ETAG),
             last_modified: text(header::LAST_MODIFIED),
-            tags: entry::tags(&head.headers),
+            tags: tag_names(&head.headers),
             as_of: head.as_of,
             fetched_by: head.fetched_by.clone(),
             fetched_at_ms: head.fetched_at,

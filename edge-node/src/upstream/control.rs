@@ -86,6 +86,18 @@ impl ControlPlanes {
         !self.bases.is_empty()
     }
 
+    pub(super) fn bases(&self) -> &[String] {
+        &self.bases
+    }
+
+    pub(super) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    pub(super) fn secret(&self) -> Option<&ClusterSecret> {
+        self.secret.as_ref()
+    }
+
     /// The document at `path` (with its query) from the first control plane that has a valid one that
     /// `accept` takes.
     ///

@@ -6,7 +6,7 @@
 //! [`many`] an object from many of them, [`schedule`] which pieces of whom; [`home`] who fetches for
 //! others, and [`relayed`] what it says then; [`digest`] what peers hold; [`health`] how they have behaved;
 //! [`paying`] whether they are faster than the origin; [`ranking`] how far they are, [`probe`] how that is
-//! found out; [`nearness`] how far origins are; [`control`] what the control plane says; [`pool`] the
+//! found out; [`nearness`] how far origins are; [`control`] what the control plane says, [`purging`] what was purged; [`pool`] the
 //! connections under all of them, and [`plain`] those that need no HTTP client.
 //!
 //! **Invariant:** nothing here knows of the cache; it takes and gives HTTP messages, keys and
@@ -28,6 +28,7 @@ pub mod peer;
 pub mod plain;
 pub mod pool;
 pub mod probe;
+pub mod purging;
 pub mod ranking;
 pub mod relayed;
 pub mod schedule;
@@ -910,7 +911,7 @@ mod tests {
             pieces: vec![*blake3::hash(BODY).as_bytes()],
             fetched_by: id("edge-9"),
             fetched_at: 1,
-            as_of: 0,
+            as_of: cluster::purge::Position::default(),
         };
         let mut body = peer::encode_answer_head(&manifest.encode().unwrap()).to_vec();
         match manner {
