@@ -163,6 +163,7 @@ pub struct Metrics {
     origin_requests: IntCounterVec,
     origin_in_flight: IntGaugeVec,
     origin_queue: IntGaugeVec,
+    origin_healthy: IntGaugeVec,
     shed: [IntCounter; Shed::ALL.len()],
     peer_requests: IntCounterVec,
     peer_served: IntCounterVec,
@@ -324,6 +325,11 @@ impl Metrics {
                 "edge_origin_queue",
                 "Requests that wait until the origin has answered others",
                 &["site"],
+            ),
+            origin_healthy: gauges(
+                "edge_origin_healthy",
+                "Whether an origin does well in its checks, for sites that have its origins checked",
+                &["site", "origin"],
             ),
             shed: Shed::ALL.map(|reason| shed.with_label_values(&[reason.label()])),
             peer_requests: counters(
@@ -534,6 +540,16 @@ impl Metrics {
         }
     }
 
+    /// Sets which origins, by site and URL, are well; those that are not checked any more disappear.
+    pub fn origins_health(&self, origins: &[(String, String, bool)]) {
+        self.origin_healthy.reset();
+        for (site, origin, is_well) in origins {
+            self.origin_healthy
+                .with_label_values(&[site, origin])
+                .set(i64::from(*is_well));
+        }
+    }
+
     /// Sets what each peer's digest claims; peers that are gone disappear.
     pub fn digests(&self, peers: &[(String, usize)]) {
         self.digests.reset();
@@ -648,6 +664,7 @@ mod tests {
             waiting: 1,
         };
         metrics.origins(&[("a".to_owned(), traffic)]);
+        metrics.origins_health(&[("a".to_owned(), "http://o".to_owned(), true)]);
         let text = metrics.text();
         for line in [
             "edge_requests_total{outcome=\"hit\",site=\"a\"} 1",
@@ -656,6 +673,7 @@ mod tests {
             "edge_origin_requests_total{site=\"a\"} 0",
             "edge_origin_requests_in_flight{site=\"a\"} 2",
             "edge_origin_queue{site=\"a\"} 1",
+            "edge_origin_healthy{origin=\"http://o\",site=\"a\"} 1",
             "edge_shed_total{reason=\"fills\"} 1",
             "edge_shed_total{reason=\"origin-queue-full\"} 0",
             "edge_peer_requests_total{peer=\"edge-2\",result=\"ok\"} 1",

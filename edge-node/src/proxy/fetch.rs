@@ -780,7 +780,7 @@ impl Proxy {
         let answered = self
             .shared
             .upstream
-            .origin(&asked.site, &asked.host, request, place)
+            .origin(&asked.site, asked.key, &asked.host, request, place)
             .await;
         answered
             .map(|response| (response, asked_ms))

@@ -136,7 +136,7 @@ impl Proxy {
         let response = self
             .shared
             .upstream
-            .origin(&asked.site, &asked.host, request, place)
+            .origin(&asked.site, asked.key, &asked.host, request, place)
             .await
             .map_err(|error| match &upload {
                 Some(upload) if upload.is_over() => ServeError::new(Kind::BodyTooLarge, error),
