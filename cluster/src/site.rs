@@ -17,7 +17,7 @@ use std::time::Duration;
 use http::Uri;
 use serde::{Deserialize, Serialize};
 
-pub use self::map::{Selected, SiteMap, SiteSet};
+pub use self::map::{Selected, SiteMap, SiteSet, normal_host};
 use self::{
     hosts::host_flaw,
     origin::{HealthRule, Origin},
@@ -375,7 +375,7 @@ impl Site {
 
     /// Whether a host, with or without port, is one of the site's, whatever other sites have.
     pub fn has_host(&self, host: &str) -> bool {
-        let host = map::normal_host(host);
+        let host = normal_host(host);
         self.hosts.iter().any(|own| match own.strip_prefix('*') {
             None => *own == host,
             Some(end) => host.len() > end.len() && host.ends_with(end),

@@ -164,6 +164,7 @@ pub struct Metrics {
     origin_in_flight: IntGaugeVec,
     origin_queue: IntGaugeVec,
     origin_healthy: IntGaugeVec,
+    taken_down: IntCounterVec,
     shed: [IntCounter; Shed::ALL.len()],
     peer_requests: IntCounterVec,
     peer_served: IntCounterVec,
@@ -324,6 +325,11 @@ impl Metrics {
             origin_queue: gauges(
                 "edge_origin_queue",
                 "Requests that wait until the origin has answered others",
+                &["site"],
+            ),
+            taken_down: counters(
+                "edge_taken_down_total",
+                "Requests answered with 451 because the site has taken down what they want",
                 &["site"],
             ),
             origin_healthy: gauges(
@@ -524,6 +530,11 @@ impl Metrics {
     /// Something was given up.
     pub fn shed(&self, reason: Shed) {
         self.shed[reason as usize].inc();
+    }
+
+    /// A request to this site is for something that was taken down.
+    pub fn taken_down(&self, site: &str) {
+        self.taken_down.with_label_values(&[site]).inc();
     }
 
     /// Sets how busy the origins of each site are; sites that are gone disappear.

@@ -179,8 +179,8 @@ impl SiteMap {
     }
 }
 
-/// Lower case, without port and trailing dot.
-pub(super) fn normal_host(host: &str) -> String {
+/// A host as it stands in keys: in lower case, without port and trailing dot.
+pub fn normal_host(host: &str) -> String {
     let name = without_port(host.trim());
     name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase()
 }
