@@ -11,6 +11,7 @@
 //!   by the operator's networks and an address database;
 //! - [`rank`] (pure): which peer or edge comes first, and why; [`steer`] (pure): where a client's
 //!   request is sent;
+//! - [`store`]: the transactional map in which a control plane keeps what it answers for;
 //! - [`sites`]: the site registry and its version, kept in the [`data_dir`];
 //! - [`warm`]: jobs that have edges fetch URLs ahead of demand;
 //! - [`api`]: one file per resource; [`serve`]: connections, their limits and their end;
@@ -32,4 +33,5 @@ pub mod rank;
 pub mod serve;
 pub mod sites;
 pub mod steer;
+pub mod store;
 pub mod warm;
