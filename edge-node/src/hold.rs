@@ -154,6 +154,9 @@ impl Hold {
         if path == wire::DIGEST {
             return Ok(self.digest(request.uri().query()).await);
         }
+        if path == wire::SITES {
+            return Ok(self.nudged(request.uri().query()));
+        }
         if path == wire::PING {
             self.shared.metrics.peer_answered("ping");
             return Ok(answer(StatusCode::NO_CONTENT, Answer::Empty));
@@ -224,6 +227,17 @@ impl Hold {
             true => answer(StatusCode::ACCEPTED, Answer::Empty),
             false => answer(StatusCode::SERVICE_UNAVAILABLE, Answer::Empty),
         }
+    }
+
+    /// There is a version of the sites that may not be here yet.
+    fn nudged(&self, query: Option<&str>) -> Response<Answer> {
+        let version = query.and_then(|q| q.strip_prefix("version=")?.parse().ok());
+        let Some(version) = version else {
+            return answer(StatusCode::BAD_REQUEST, Answer::Empty);
+        };
+        self.shared.metrics.peer_answered("sites");
+        self.shared.proxy.sites_nudged(version);
+        answer(StatusCode::NO_CONTENT, Answer::Empty)
     }
 
     async fn digest(&self, query: Option<&str>) -> Response<Answer> {

@@ -241,6 +241,11 @@ impl Proxy {
         }
     }
 
+    /// A control plane says that it has this version of the sites.
+    pub fn sites_nudged(&self, version: u64) {
+        self.shared.upstream.sites_nudged(version);
+    }
+
     /// Answers one request; errors are answers, too.
     pub async fn handle(
         &self,

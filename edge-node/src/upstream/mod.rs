@@ -154,6 +154,8 @@ struct Inner {
     position: Position,
     ranking: Arc<ArcSwapOption<PeersAnswer>>,
     sites: watch::Sender<Option<Arc<SiteSet>>>,
+    /// The last version of them that a control plane has told of.
+    sites_told: watch::Sender<u64>,
     sites_version: u64,
     data_dir: PathBuf,
     reach: Arc<HashMap<NodeId, String>>,
@@ -205,6 +207,7 @@ impl Upstream {
             position: Position::default(),
             ranking: Arc::default(),
             sites: watch::Sender::new(None),
+            sites_told: watch::Sender::new(0),
             me,
             view,
             sites_version,
@@ -244,9 +247,13 @@ impl Upstream {
             let follow =
                 ranking::follow_ranking(planes, me, inner.data_dir.clone(), inner.ranking.clone());
             tasks.push(("ranking", tokio::spawn(follow)));
-            let (planes, view) = (inner.planes.clone(), inner.view.clone());
-            let follow =
-                control::follow_sites(planes, view, inner.sites.clone(), inner.sites_version);
+            let follow = control::follow_sites(
+                inner.planes.clone(),
+                inner.view.clone(),
+                inner.sites_told.subscribe(),
+                inner.sites.clone(),
+                inner.sites_version,
+            );
             tasks.push(("sites", tokio::spawn(follow)));
         }
         tasks
@@ -633,6 +640,11 @@ impl Upstream {
     /// it is valid; keep it on disk.
     pub fn sites(&self) -> watch::Receiver<Option<Arc<SiteSet>>> {
         self.0.sites.subscribe()
+    }
+
+    /// A control plane says that it has this version of the site registry.
+    pub fn sites_nudged(&self, version: u64) {
+        self.0.sites_told.send_replace(version);
     }
 
     /// Who is there now.
