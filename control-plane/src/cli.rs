@@ -1,5 +1,6 @@
 //! The command line: to serve, to check a configuration, and to ask a running control plane.
 
+mod sites;
 mod warm;
 
 use std::{
@@ -13,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow, bail};
-use axum::http::{Method, Request, Uri, header};
+use axum::http::{HeaderName, Method, Request, Uri, header};
 use bytes::Bytes;
 use clap::{Args, Parser, Subcommand};
 use cluster::{
@@ -22,10 +23,7 @@ use cluster::{
     node::NodeId,
     process::{in_one_line, init_telemetry, shutdown_signal},
     settings,
-    wire::{
-        EDGES, EdgesAnswer, ErrorAnswer, NODES, NodesAnswer, PEERS, PeersAnswer, Place, SITES,
-        SitesAnswer,
-    },
+    wire::{EDGES, EdgesAnswer, ErrorAnswer, NODES, NodesAnswer, PEERS, PeersAnswer, Place},
 };
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
@@ -83,28 +81,15 @@ enum Command {
         #[command(flatten)]
         asking: Asking,
     },
-    /// The sites that are handed out.
+    /// The sites that are handed out: what they are, were, and shall be.
     Sites {
         #[command(subcommand)]
-        command: SitesCommand,
+        command: sites::SitesCommand,
     },
     /// Have edges fetch URLs ahead of demand.
     Warm(warm::Warm),
     /// Succeeds if the control plane is ready (for health checks).
     Healthy(Asking),
-}
-
-#[derive(Debug, Subcommand)]
-enum SitesCommand {
-    /// All of them.
-    List(Asking),
-    /// One of them, in full.
-    Show {
-        /// Its name.
-        name: String,
-        #[command(flatten)]
-        asking: Asking,
-    },
 }
 
 #[derive(Debug, Args)]
@@ -133,6 +118,9 @@ struct ServeArguments {
     /// Where the site registry is kept.
     #[arg(long)]
     data_dir: Option<String>,
+    /// Where the purge log is kept: "embedded", in the data directory.
+    #[arg(long)]
+    store: Option<String>,
     /// Address of the API.
     #[arg(long)]
     http: Option<SocketAddr>,
@@ -190,6 +178,7 @@ impl ServeArguments {
         [
             ("node.id", text(&self.id)),
             ("node.data_dir", text(&self.data_dir)),
+            ("store", text(&self.store)),
             ("listen.http", address(&self.http)),
             ("listen.gossip", address(&self.gossip)),
             ("listen.steer", address(&self.steer)),
@@ -252,14 +241,9 @@ pub fn run(arguments: Arguments, env: impl Iterator<Item = (OsString, OsString)>
             &format!("{EDGES}?client={client}{}", limit_parameter(limit)),
             |answer| edges_table(&answer),
         ),
-        Command::Sites { command } => match command {
-            SitesCommand::List(asking) => asking.tell(SITES, |answer| sites_table(&answer)),
-            SitesCommand::Show { name, asking } => {
-                let tell = |site: cluster::site::Site| {
-                    toml::to_string_pretty(&site).unwrap_or_else(|e| format!("{e}\n"))
-                };
-                asking.tell(&format!("{SITES}/{name}"), tell)
-            }
+        Command::Sites { command } => match command.run() {
+            Ok(code) => return code,
+            Err(error) => Err(error),
         },
         Command::Warm(warm) => warm.run(),
         Command::Healthy(asking) => asking.ask("/readyz").map(|_| ()),
@@ -344,6 +328,17 @@ impl Asking {
 
     /// Sends a request, with a body of JSON if it has one, and gives the body of a good answer.
     fn send(&self, method: Method, path: &str, body: Bytes) -> anyhow::Result<Bytes> {
+        self.send_with(method, path, &[], body)
+    }
+
+    /// The same with more fields.
+    fn send_with(
+        &self,
+        method: Method,
+        path: &str,
+        fields: &[(HeaderName, String)],
+        body: Bytes,
+    ) -> anyhow::Result<Bytes> {
         let api = self.api.trim_end_matches('/');
         let uri: Uri = format!("{api}{path}")
             .parse()
@@ -351,11 +346,14 @@ impl Asking {
         if uri.scheme_str() != Some("http") {
             bail!("{api:?} must begin with http://");
         }
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(uri)
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::new(body))?;
+            .header(header::CONTENT_TYPE, "application/json");
+        for (name, value) in fields {
+            request = request.header(name, value);
+        }
+        let request = request.body(Full::new(body))?;
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?
@@ -463,18 +461,6 @@ fn edges_table(answer: &EdgesAnswer) -> String {
         [16, 12, 28, 6, 5, 8],
     );
     format!("{} is in {at}\n{table}", answer.client)
-}
-
-fn sites_table(answer: &SitesAnswer) -> String {
-    let rows = answer.sites.iter().map(|site| {
-        [
-            site.name.clone(),
-            site.hosts.join(" "),
-            site.origins.join(" "),
-        ]
-    });
-    let table = table(["SITE", "HOSTS", "ORIGINS"], rows, [16, 31, 31]);
-    format!("version {}\n{table}", answer.version)
 }
 
 fn place(place: &Place) -> String {
@@ -606,7 +592,7 @@ mod tests {
                 score: 12_345.6,
             }],
         }));
-        assert_fits(&sites_table(&SitesAnswer {
+        assert_fits(&sites::sites_table(&cluster::wire::SitesAnswer {
             version: 1,
             sites: vec![cluster::site::Site::new(&long, &[&long, &long], &[&long])],
         }));

@@ -9,7 +9,7 @@ use cluster::{
     node::NodeId,
     quantity::Span,
     secret::ClusterSecret,
-    site::{Site, SiteMap, SiteSet},
+    site::{Site, SiteMap, SiteSet, outside::PrivateOrigins},
 };
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +26,9 @@ pub const API_VARIABLE: &str = "CONTROL_PLANE_API";
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ConfigFile {
+    /// Where the purge log is kept: `"embedded"`, in the data directory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub store: Option<String>,
     /// Who this node is.
     pub node: NodeSection,
     /// Where it listens.
@@ -40,7 +43,9 @@ pub struct ConfigFile {
     pub steer: SteerSection,
     /// Bounds on clients.
     pub limits: LimitsSection,
-    /// What the edges serve.
+    /// Which origins sites may have that come in over the API.
+    pub origins: OriginsSection,
+    /// What the edges serve. These sites are in the registry, and are changed here only.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub site: Vec<Site>,
 }
@@ -147,6 +152,15 @@ pub struct SteerSection {
     pub trust_forwarded: Vec<Network>,
 }
 
+/// `[origins]`
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OriginsSection {
+    /// Whether sites that come in over the API may name origins on this machine or in private networks:
+    /// `true`, `false`, or the networks in which they may be. Sites in this file may name any.
+    pub allow_private: PrivateOrigins,
+}
+
 /// `[limits]`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -190,6 +204,8 @@ pub struct Config {
     pub id: NodeId,
     /// Where the site registry is kept.
     pub data_dir: PathBuf,
+    /// Which store to use.
+    pub store: StoreAddress,
     /// Addresses to listen on.
     pub listen: ListenSection,
     /// Addresses to tell others.
@@ -210,6 +226,8 @@ pub struct Config {
     pub trust_forwarded: Vec<Network>,
     /// Bounds on clients.
     pub limits: LimitsSection,
+    /// Private origins that sites may name that come in over the API.
+    pub private_origins: PrivateOrigins,
     /// What the edges serve.
     pub sites: Vec<Site>,
 }
@@ -228,6 +246,7 @@ impl ConfigFile {
                 bad("node.id", reason)
             })?,
         };
+        let store = StoreAddress::named(self.store.as_deref())?;
         if self.cluster.seeds.len() > SEEDS_MAX {
             return Err(bad("cluster.seeds", format!("at most {SEEDS_MAX}")));
         }
@@ -272,6 +291,7 @@ impl ConfigFile {
         Ok(Config {
             id,
             data_dir: self.node.data_dir,
+            store,
             advertise: self.advertise,
             listen: self.listen,
             cluster_name: self.cluster.name,
@@ -282,8 +302,26 @@ impl ConfigFile {
             networks: self.geo.network,
             trust_forwarded: self.steer.trust_forwarded,
             limits: self.limits,
+            private_origins: self.origins.allow_private,
             sites: sites.sites,
         })
+    }
+}
+
+/// Which store a control plane keeps in what it answers for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum StoreAddress {
+    /// A part of this process, in the data directory.
+    #[default]
+    Embedded,
+}
+
+impl StoreAddress {
+    fn named(name: Option<&str>) -> Result<Self, BadConfig> {
+        match name {
+            None | Some("embedded") => Ok(Self::Embedded),
+            Some(other) => Err(bad("store", format!("\"embedded\", not {other:?}"))),
+        }
     }
 }
 
@@ -366,6 +404,10 @@ mod tests {
     fn impossible_values_are_refused_by_key() {
         for (text, told) in [
             ("[node]\nid = 'A B'", "node.id: "),
+            (
+                "store = 'redis://a'",
+                "store: \"embedded\", not \"redis://a\"",
+            ),
             ("[cluster]\nname = ''", "cluster.name: "),
             (
                 "[cluster]\nseeds = ['a']",
@@ -381,6 +423,11 @@ mod tests {
             ),
             ("[advertise]\nhttp = 'http://a'", "advertise.http: "),
             ("[limits]\nconnections = 0", "limits.connections: "),
+            ("[origins]\nallow_private = 'all'", "a list of networks"),
+            (
+                "[origins]\nallow_privat = true",
+                "unknown field `allow_privat`",
+            ),
             (
                 "[[geo.network]]\ncidr = '10.0.0.0/8'",
                 "geo.network: 10.0.0.0/8 needs",

@@ -11,7 +11,9 @@
 //!   by the operator's networks and an address database;
 //! - [`rank`] (pure): which peer or edge comes first, and why; [`steer`] (pure): where a client's
 //!   request is sent;
-//! - [`sites`]: the site registry and its version, kept in the [`data_dir`];
+//! - [`store`]: the transactional map in which a control plane keeps what it answers for;
+//! - [`sites`]: the site registry: its versions, who made them, and what may be; [`nudge`] tells the edges
+//!   of a new one;
 //! - [`warm`]: jobs that have edges fetch URLs ahead of demand;
 //! - [`api`]: one file per resource; [`serve`]: connections, their limits and their end;
 //! - [`cli`]: the operator's commands against a running control plane.
@@ -27,9 +29,11 @@ pub mod control;
 pub mod data_dir;
 pub mod error;
 pub mod metrics;
+pub mod nudge;
 pub mod places;
 pub mod rank;
 pub mod serve;
 pub mod sites;
 pub mod steer;
+pub mod store;
 pub mod warm;
