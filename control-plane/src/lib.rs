@@ -12,6 +12,8 @@
 //! - [`rank`] (pure): which peer or edge comes first, and why; [`steer`] (pure): where a client's
 //!   request is sent;
 //! - [`sites`]: the site registry and its version, kept in the [`data_dir`];
+//! - [`tokens`] (pure): bearer tokens, their secrets and their roles; [`access`] (pure): who asks, and what
+//!   that lets them do;
 //! - [`warm`]: jobs that have edges fetch URLs ahead of demand;
 //! - [`api`]: one file per resource; [`serve`]: connections, their limits and their end;
 //! - [`cli`]: the operator's commands against a running control plane.
@@ -19,6 +21,7 @@
 //! **Invariants:** no question waits for the network, a disk or a lock: all are answered from
 //! snapshots. What changes something is on disk before it is acknowledged. The control plane knows edges only through gossip and [`cluster::wire`].
 
+pub mod access;
 pub mod api;
 pub mod atlas;
 pub mod cli;
@@ -32,4 +35,5 @@ pub mod rank;
 pub mod serve;
 pub mod sites;
 pub mod steer;
+pub mod tokens;
 pub mod warm;
