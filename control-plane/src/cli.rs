@@ -133,6 +133,9 @@ struct ServeArguments {
     /// Where the site registry is kept.
     #[arg(long)]
     data_dir: Option<String>,
+    /// Where the purge log is kept: "embedded", in the data directory.
+    #[arg(long)]
+    store: Option<String>,
     /// Address of the API.
     #[arg(long)]
     http: Option<SocketAddr>,
@@ -190,6 +193,7 @@ impl ServeArguments {
         [
             ("node.id", text(&self.id)),
             ("node.data_dir", text(&self.data_dir)),
+            ("store", text(&self.store)),
             ("listen.http", address(&self.http)),
             ("listen.gossip", address(&self.gossip)),
             ("listen.steer", address(&self.steer)),

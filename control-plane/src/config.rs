@@ -26,6 +26,9 @@ pub const API_VARIABLE: &str = "CONTROL_PLANE_API";
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ConfigFile {
+    /// Where the purge log is kept: `"embedded"`, in the data directory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub store: Option<String>,
     /// Who this node is.
     pub node: NodeSection,
     /// Where it listens.
@@ -190,6 +193,8 @@ pub struct Config {
     pub id: NodeId,
     /// Where the site registry is kept.
     pub data_dir: PathBuf,
+    /// Which store to use.
+    pub store: StoreAddress,
     /// Addresses to listen on.
     pub listen: ListenSection,
     /// Addresses to tell others.
@@ -228,6 +233,7 @@ impl ConfigFile {
                 bad("node.id", reason)
             })?,
         };
+        let store = StoreAddress::named(self.store.as_deref())?;
         if self.cluster.seeds.len() > SEEDS_MAX {
             return Err(bad("cluster.seeds", format!("at most {SEEDS_MAX}")));
         }
@@ -272,6 +278,7 @@ impl ConfigFile {
         Ok(Config {
             id,
             data_dir: self.node.data_dir,
+            store,
             advertise: self.advertise,
             listen: self.listen,
             cluster_name: self.cluster.name,
@@ -284,6 +291,23 @@ impl ConfigFile {
             limits: self.limits,
             sites: sites.sites,
         })
+    }
+}
+
+/// Which store a control plane keeps in what it answers for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum StoreAddress {
+    /// A part of this process, in the data directory.
+    #[default]
+    Embedded,
+}
+
+impl StoreAddress {
+    fn named(name: Option<&str>) -> Result<Self, BadConfig> {
+        match name {
+            None | Some("embedded") => Ok(Self::Embedded),
+            Some(other) => Err(bad("store", format!("\"embedded\", not {other:?}"))),
+        }
     }
 }
 
@@ -366,6 +390,10 @@ mod tests {
     fn impossible_values_are_refused_by_key() {
         for (text, told) in [
             ("[node]\nid = 'A B'", "node.id: "),
+            (
+                "store = 'redis://a'",
+                "store: \"embedded\", not \"redis://a\"",
+            ),
             ("[cluster]\nname = ''", "cluster.name: "),
             (
                 "[cluster]\nseeds = ['a']",

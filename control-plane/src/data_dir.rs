@@ -75,6 +75,11 @@ impl DataDir {
         }
     }
 
+    /// Where a part of this process keeps files of its own, under a name that nobody else uses.
+    pub fn part(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
     /// What a file holds; `None` when there is none. Blocks.
     ///
     /// # Errors

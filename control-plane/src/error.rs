@@ -28,6 +28,9 @@ pub enum StartError {
         /// The system's error.
         source: io::Error,
     },
+    /// The store cannot be opened.
+    #[error("store: {0}")]
+    Store(io::Error),
     /// The cluster's secret cannot be used.
     #[error("cluster.secret_file: {0}")]
     Secret(#[from] SecretError),

@@ -11,6 +11,7 @@
 //!   by the operator's networks and an address database;
 //! - [`rank`] (pure): which peer or edge comes first, and why; [`steer`] (pure): where a client's
 //!   request is sent;
+//! - [`store`]: the transactional map in which a control plane keeps what it answers for;
 //! - [`sites`]: the site registry and its version, kept in the [`data_dir`];
 //! - [`tokens`] (pure): bearer tokens, their secrets and their roles; [`access`] (pure): who asks, and what
 //!   that lets them do;
@@ -36,4 +37,5 @@ pub mod serve;
 pub mod sites;
 pub mod steer;
 pub mod tokens;
+pub mod store;
 pub mod warm;
