@@ -12,7 +12,7 @@ use cluster::{
     wire::ErrorAnswer,
 };
 
-use crate::data_dir::DataDirError;
+use crate::{data_dir::DataDirError, store::StoreError};
 
 /// Why a control plane does not start.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +31,12 @@ pub enum StartError {
     /// The store cannot be opened.
     #[error("store: {0}")]
     Store(io::Error),
+    /// The store does not answer.
+    #[error("store: {0}")]
+    StoreAway(#[from] StoreError),
+    /// The tokens cannot be read from it.
+    #[error("store: tokens cannot be read: {0}")]
+    Tokens(StoreError),
     /// The cluster's secret cannot be used.
     #[error("cluster.secret_file: {0}")]
     Secret(#[from] SecretError),

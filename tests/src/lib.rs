@@ -9,7 +9,7 @@
 //! - [`client`] and [`cache_status`]: asks, measures, and reads what the edge says it did;
 //! - [`wire`]: connections that a test speaks on byte by byte;
 //! - [`proxy`]: a TCP line with delay, limited rate, stalls and cuts;
-//! - [`process`] and [`cluster`]: the real binaries, alone and together;
+//! - [`process`] and [`cluster`]: the real binaries, alone and together; [`etcd`]: one that is real;
 //! - [`mirror`]: fetches a whole directory through an edge and compares every byte;
 //! - [`simulation`]: the network as a simulation;
 //! - [`planet`]: many nodes at real sites, in virtual time;
@@ -18,6 +18,7 @@
 pub mod cache_status;
 pub mod client;
 pub mod cluster;
+pub mod etcd;
 pub mod hostile;
 pub mod mirror;
 pub mod origin;
