@@ -76,6 +76,8 @@ pub struct Caller {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Rights {
     All,
+    /// All, as long as there are no tokens.
+    First,
     Sites(Vec<String>),
     Read,
     Node,
@@ -147,7 +149,7 @@ pub fn caller(
         Some(Ok(id)) => (id.to_string(), Rights::Node),
         Some(Err(Denied::Busy)) => return Err(Refused::Busy),
         Some(Err(denied)) => return Err(Refused::NotANode(denied)),
-        None if credentials.is_here && tokens.is_empty() => ("loopback".into(), Rights::All),
+        None if credentials.is_here && tokens.is_empty() => ("loopback".into(), Rights::First),
         None => {
             let tokens_exist = !tokens.is_empty();
             ("anybody".into(), Rights::Nobody { tokens_exist })
@@ -168,6 +170,11 @@ impl Caller {
         }
     }
 
+    /// Whether it was let in because there are no tokens.
+    pub fn is_first(&self) -> bool {
+        self.rights == Rights::First
+    }
+
     /// Whether it is a node of the cluster.
     pub fn is_node(&self) -> bool {
         self.rights == Rights::Node
@@ -179,10 +186,11 @@ impl Caller {
     ///
     /// It has not, and who has.
     pub fn check(&self, need: Need, public_read: bool) -> Result<(), Refused> {
+        let all = matches!(self.rights, Rights::All | Rights::First);
         let (has_it, needed) = match need {
             Need::Nothing => (true, ""),
             Need::Read => (
-                public_read || matches!(self.rights, Rights::All | Rights::Read | Rights::Node),
+                all || public_read || matches!(self.rights, Rights::Read | Rights::Node),
                 "a token with role read or admin",
             ),
             Need::Receipt => (
@@ -190,10 +198,10 @@ impl Caller {
                 "any token",
             ),
             Need::Purge => (
-                matches!(self.rights, Rights::All | Rights::Sites(_) | Rights::Node),
+                all || matches!(self.rights, Rights::Sites(_) | Rights::Node),
                 "a token with role admin, or purge for the site",
             ),
-            Need::Admin => (self.rights == Rights::All, "a token with role admin"),
+            Need::Admin => (all, "a token with role admin"),
         };
         match (has_it, &self.rights) {
             (true, _) => Ok(()),

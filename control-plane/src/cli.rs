@@ -1,10 +1,11 @@
 //! The command line: to serve, to check a configuration, and to ask a running control plane.
 
+mod tokens;
 mod warm;
 
 use std::{
     ffi::OsString,
-    io::{self, Write},
+    io::{self, Read, Write},
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -13,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow, bail};
-use axum::http::{Method, Request, Uri, header};
+use axum::http::{HeaderValue, Method, Request, Uri, header};
 use bytes::Bytes;
 use clap::{Args, Parser, Subcommand};
 use cluster::{
@@ -34,14 +35,20 @@ use toml::Value;
 
 use crate::{
     api::status::{phase, role},
-    config::{API_VARIABLE, Config, ConfigFile, ENV_PREFIX},
+    config::{
+        API_VARIABLE, COMMAND_VARIABLES, Config, ConfigFile, ENV_PREFIX, TOKEN_FILE_VARIABLE,
+        TOKEN_VARIABLE,
+    },
     control::{Control, Environment},
+    tokens::Secret,
 };
 
 /// How long a control plane may take to answer a command.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest answer a command reads: ten thousand generous sites.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
+/// Most bytes of a token's file that are read: a token is shorter.
+const TOKEN_FILE_BYTES_MAX: u64 = 1024;
 /// Exit code of whatever went wrong but the usage, which is 2 as everywhere.
 const FAILED: u8 = 1;
 
@@ -90,6 +97,11 @@ enum Command {
     },
     /// Have edges fetch URLs ahead of demand.
     Warm(warm::Warm),
+    /// Tokens: who may change what.
+    Tokens {
+        #[command(subcommand)]
+        command: tokens::Tokens,
+    },
     /// Succeeds if the control plane is ready (for health checks).
     Healthy(Asking),
 }
@@ -112,10 +124,16 @@ struct Asking {
     /// Where the control plane is.
     #[arg(
         long,
-        env = "CONTROL_PLANE_API",
+        env = API_VARIABLE,
         default_value = "http://127.0.0.1:7900"
     )]
     api: String,
+    /// The token to ask with; in the environment it is seen by nobody else.
+    #[arg(long, env = TOKEN_VARIABLE, hide = true, hide_env_values = true)]
+    token: Option<Secret>,
+    /// A file with the token to ask with, in place of CONTROL_PLANE_TOKEN.
+    #[arg(long, env = TOKEN_FILE_VARIABLE, value_name = "FILE")]
+    token_file: Option<PathBuf>,
     /// The answer as JSON, for scripts.
     #[arg(long)]
     json: bool,
@@ -214,15 +232,21 @@ impl ServeArguments {
         &self,
         env: impl Iterator<Item = (OsString, OsString)>,
     ) -> anyhow::Result<(ConfigFile, Config)> {
+        let file = self.file(env)?;
+        let config = file.clone().check(&host_name())?;
+        Ok((file, config))
+    }
+
+    /// The configuration as written, with the environment and the flags in it; not checked.
+    fn file(&self, env: impl Iterator<Item = (OsString, OsString)>) -> anyhow::Result<ConfigFile> {
         // A variable that is not text cannot be ours, unless its name says so.
         let env = env.filter_map(|(name, value)| {
             let name = name.into_string().ok()?;
-            (name != API_VARIABLE).then(|| (name, value.to_string_lossy().into_owned()))
+            (!COMMAND_VARIABLES.contains(&&*name))
+                .then(|| (name, value.to_string_lossy().into_owned()))
         });
-        let file: ConfigFile =
-            settings::load(self.config.as_deref(), ENV_PREFIX, env, self.flags())?;
-        let config = file.clone().check(&host_name())?;
-        Ok((file, config))
+        let file = settings::load(self.config.as_deref(), ENV_PREFIX, env, self.flags())?;
+        Ok(file)
     }
 }
 
@@ -266,6 +290,7 @@ pub fn run(arguments: Arguments, env: impl Iterator<Item = (OsString, OsString)>
             }
         },
         Command::Warm(warm) => warm.run(),
+        Command::Tokens { command } => command.run(env),
         Command::Healthy(asking) => asking.ask("/readyz").map(|_| ()),
     };
     match done {
@@ -346,6 +371,20 @@ impl Asking {
         self.send(Method::GET, path, Bytes::new())
     }
 
+    /// The token to ask with; the file is closer to the command than the environment.
+    fn token(&self) -> anyhow::Result<Option<Secret>> {
+        let Some(path) = &self.token_file else {
+            return Ok(self.token.clone());
+        };
+        let token = std::fs::File::open(path).and_then(|file| {
+            let mut text = String::new();
+            file.take(TOKEN_FILE_BYTES_MAX).read_to_string(&mut text)?;
+            Ok(Secret::from(text.trim().to_owned()))
+        });
+        let token = token.with_context(|| format!("--token-file: {}", path.display()))?;
+        Ok(Some(token))
+    }
+
     /// Sends a request, with a body of JSON if it has one, and gives the body of a good answer.
     fn send(&self, method: Method, path: &str, body: Bytes) -> anyhow::Result<Bytes> {
         let api = self.api.trim_end_matches('/');
@@ -355,11 +394,17 @@ impl Asking {
         if uri.scheme_str() != Some("http") {
             bail!("{api:?} must begin with http://");
         }
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(uri)
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::new(body))?;
+            .header(header::CONTENT_TYPE, "application/json");
+        if let Some(token) = self.token()? {
+            let mut bearer = HeaderValue::try_from(format!("Bearer {}", token.reveal()))
+                .map_err(|_| anyhow!("the token is not one: it holds strange characters"))?;
+            bearer.set_sensitive(true);
+            request = request.header(header::AUTHORIZATION, bearer);
+        }
+        let request = request.body(Full::new(body))?;
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?
@@ -486,6 +531,17 @@ fn place(place: &Place) -> String {
         (Some(city), Some(country)) => format!("{city}, {country}"),
         (_, Some(country)) => country.clone(),
         _ => format!("{:.2}, {:.2}", place.latitude, place.longitude),
+    }
+}
+
+/// How long it is from one time to another, in its largest unit.
+fn ago(from_ms: u64, to_ms: u64) -> String {
+    let s = to_ms.saturating_sub(from_ms) / 1_000;
+    match s {
+        0..60 => format!("{s}s"),
+        60..3_600 => format!("{}m", s / 60),
+        3_600..86_400 => format!("{}h", s / 3_600),
+        _ => format!("{}d", s / 86_400),
     }
 }
 

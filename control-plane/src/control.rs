@@ -10,7 +10,7 @@ use cluster::{
     node::{NodeInfo, Phase, Role},
 };
 use tokio::{sync::watch, task::JoinSet};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     api::{self, App, AppParts},
@@ -18,10 +18,12 @@ use crate::{
     config::Config,
     data_dir::DataDir,
     error::StartError,
+    keyring::Keyring,
     metrics::Metrics,
     places::Places,
     serve::Server,
     sites::Sites,
+    store::Store,
     warm::Warming,
 };
 
@@ -45,6 +47,9 @@ pub struct Control {
     net: Arc<dyn Net>,
     config: Config,
     warming: Warming,
+    keyring: Keyring,
+    /// In use until the end.
+    data_dir: Arc<DataDir>,
 }
 
 impl Control {
@@ -55,12 +60,25 @@ impl Control {
     /// What in the configuration or on this machine stands in the way, with its key.
     pub async fn build(config: Config, environment: Environment) -> Result<Self, StartError> {
         let Environment { net, clock } = environment;
-        let (sites, places, warming) = tokio::task::spawn_blocking({
+        let FromDisk {
+            data_dir,
+            sites,
+            places,
+            warming,
+        } = tokio::task::spawn_blocking({
             let (config, clock) = (config.clone(), clock.clone());
             move || from_disk(config, &clock)
         })
         .await
         .expect("reading files neither panics nor is aborted")?;
+        let store = Store::open(&config.store, &data_dir, net.clone()).await?;
+        let keyring = Keyring::open(store, clock.clone())
+            .await
+            .map_err(StartError::Tokens)?;
+        if let Err(error) = keyring.take_rescue(&data_dir).await {
+            // It is tried again.
+            warn!(%error, "the reset of tokens is not taken yet");
+        }
         info!(database = places.describe(), "addresses are located");
 
         let http = listen(&net, "listen.http", config.listen.http).await?;
@@ -104,6 +122,7 @@ impl Control {
             metrics: Metrics::new(sites.version(), sites.map().sites().len()),
             sites,
             warming: warming.clone(),
+            keyring: keyring.clone(),
             gossip: membership.stats(),
             clock,
         };
@@ -118,6 +137,8 @@ impl Control {
             net,
             config,
             warming,
+            keyring,
+            data_dir,
         })
     }
 
@@ -145,6 +166,7 @@ impl Control {
         let signer = Signer::new(self.config.secret.clone(), self.config.id.clone());
         let atlases = self.atlas.subscribe();
         keeper.spawn(self.warming.clone().run(atlases, self.net.clone(), signer));
+        keeper.spawn(self.keyring.keep(self.data_dir));
         keeper.spawn(atlas::keep(
             membership.clone(),
             self.places,
@@ -187,13 +209,25 @@ impl fmt::Debug for Control {
     }
 }
 
-fn from_disk(config: Config, clock: &Clock) -> Result<(Sites, Places, Warming), StartError> {
+/// What is read from files at start.
+struct FromDisk {
+    data_dir: Arc<DataDir>,
+    sites: Sites,
+    places: Places,
+    warming: Warming,
+}
+
+fn from_disk(config: Config, clock: &Clock) -> Result<FromDisk, StartError> {
     let data_dir = Arc::new(DataDir::open(&config.data_dir)?);
     let database = config.database.open()?;
     let sites = Sites::open(config.sites, &data_dir, clock)?;
-    // Has the directory in use until the end.
-    let warming = Warming::open(data_dir, clock.clone())?;
-    Ok((sites, Places::new(config.networks, database), warming))
+    let warming = Warming::open(data_dir.clone(), clock.clone())?;
+    Ok(FromDisk {
+        data_dir,
+        sites,
+        places: Places::new(config.networks, database),
+        warming,
+    })
 }
 
 async fn listen(

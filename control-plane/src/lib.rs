@@ -14,7 +14,7 @@
 //! - [`store`]: the transactional map in which a control plane keeps what it answers for;
 //! - [`sites`]: the site registry and its version, kept in the [`data_dir`];
 //! - [`tokens`] (pure): bearer tokens, their secrets and their roles; [`access`] (pure): who asks, and what
-//!   that lets them do;
+//!   that lets them do; [`keyring`]: the tokens of the cluster, in the store;
 //! - [`warm`]: jobs that have edges fetch URLs ahead of demand;
 //! - [`api`]: one file per resource; [`serve`]: connections, their limits and their end;
 //! - [`cli`]: the operator's commands against a running control plane.
@@ -30,12 +30,13 @@ pub mod config;
 pub mod control;
 pub mod data_dir;
 pub mod error;
+pub mod keyring;
 pub mod metrics;
 pub mod places;
 pub mod rank;
 pub mod serve;
 pub mod sites;
 pub mod steer;
-pub mod tokens;
 pub mod store;
+pub mod tokens;
 pub mod warm;

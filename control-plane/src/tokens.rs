@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 pub use words::{TokenList, TokenMade, TokenRequest, TokenRotation, TokenStatus};
 
-/// Most tokens of a cluster. With [`SITES_MAX`] they stay below the 1.5 MB that etcd takes as one value.
+/// Most tokens of a cluster. With [`SITES_MAX`] they stay below what the store takes as one value.
 pub const TOKENS_MAX: usize = 500;
 /// Most sites that one token names.
 pub const SITES_MAX: usize = 20;
@@ -187,6 +187,12 @@ impl Secret {
     /// The text, to be shown to who made the token, once.
     pub fn reveal(&self) -> &str {
         &self.0
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
     }
 }
 

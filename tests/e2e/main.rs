@@ -15,16 +15,25 @@
 //! - [`ruling`]: what a site's owner rules;
 //! - [`losing`]: processes that are killed, stopped, or cut off;
 //! - [`storing`]: a disk that is full, read-only, damaged or robbed, and a process killed over it;
+//! - [`admitting`]: who may change what, and who may not;
+//! - [`agreeing`]: the stores of a control plane, which do the same;
+//! - [`doubled`]: two control planes on one etcd, and what is lost when one is killed: nothing;
 //! - [`regressing`]: bugs that were there once;
 //! - [`refusing`]: what must be refused, and how clearly;
 //! - [`operating`]: what operators see and scrape.
 
+#[cfg(test)]
+mod admitting;
+#[cfg(test)]
+mod agreeing;
 #[cfg(test)]
 mod clients;
 #[cfg(test)]
 mod conforming;
 #[cfg(test)]
 mod crowding;
+#[cfg(test)]
+mod doubled;
 #[cfg(test)]
 mod forwarding;
 #[cfg(test)]

@@ -20,28 +20,30 @@ use axum::{
 };
 use bytes::Bytes;
 use cluster::{
-    auth::document_mac,
+    auth::{Verifier, document_mac},
     clock::Clock,
     membership::GossipStats,
     network::Network,
     node::NodeId,
     secret::ClusterSecret,
-    wire::{EDGES, MAC_FIELD, NODES, PEERS, SITES, WARM},
+    wire::{CONTROL_PLANES, EDGES, MAC_FIELD, NODES, PEERS, SITES, WARM},
 };
 use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::{
-    atlas::Atlas, config::Config, error::ApiError, metrics, metrics::Metrics, places::Places,
-    sites::Sites, warm::Warming,
+    access::TOKENS, atlas::Atlas, config::Config, error::ApiError, keyring::Keyring, metrics,
+    metrics::Metrics, places::Places, sites::Sites, warm::Warming,
 };
 
 pub mod edges;
+mod gate;
 pub mod nodes;
 pub mod peers;
 pub mod sites;
 pub mod status;
 pub mod steering;
+pub mod tokens;
 pub mod warm;
 
 /// Most entries of a ranking that may be asked for.
@@ -61,6 +63,10 @@ pub struct App {
     clock: Clock,
     warming: Warming,
     secret: ClusterSecret,
+    /// Proves which node asks.
+    verifier: Verifier,
+    keyring: Keyring,
+    public_read: bool,
     trust_forwarded: Vec<Network>,
     /// Counts clients that take turns.
     turn: AtomicU64,
@@ -80,6 +86,8 @@ pub struct AppParts {
     pub sites: Sites,
     /// Jobs that fetch ahead of demand.
     pub warming: Warming,
+    /// The tokens.
+    pub keyring: Keyring,
     /// What gossip counts.
     pub gossip: Arc<GossipStats>,
     /// The wall clock.
@@ -95,6 +103,7 @@ impl App {
             metrics,
             sites,
             warming,
+            keyring,
             gossip,
             clock,
         } = parts;
@@ -108,6 +117,12 @@ impl App {
             clock,
             warming,
             secret: config.secret.clone(),
+            verifier: Verifier::new(
+                config.secret.clone(),
+                CONTROL_PLANES.parse().expect("it is a name"),
+            ),
+            keyring,
+            public_read: config.api.public_read,
             trust_forwarded: config.trust_forwarded.clone(),
             turn: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
@@ -152,6 +167,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route(SITES, get(sites::all))
         .route(&format!("{SITES}/{{name}}"), get(sites::one))
         .merge(warm::routes())
+        .merge(tokens::routes())
         .route("/", get(status::page))
         .route("/metrics", get(scrape))
         .route("/livez", get(|| async { "alive\n" }))
@@ -163,6 +179,7 @@ pub fn router(app: Arc<App>) -> Router {
                 "not possible with this method here; most resources can only be read, with GET",
             )
         })
+        .layer(middleware::from_fn_with_state(app.clone(), gate::admitted))
         .layer(middleware::from_fn_with_state(app.clone(), counted))
         .with_state(app)
 }
@@ -175,6 +192,7 @@ async fn counted(State(app): State<Arc<App>>, request: Request, next: Next) -> R
         NODES => "nodes",
         path if path.starts_with(SITES) => "sites",
         path if path.starts_with(WARM) => "warm",
+        path if path.starts_with(TOKENS) => "tokens",
         "/metrics" => "metrics",
         "/livez" | "/readyz" => "health",
         "/" => "status",
