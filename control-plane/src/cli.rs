@@ -1,7 +1,9 @@
 //! The command line: to serve, to check a configuration, and to ask a running control plane.
 
+mod paper;
 mod tokens;
 mod warm;
+mod watching;
 
 use std::{
     ffi::OsString,
@@ -14,7 +16,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow, bail};
-use axum::http::{HeaderValue, Method, Request, Uri, header};
+use axum::http::{HeaderValue, Method, Request, StatusCode, Uri, header};
 use bytes::Bytes;
 use clap::{Args, Parser, Subcommand};
 use cluster::{
@@ -49,12 +51,19 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// Most bytes of a token's file that are read: a token is shorter.
 const TOKEN_FILE_BYTES_MAX: u64 = 1024;
+/// What scripts go by.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  it failed; why, and what to do about it, is said on standard error
+  2  the command line cannot be meant
+  3  a purge is in the log, but not acknowledged by everybody yet";
 /// Exit code of whatever went wrong but the usage, which is 2 as everywhere.
 const FAILED: u8 = 1;
 
 /// Knows where every node is: ranks peers, steers clients, hands out sites.
 #[derive(Debug, Parser)]
-#[command(name = "control-plane", version)]
+#[command(name = "control-plane", version, after_help = EXIT_CODES)]
 pub struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -67,7 +76,12 @@ enum Command {
     /// Check a configuration and print the one in effect.
     Check(ServeArguments),
     /// Everybody in the cluster.
-    Nodes(Asking),
+    Nodes {
+        #[command(flatten)]
+        watch: watching::Watch,
+        #[command(flatten)]
+        asking: Asking,
+    },
     /// The ranked peers of a node.
     Peers {
         /// Whose peers.
@@ -104,6 +118,16 @@ enum Command {
     },
     /// Succeeds if the control plane is ready (for health checks).
     Healthy(Asking),
+    /// Print what a shell needs to complete these commands: `source <(control-plane completions bash)`.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write a man page for each command into a directory.
+    Man {
+        /// The directory; it is made if it is not there.
+        dir: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -263,7 +287,9 @@ pub fn run(arguments: Arguments, env: impl Iterator<Item = (OsString, OsString)>
     let done = match arguments.command {
         Command::Serve(arguments) => serve(&arguments, env),
         Command::Check(arguments) => check(&arguments, env),
-        Command::Nodes(asking) => asking.tell(NODES, |answer| nodes_table(&answer)),
+        Command::Nodes { watch, asking } => {
+            watch.tell(&asking, NODES, |answer| nodes_table(&answer))
+        }
         Command::Peers {
             node,
             limit,
@@ -292,6 +318,8 @@ pub fn run(arguments: Arguments, env: impl Iterator<Item = (OsString, OsString)>
         Command::Warm(warm) => warm.run(),
         Command::Tokens { command } => command.run(env),
         Command::Healthy(asking) => asking.ask("/readyz").map(|_| ()),
+        Command::Completions { shell } => paper::completions(shell),
+        Command::Man { dir } => paper::man(&dir),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -342,10 +370,15 @@ fn check(
 }
 
 fn print(text: &str) -> anyhow::Result<()> {
-    match io::stdout().write_all(text.as_bytes()) {
-        // Whoever reads has read enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => Ok(other?),
+    write_out(text).map(|_| ())
+}
+
+/// Writes to standard output. False: whoever reads has read enough.
+fn write_out(text: &str) -> anyhow::Result<bool> {
+    let mut out = io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        other => Ok(other.map(|()| true)?),
     }
 }
 
@@ -356,15 +389,24 @@ impl Asking {
         path: &str,
         table: impl FnOnce(T) -> String,
     ) -> anyhow::Result<()> {
+        print(&self.told(path, table)?)
+    }
+
+    /// What [`Asking::tell`] prints.
+    fn told<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        table: impl FnOnce(T) -> String,
+    ) -> anyhow::Result<String> {
         let body = self.ask(path)?;
         if self.json {
             let mut text = String::from_utf8(body.to_vec()).context("the answer is not text")?;
             text.push('\n');
-            return print(&text);
+            return Ok(text);
         }
         let answer = serde_json::from_slice(&body)
             .with_context(|| format!("{} did not answer as a control plane does", self.api))?;
-        print(&table(answer))
+        Ok(table(answer))
     }
 
     fn ask(&self, path: &str) -> anyhow::Result<Bytes> {
@@ -419,6 +461,7 @@ impl Asking {
 
 async fn fetch(request: Request<Full<Bytes>>) -> anyhow::Result<Bytes> {
     let client = Client::builder(TokioExecutor::new()).build_http();
+    let path = request.uri().path().to_owned();
     let answer = client
         .request(request)
         .await
@@ -433,8 +476,20 @@ async fn fetch(request: Request<Full<Bytes>>) -> anyhow::Result<Bytes> {
         return Ok(body);
     }
     match serde_json::from_slice::<ErrorAnswer>(&body) {
-        Ok(answer) => bail!("{} ({status})", answer.error),
-        Err(_) => bail!("answered {status}"),
+        Ok(answer) => bail!("{} ({status}){}", answer.error, next_step(status, &path)),
+        Err(_) => bail!("answered {status}; --api says where a control plane is: is that one?"),
+    }
+}
+
+/// What to do about a refusal that does not say it itself.
+fn next_step(status: StatusCode, path: &str) -> &'static str {
+    match status {
+        StatusCode::NOT_FOUND if path.starts_with(PEERS) => "; `control-plane nodes` lists them",
+        StatusCode::NOT_FOUND if path.starts_with(SITES) => {
+            "; `control-plane sites list` lists them"
+        }
+        StatusCode::METHOD_NOT_ALLOWED => "; is the control plane older than this command?",
+        _ => "",
     }
 }
 
@@ -444,7 +499,7 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> anyhow::Error {
     while let Some(source) = cause.source() {
         cause = source;
     }
-    anyhow!("cannot be reached: {cause}")
+    anyhow!("cannot be reached: {cause}; does it run? --api or {API_VARIABLE} says where it is")
 }
 
 fn nodes_table(answer: &NodesAnswer) -> String {
