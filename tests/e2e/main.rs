@@ -17,6 +17,7 @@
 //! - [`storing`]: a disk that is full, read-only, damaged or robbed, and a process killed over it;
 //! - [`admitting`]: who may change what, and who may not;
 //! - [`agreeing`]: the stores of a control plane, which do the same;
+//! - [`describing`]: what the control plane says of its API, and whether that is true;
 //! - [`doubled`]: two control planes on one etcd, and what is lost when one is killed: nothing;
 //! - [`regressing`]: bugs that were there once;
 //! - [`refusing`]: what must be refused, and how clearly;
@@ -32,6 +33,8 @@ mod clients;
 mod conforming;
 #[cfg(test)]
 mod crowding;
+#[cfg(test)]
+mod describing;
 #[cfg(test)]
 mod doubled;
 #[cfg(test)]

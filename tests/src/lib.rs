@@ -11,6 +11,7 @@
 //! - [`proxy`]: a TCP line with delay, limited rate, stalls and cuts;
 //! - [`process`] and [`cluster`]: the real binaries, alone and together; [`etcd`]: one that is real;
 //! - [`mirror`]: fetches a whole directory through an edge and compares every byte;
+//! - [`schema`]: whether JSON is as a schema says;
 //! - [`simulation`]: the network as a simulation;
 //! - [`planet`]: many nodes at real sites, in virtual time;
 //! - [`hostile`]: what arrives from the network, as functions of arbitrary bytes.
@@ -27,5 +28,6 @@ pub mod planet;
 pub mod process;
 pub mod proxy;
 pub mod region;
+pub mod schema;
 pub mod simulation;
 pub mod wire;

@@ -31,14 +31,25 @@ use cluster::{
 use serde::Serialize;
 use tokio::sync::watch;
 
+use self::openapi::Description;
+
 use crate::{
-    access::TOKENS, atlas::Atlas, config::Config, error::ApiError, keyring::Keyring, metrics,
-    metrics::Metrics, places::Places, sites::Sites, warm::Warming,
+    access::{OPENAPI, TOKENS},
+    atlas::Atlas,
+    config::Config,
+    error::ApiError,
+    keyring::Keyring,
+    metrics,
+    metrics::Metrics,
+    places::Places,
+    sites::Sites,
+    warm::Warming,
 };
 
 pub mod edges;
 mod gate;
 pub mod nodes;
+mod openapi;
 pub mod peers;
 pub mod sites;
 pub mod status;
@@ -160,6 +171,15 @@ impl App {
 
 /// Everything on the API listener.
 pub fn router(app: Arc<App>) -> Router {
+    resources()
+        .layer(middleware::from_fn_with_state(app.clone(), gate::admitted))
+        .layer(middleware::from_fn_with_state(app.clone(), counted))
+        .with_state(app)
+}
+
+/// What there is, before it is asked who may have it. `openapi/` describes it.
+fn resources() -> Router<Arc<App>> {
+    let description = Description::new();
     Router::new()
         .route(PEERS, get(peers::ranked))
         .route(EDGES, get(edges::ranked))
@@ -168,6 +188,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route(&format!("{SITES}/{{name}}"), get(sites::one))
         .merge(warm::routes())
         .merge(tokens::routes())
+        .route(OPENAPI, get(|| async move { description.answer() }))
         .route("/", get(status::page))
         .route("/metrics", get(scrape))
         .route("/livez", get(|| async { "alive\n" }))
@@ -179,9 +200,6 @@ pub fn router(app: Arc<App>) -> Router {
                 "not possible with this method here; most resources can only be read, with GET",
             )
         })
-        .layer(middleware::from_fn_with_state(app.clone(), gate::admitted))
-        .layer(middleware::from_fn_with_state(app.clone(), counted))
-        .with_state(app)
 }
 
 /// Counts answers; what is right now is not right later, so nobody may keep one unless it says so.
@@ -193,6 +211,7 @@ async fn counted(State(app): State<Arc<App>>, request: Request, next: Next) -> R
         path if path.starts_with(SITES) => "sites",
         path if path.starts_with(WARM) => "warm",
         path if path.starts_with(TOKENS) => "tokens",
+        OPENAPI => "openapi",
         "/metrics" => "metrics",
         "/livez" | "/readyz" => "health",
         "/" => "status",
