@@ -149,7 +149,7 @@ pub fn caller(
         Some(Ok(id)) => (id.to_string(), Rights::Node),
         Some(Err(Denied::Busy)) => return Err(Refused::Busy),
         Some(Err(denied)) => return Err(Refused::NotANode(denied)),
-        None if credentials.is_here && tokens.is_empty() => ("loopback".into(), Rights::First),
+        None if credentials.is_here && tokens.is_empty() => return Ok(Caller::loopback()),
         None => {
             let tokens_exist = !tokens.is_empty();
             ("anybody".into(), Rights::Nobody { tokens_exist })
@@ -159,6 +159,14 @@ pub fn caller(
 }
 
 impl Caller {
+    /// Who asks from this machine while there are no tokens.
+    pub fn loopback() -> Self {
+        Self {
+            name: "loopback".into(),
+            rights: Rights::First,
+        }
+    }
+
     fn of(token: &Token) -> Self {
         Self {
             name: token.name.clone(),

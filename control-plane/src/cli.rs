@@ -574,7 +574,11 @@ fn sites_table(answer: &SitesAnswer) -> String {
         [
             site.name.clone(),
             site.hosts.join(" "),
-            site.origins.join(" "),
+            site.origins
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+                .join(" "),
         ]
     });
     let table = table(["SITE", "HOSTS", "ORIGINS"], rows, [16, 31, 31]);

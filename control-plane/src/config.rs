@@ -15,7 +15,7 @@ use cluster::{
     node::NodeId,
     quantity::Span,
     secret::ClusterSecret,
-    site::{Site, SiteMap, SiteSet},
+    site::{Site, SiteMap, SiteSet, outside::PrivateOrigins},
 };
 use serde::{Deserialize, Serialize};
 
@@ -69,7 +69,9 @@ pub struct ConfigFile {
     pub steer: SteerSection,
     /// Bounds on clients.
     pub limits: LimitsSection,
-    /// What the edges serve.
+    /// Which origins sites may have that come in over the API.
+    pub origins: OriginsSection,
+    /// What the edges serve. These sites are in the registry, and are changed here only.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub site: Vec<Site>,
 }
@@ -211,6 +213,15 @@ pub struct SteerSection {
     pub trust_forwarded: Vec<Network>,
 }
 
+/// `[origins]`
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OriginsSection {
+    /// Whether sites that come in over the API may name origins on this machine or in private networks:
+    /// `true`, `false`, or the networks in which they may be. Sites in this file may name any.
+    pub allow_private: PrivateOrigins,
+}
+
 /// `[limits]`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -278,6 +289,8 @@ pub struct Config {
     pub trust_forwarded: Vec<Network>,
     /// Bounds on clients.
     pub limits: LimitsSection,
+    /// Private origins that sites may name that come in over the API.
+    pub private_origins: PrivateOrigins,
     /// What the edges serve.
     pub sites: Vec<Site>,
 }
@@ -353,6 +366,7 @@ impl ConfigFile {
             networks: self.geo.network,
             trust_forwarded: self.steer.trust_forwarded,
             limits: self.limits,
+            private_origins: self.origins.allow_private,
             sites: sites.sites,
         })
     }
@@ -538,6 +552,11 @@ mod tests {
             ),
             ("[advertise]\nhttp = 'http://a'", "advertise.http: "),
             ("[limits]\nconnections = 0", "limits.connections: "),
+            ("[origins]\nallow_private = 'all'", "a list of networks"),
+            (
+                "[origins]\nallow_privat = true",
+                "unknown field `allow_privat`",
+            ),
             (
                 "[[geo.network]]\ncidr = '10.0.0.0/8'",
                 "geo.network: 10.0.0.0/8 needs",

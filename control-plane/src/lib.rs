@@ -12,7 +12,8 @@
 //! - [`rank`] (pure): which peer or edge comes first, and why; [`steer`] (pure): where a client's
 //!   request is sent;
 //! - [`store`]: the transactional map in which a control plane keeps what it answers for;
-//! - [`sites`]: the site registry and its version, kept in the [`data_dir`];
+//! - [`sites`]: the site registry: its versions, who made them, and what may be; [`nudge`] tells the edges
+//!   of a new one;
 //! - [`tokens`] (pure): bearer tokens, their secrets and their roles; [`access`] (pure): who asks, and what
 //!   that lets them do; [`keyring`]: the tokens of the cluster, in the store;
 //! - [`warm`]: jobs that have edges fetch URLs ahead of demand;
@@ -32,6 +33,7 @@ pub mod data_dir;
 pub mod error;
 pub mod keyring;
 pub mod metrics;
+pub mod nudge;
 pub mod places;
 pub mod rank;
 pub mod serve;

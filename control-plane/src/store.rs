@@ -7,6 +7,7 @@
 //!
 //! Who wants to follow a family lists it, notes the revision of the *first* page, and watches from there.
 
+mod embedded;
 mod etcd;
 mod sled;
 
@@ -175,7 +176,7 @@ pub struct Store(Kind);
 
 #[derive(Clone)]
 enum Kind {
-    Embedded(sled::Embedded),
+    Embedded(embedded::Embedded),
     Etcd(etcd::Etcd),
 }
 
@@ -216,7 +217,7 @@ impl Store {
     ///
     /// The disk refuses, or another process uses it.
     pub fn embedded(dir: &Path) -> Result<Self, StartError> {
-        let embedded = sled::Embedded::open(dir).map_err(StartError::Store)?;
+        let embedded = embedded::Embedded::open(dir).map_err(StartError::Store)?;
         Ok(Self(Kind::Embedded(embedded)))
     }
 

@@ -269,6 +269,9 @@ impl Hold {
             let holder = proxy.passed_over(entry.object, asked.pieces.start, late, from)?;
             Some(self.elsewhere(&holder))
         };
+        if proxy.is_gone(request.headers(), None) {
+            return refuse("miss", StatusCode::NOT_FOUND);
+        }
         if let (Some(hash), 1) = (asked.hash, asked.pieces.len())
             && let Some((entry, growing)) = cache.coming_in(key)
         {
@@ -283,6 +286,9 @@ impl Hold {
         let Some(entry) = cache.stored(key, request.headers()).await else {
             return refuse("miss", StatusCode::NOT_FOUND);
         };
+        if proxy.is_gone(request.headers(), Some(&entry)) {
+            return refuse("miss", StatusCode::NOT_FOUND);
+        }
         if let Some(elsewhere) = elsewhere(&entry) {
             return elsewhere;
         }

@@ -17,6 +17,7 @@ mod quick;
 mod relay;
 mod shedding;
 mod swarm;
+mod takedown;
 mod target;
 mod tunnel;
 mod upload;
@@ -57,7 +58,7 @@ use crate::{
     payload::Payload,
     ruling::{
         Ruling,
-        access::{self, Verdict, Visit},
+        access::{Verdict, Visit},
     },
     serve::{Connection, framing::Flaw, interim::Interim},
     sites::{Selected, Sites},
@@ -369,17 +370,19 @@ impl Proxy {
                 ..CacheControl::default()
             },
         };
+        let bypasses = ruling.bypass(&path, &parts.headers).is_some();
+        let site = &ruling.site;
+        let key = key::key(&site.name, &host, target, &parts.headers, &ruling.key);
+        let mut headers = parts.headers;
+        // From here on, nobody learns what the origin is not to learn.
+        forward::conceal(&mut headers, &site.privacy);
         Asked {
-            verdict: access::judge(ruling.gates(), visit, |address| sites.country(address)),
-            bypasses: ruling.bypass(&path, &parts.headers).is_some(),
+            verdict: ruling.judge(visit, parts.uri.query(), &host, |address| {
+                sites.country(address)
+            }),
+            bypasses,
             rules,
-            key: key::key(
-                &ruling.site.name,
-                &host,
-                target,
-                &parts.headers,
-                &ruling.key,
-            ),
+            key,
             site_metrics: caller.site_metrics,
             site: ruling.site.clone(),
             ruling,
@@ -389,7 +392,7 @@ impl Proxy {
             uri: parts.uri,
             version: parts.version,
             said,
-            headers: parts.headers,
+            headers,
             client: caller.client,
             extensions: parts.extensions,
             spelling: caller.spelling,
@@ -439,15 +442,7 @@ impl Proxy {
         upgrade: Option<hyper::upgrade::OnUpgrade>,
         body: Option<Incoming>,
     ) -> Result<Response<Payload>, ServeError> {
-        if let Verdict::Deny { status, rule } = asked.verdict {
-            let kind = if status == 451 {
-                Kind::Blocked
-            } else {
-                Kind::Denied
-            };
-            let detail = format!("access rule {} of site {}", rule + 1, asked.site.name);
-            return Err(ServeError::new(kind, detail));
-        }
+        self.admitted(asked)?;
         if let Some(last) = self.last_stop(asked) {
             return last;
         }
@@ -551,7 +546,7 @@ impl Proxy {
                     }
                     if deliver::suffices(&asked.method, &asked.headers, &entry)
                         && let Some(response) =
-                            self.deliver(asked, &asked.headers, &entry, how).await
+                            self.deliver(asked, &asked.headers, &entry, how).await?
                     {
                         return Ok(response);
                     }
@@ -676,7 +671,7 @@ impl Proxy {
     fn hop<'a>(&'a self, asked: &'a Asked) -> Hop<'a> {
         Hop {
             me: &self.shared.me,
-            client: asked.client,
+            client: forward::hop_client(asked.client, &asked.site.privacy),
             host: &asked.host_sent,
             version: asked.version,
         }

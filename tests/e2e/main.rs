@@ -13,6 +13,7 @@
 //! - [`swarming`]: one object that many edges want at once, while it comes in;
 //! - [`homing`]: several edges, and how often the origin is asked;
 //! - [`ruling`]: what a site's owner rules;
+//! - [`originating`]: several origins of a site, and what they learn of clients;
 //! - [`losing`]: processes that are killed, stopped, or cut off;
 //! - [`storing`]: a disk that is full, read-only, damaged or robbed, and a process killed over it;
 //! - [`admitting`]: who may change what, and who may not;
@@ -49,6 +50,8 @@ mod leading;
 mod losing;
 #[cfg(test)]
 mod operating;
+#[cfg(test)]
+mod originating;
 #[cfg(test)]
 mod overload;
 #[cfg(test)]

@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use cluster::site::Site;
+use cluster::site::{Site, origin::Origin};
 use tempfile::TempDir;
 use toml::{Table, Value};
 
@@ -281,10 +281,10 @@ impl Plan {
     /// Puts a line before the origin; its delay depends on which edge calls. A TLS origin is left
     /// alone: its certificate names it.
     async fn put_origin_line(&mut self, delays: &OriginDelays) -> Result<Option<Proxy>> {
-        let Some(url) = self.site.origins.first().cloned() else {
+        let Some(origin) = self.site.origins.first().cloned() else {
             return Ok(None);
         };
-        let Some(authority) = url.strip_prefix("http://") else {
+        let Some(authority) = origin.url.strip_prefix("http://") else {
             return Ok(None);
         };
         let authority = authority.trim_end_matches('/').to_owned();
@@ -306,7 +306,7 @@ impl Plan {
             holder_of(from, &ids).and_then(|id| delays.get(&id).copied())
         };
         let line = Proxy::start_by(&to, Conditions::default(), Arc::new(by)).await?;
-        self.site.origins = vec![format!("http://{}", line.address())];
+        self.site.origins = vec![Origin::from(&*format!("http://{}", line.address()))];
         Ok(Some(line))
     }
 

@@ -145,6 +145,11 @@ impl App {
         self.stopping.store(true, Ordering::Relaxed);
     }
 
+    /// So many sites of this version are handed out from now on.
+    pub fn hand_out(&self, version: u64, sites: usize) {
+        self.metrics.handed_out(version, sites);
+    }
+
     fn atlas(&self) -> Arc<Atlas> {
         self.atlas.borrow().clone()
     }
@@ -184,8 +189,7 @@ fn resources() -> Router<Arc<App>> {
         .route(PEERS, get(peers::ranked))
         .route(EDGES, get(edges::ranked))
         .route(NODES, get(nodes::all))
-        .route(SITES, get(sites::all))
-        .route(&format!("{SITES}/{{name}}"), get(sites::one))
+        .merge(sites::routes())
         .merge(warm::routes())
         .merge(tokens::routes())
         .route(OPENAPI, get(|| async move { description.answer() }))

@@ -23,7 +23,7 @@ use cluster::{
 };
 
 use super::App;
-use crate::{error::ApiError, sites::Sites, warm::NotTaken};
+use crate::{error::ApiError, sites::snapshot::Snapshot, warm::NotTaken};
 
 /// Most URLs of one job; a longer list makes several.
 pub const URLS_MAX: usize = 100_000;
@@ -45,7 +45,7 @@ async fn take(
     request: Result<Json<WarmRequest>, JsonRejection>,
 ) -> Result<Response, ApiError> {
     let Json(request) = request.map_err(unreadable)?;
-    let urls = urls(&request, &app.sites)?;
+    let urls = urls(&request, &app.sites.now())?;
     let nodes = nodes(&request, &app.atlas().statuses())?;
     match app.warming.take(request.site, urls, nodes).await {
         Ok(status) => {
@@ -106,7 +106,7 @@ fn unreadable(rejection: JsonRejection) -> ApiError {
 }
 
 /// The URLs of a job, absolute, none twice.
-fn urls(request: &WarmRequest, sites: &Sites) -> Result<Vec<String>, ApiError> {
+fn urls(request: &WarmRequest, sites: &Snapshot) -> Result<Vec<String>, ApiError> {
     if request.site.is_empty() {
         return Err(ApiError::parameter("site", "missing"));
     }
@@ -147,7 +147,7 @@ fn urls(request: &WarmRequest, sites: &Sites) -> Result<Vec<String>, ApiError> {
 }
 
 /// `url` if it belongs to the site; a path is one on the site's first host.
-fn absolute(url: &str, site: &Site, sites: &Sites) -> Result<String, String> {
+fn absolute(url: &str, site: &Site, sites: &Snapshot) -> Result<String, String> {
     if url.len() > WARM_URL_BYTES_MAX {
         return Err(format!("longer than {WARM_URL_BYTES_MAX} bytes"));
     }
@@ -211,21 +211,30 @@ fn nodes(request: &WarmRequest, known: &[NodeStatus]) -> Result<Vec<NodeId>, Api
 #[cfg(test)]
 mod tests {
     use cluster::{
-        clock::Clock,
         node::{Load, Phase},
+        wire::SiteAction,
     };
 
     use super::*;
-    use crate::data_dir::DataDir;
+    use crate::sites::snapshot::Record;
 
-    fn sites() -> Sites {
-        let parent = tempfile::tempdir().unwrap();
-        let dir = DataDir::open(parent.path()).unwrap();
+    fn sites() -> Snapshot {
         let sites = vec![
             Site::new("www", &["www.test", "*.www.test"], &["http://o:80"]),
             Site::new("any", &["*.any.test"], &["http://o:80"]),
         ];
-        Sites::open(sites, &dir, &Clock::system()).unwrap()
+        let record = |site: Site| Record {
+            version: 1,
+            at_ms: 0,
+            by: String::new(),
+            action: SiteAction::Put,
+            in_file_of: None,
+            site: Some(Arc::new(site)),
+        };
+        let records = sites
+            .into_iter()
+            .map(|site| (site.name.clone(), record(site)));
+        Snapshot::new(1, 1, records.collect()).unwrap()
     }
 
     fn request(text: &str) -> WarmRequest {

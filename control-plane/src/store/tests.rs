@@ -212,6 +212,17 @@ async fn a_page_ends_before_it_is_too_large_and_has_one_item_at_least() {
     let page = store.since("a/", 3, 10).await.unwrap();
     assert_eq!((page.items.len(), page.more), (3, false));
     assert_eq!(page.items[2].value, value);
+    // What was in its parts is gone with it.
+    for (value, revision) in [("", 7), (&value[..20_000], 8), ("x", 9), (&value[..], 10)] {
+        put(&store, "a/5", value).await;
+        let item = store.get("a/5").await.unwrap().unwrap();
+        assert_eq!((item.value.len(), item.revision), (value.len(), revision));
+    }
+    drop(store);
+    let blobs = dir.path().join("store/blobs").read_dir().unwrap();
+    assert_eq!(blobs.count(), 0, "nothing is where sled does not sync");
+    let item = open(dir.path()).get("a/5").await.unwrap().unwrap();
+    assert_eq!(item.value, value);
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Everything this node asks of others: objects of peers and origins, digests, rankings, sites.
 //!
 //! [`Upstream`] is the one handle; in reading order, the modules behind it:
-//! [`origin`] where objects come from, [`lane`] the shortest way there; [`gate`] how many at once;
+//! [`origin`] where objects come from, [`standing`] which origin is asked, [`checks`] whether it is well,
+//! [`lane`] the shortest way there; [`gate`] how many at once;
 //! [`peer`] one question to one peer; [`select`] which peer to ask, [`hedge`] when to ask a second as well;
 //! [`many`] an object from many of them, [`schedule`] which pieces of whom; [`home`] who fetches for
 //! others, and [`relayed`] what it says then; [`digest`] what peers hold; [`health`] how they have behaved;
@@ -12,6 +13,7 @@
 //! **Invariant:** nothing here knows of the cache; it takes and gives HTTP messages, keys and
 //! manifests. Nothing here waits for anybody without a deadline.
 
+pub mod checks;
 pub mod control;
 pub mod digest;
 pub mod fellows;
@@ -34,6 +36,7 @@ pub mod schedule;
 #[cfg(test)]
 mod scripted;
 pub mod select;
+pub mod standing;
 pub mod wants;
 
 use std::{
@@ -87,6 +90,7 @@ use self::{
     ranking::Placed,
     schedule::FIRST_PIECES,
     select::{Candidate, Claim},
+    standing::{Due, OriginReport},
 };
 
 /// What is counted of all this; implemented where metrics are.
@@ -274,11 +278,33 @@ impl Upstream {
     pub async fn origin(
         &self,
         site: &Site,
+        key: Key,
         host: &str,
         request: Request<Body>,
         place: Place,
     ) -> Result<Response<OriginBody>, OriginError> {
-        self.0.origins.fetch(site, host, request, place).await
+        let origins = &self.0.origins;
+        origins.fetch(site, key, host, request, place).await
+    }
+
+    /// How the site's origins stand for `key`; see [`Origins::report`].
+    pub fn origins_report(&self, site: &Site, key: Key) -> Vec<OriginReport> {
+        self.0.origins.report(site, key)
+    }
+
+    /// From now on the origins of `sites`, which are all there are, are checked where that is wanted.
+    pub fn watch_origins<'a>(&self, sites: impl Iterator<Item = &'a Site>) {
+        self.0.origins.standings().watch(sites, Instant::now());
+    }
+
+    /// At most `most` checks of origins that are due, for [`Upstream::check_origin`].
+    pub fn origins_due(&self, most: usize) -> Vec<Due> {
+        self.0.origins.standings().due(most, Instant::now())
+    }
+
+    /// By site and URL, whether the origins that are checked are well.
+    pub fn origins_health(&self) -> Vec<(String, String, bool)> {
+        self.0.origins.standings().health()
     }
 
     /// Measures how far the origins of `sites` are, where that decides who are the homes of their objects,
