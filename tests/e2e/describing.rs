@@ -177,6 +177,45 @@ async fn what_is_answered_is_what_is_described() {
             .await;
     }
 
+    // Sites.
+    let (one, path) = ("/v1/sites/{name}", "/v1/sites/shop");
+    let shop = |ttl: &str| json!({"hosts": ["shop.test"], "origins": ["http://192.0.2.9"], "default_ttl": ttl});
+    let first = reader.ask(Method::PUT, one, path, shop("1s"), 201).await;
+    reader.ask(Method::PUT, one, path, shop("2s"), 200).await;
+    let (check, checked) = ("/v1/sites/{name}/check", "/v1/sites/shop/check");
+    let told = reader
+        .ask(Method::POST, check, checked, shop("3s"), 200)
+        .await;
+    assert_eq!(told["changed"], true, "{told}");
+    let (rollback, back) = ("/v1/sites/{name}/rollback", "/v1/sites/shop/rollback");
+    let to = json!({"version": first["version"]});
+    reader.ask(Method::POST, rollback, back, to, 200).await;
+    reader
+        .ask(Method::POST, rollback, back, json!({"version": 1}), 404)
+        .await;
+    reader
+        .get(one, &format!("{path}?version={}", first["version"]))
+        .await;
+    let history = reader
+        .get("/v1/sites/{name}/history", "/v1/sites/shop/history")
+        .await;
+    assert_eq!(
+        history["versions"].as_array().unwrap().len(),
+        3,
+        "{history}"
+    );
+    assert_eq!(history["versions"][0]["by"], "ops");
+    reader
+        .ask(Method::PUT, one, path, json!({"hosts": []}), 422)
+        .await;
+    let of_file = "/v1/sites/site";
+    reader.ask(Method::PUT, one, of_file, shop("1s"), 409).await;
+    for status in [200, 404] {
+        reader
+            .ask(Method::DELETE, one, path, Value::Null, status)
+            .await;
+    }
+
     // Tokens.
     let look = json!({"name": "look", "role": "read", "expires": "1d"});
     let tokens = "/v1/tokens";

@@ -205,12 +205,7 @@ enum Written {
 }
 
 /// What shall be, by a request's body.
-fn put_of(
-    name: &str,
-    caller: &Caller,
-    fields: &HeaderMap,
-    body: &[u8],
-) -> Result<Wish, ApiError> {
+fn put_of(name: &str, caller: &Caller, fields: &HeaderMap, body: &[u8]) -> Result<Wish, ApiError> {
     let content_type = fields
         .get(CONTENT_TYPE)
         .and_then(|value| value.to_str().ok());

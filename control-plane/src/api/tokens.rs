@@ -48,10 +48,7 @@ async fn create(
     let bad = |(field, reason): (&str, String)| ApiError::parameter(field, reason);
     request.check().map_err(bad)?;
     let sites = app.sites.now();
-    let unknown = request
-        .sites
-        .iter()
-        .find(|name| sites.site(name).is_none());
+    let unknown = request.sites.iter().find(|name| sites.site(name).is_none());
     if let Some(name) = unknown {
         let reason = format!("no site {name:?}; GET /v1/sites lists them");
         return Err(ApiError::parameter("sites", reason));
