@@ -192,17 +192,21 @@ impl Upstream {
         // Origins get connections of their own, so that their number says nothing of peers.
         let pool = Pool::new(net.clone());
         let signer = secret.clone().map(|secret| Signer::new(secret, me.clone()));
+        let mut planes = ControlPlanes::new(pool.clone(), &control_planes, secret);
+        if let Some(signer) = &signer {
+            planes = planes.signing(signer.clone(), clock.clone());
+        }
         let health = Arc::<Health>::default();
         Self(Arc::new(Inner {
             origins: Origins::new(Pool::new(net.clone()), events.clone()),
             asker: signer.map(|signer| Asker {
-                pool: pool.clone(),
+                pool,
                 signer,
                 clock,
                 health: health.clone(),
             }),
             net,
-            planes: ControlPlanes::new(pool, &control_planes, secret),
+            planes,
             digests: Digests::default(),
             health,
             position: Position::default(),
