@@ -11,7 +11,7 @@ use cluster::{
     purge::Position,
 };
 use tokio::{sync::watch, task::JoinSet};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     api::{self, App, AppParts},
@@ -20,12 +20,14 @@ use crate::{
     data_dir::DataDir,
     error::StartError,
     fanout::Fanout,
+    keyring::Keyring,
     metrics::Metrics,
+    nudge::Nudger,
     places::Places,
     purge_log::{self, PurgeLog},
     receipts::Receipts,
     serve::Server,
-    sites::Sites,
+    sites::{Sites, SitesParts, snapshot::Snapshot},
     store::Store,
     warm::Warming,
 };
@@ -51,6 +53,11 @@ pub struct Control {
     config: Config,
     warming: Warming,
     fanout: Fanout,
+    keyring: Keyring,
+    /// In use until the end.
+    data_dir: Arc<DataDir>,
+    sites: Sites,
+    clock: Clock,
 }
 
 impl Control {
@@ -59,27 +66,45 @@ impl Control {
     /// # Errors
     ///
     /// What in the configuration or on this machine stands in the way, with its key.
-    pub async fn build(config: Config, environment: Environment) -> Result<Self, StartError> {
+    pub async fn build(mut config: Config, environment: Environment) -> Result<Self, StartError> {
         let Environment { net, clock } = environment;
-        let Opened {
-            sites,
+        let FromDisk {
+            data_dir,
+            version_before,
             places,
             warming,
-            store,
         } = tokio::task::spawn_blocking({
             let (config, clock) = (config.clone(), clock.clone());
             move || from_disk(config, &clock)
         })
         .await
         .expect("reading files neither panics nor is aborted")?;
+        let store = Store::open(&config.store, &data_dir, net.clone()).await?;
+        let keyring = Keyring::open(store.clone(), clock.clone())
+            .await
+            .map_err(StartError::Tokens)?;
+        if let Err(error) = keyring.take_rescue(&data_dir).await {
+            // It is tried again.
+            warn!(%error, "the reset of tokens is not taken yet");
+        }
         info!(database = places.describe(), "addresses are located");
+        let sites = Sites::open(SitesParts {
+            store: store.clone(),
+            me: config.id.clone(),
+            configured: std::mem::take(&mut config.sites),
+            private: config.private_origins.clone(),
+            version_before,
+            clock: clock.clone(),
+        })
+        .await?;
+        let version = sites.now().version();
 
         let http = listen(&net, "listen.http", config.listen.http).await?;
         let steer = listen(&net, "listen.steer", config.listen.steer).await?;
 
         let mut me = NodeInfo::new(config.id.clone(), Role::Control);
         me.phase = Phase::Ready;
-        me.sites_version = sites.version();
+        me.sites_version = version;
         let membership = Membership::join(
             MembershipConfig {
                 cluster_name: config.cluster_name.clone(),
@@ -107,7 +132,7 @@ impl Control {
             me.peer = api;
         });
 
-        let metrics = Arc::new(Metrics::new(sites.version(), sites.map().sites().len()));
+        let metrics = Arc::new(Metrics::new(version, sites.now().map().sites().len()));
         let fanout = Fanout {
             log: PurgeLog::new(store, clock.clone()),
             receipts: Arc::new(Receipts::new(clock.clone())),
@@ -122,12 +147,13 @@ impl Control {
             atlas: atlases,
             places: places.clone(),
             metrics,
-            sites,
+            sites: sites.clone(),
             purge_log: fanout.log.clone(),
             receipts: fanout.receipts.clone(),
             warming: warming.clone(),
+            keyring: keyring.clone(),
             gossip: membership.stats(),
-            clock,
+            clock: clock.clone(),
         };
         let app = Arc::new(App::new(parts, &config));
         Ok(Self {
@@ -141,6 +167,10 @@ impl Control {
             config,
             warming,
             fanout,
+            keyring,
+            data_dir,
+            sites,
+            clock,
         })
     }
 
@@ -171,7 +201,20 @@ impl Control {
         keeper.spawn(announce(self.fanout.log.head(), membership.clone()));
         keeper.spawn(self.fanout.run(self.atlas.subscribe(), arrivals));
         let atlases = self.atlas.subscribe();
+        let nudger = Nudger {
+            net: self.net.clone(),
+            signer: signer.clone(),
+            clock: self.clock,
+        };
+        keeper.spawn(nudger.run(self.sites.follow(), self.atlas.subscribe()));
+        keeper.spawn(tell_version(
+            self.sites.follow(),
+            membership.clone(),
+            self.app.clone(),
+        ));
+        keeper.spawn(self.sites.keep());
         keeper.spawn(self.warming.clone().run(atlases, self.net.clone(), signer));
+        keeper.spawn(self.keyring.keep(self.data_dir));
         keeper.spawn(atlas::keep(
             membership.clone(),
             self.places,
@@ -225,26 +268,59 @@ async fn announce(mut head: watch::Receiver<Position>, membership: Arc<Membershi
     }
 }
 
-/// What comes from the data directory and other files.
-struct Opened {
-    sites: Sites,
+/// What is read from files at start.
+struct FromDisk {
+    data_dir: Arc<DataDir>,
+    /// See [`version_before`].
+    version_before: u64,
     places: Places,
     warming: Warming,
-    store: Store,
 }
 
-fn from_disk(config: Config, clock: &Clock) -> Result<Opened, StartError> {
+/// Tells everybody which version of the sites is handed out.
+async fn tell_version(
+    mut sites: watch::Receiver<Arc<Snapshot>>,
+    membership: Arc<Membership>,
+    app: Arc<App>,
+) {
+    while sites.changed().await.is_ok() {
+        let (version, count) = {
+            let now = sites.borrow_and_update();
+            (now.version(), now.map().sites().len())
+        };
+        app.hand_out(version, count);
+        membership.update(|me| me.sites_version = version);
+    }
+}
+
+/// What was handed out before there was a store.
+const SITES_BEFORE: &str = "sites.json";
+
+/// The version of the sites that were handed out before there was a store; 0: none were.
+fn version_before(dir: &DataDir) -> Result<u64, StartError> {
+    let file = |source| StartError::File {
+        name: SITES_BEFORE,
+        source,
+    };
+    #[derive(serde::Deserialize)]
+    struct Before {
+        version: u64,
+    }
+    let before = dir.read(SITES_BEFORE).map_err(file)?;
+    let read = |bytes: Vec<u8>| serde_json::from_slice::<Before>(&bytes).ok();
+    Ok(before.and_then(read).map_or(0, |before| before.version))
+}
+
+fn from_disk(config: Config, clock: &Clock) -> Result<FromDisk, StartError> {
     let data_dir = Arc::new(DataDir::open(&config.data_dir)?);
     let database = config.database.open()?;
-    let sites = Sites::open(config.sites, &data_dir, clock)?;
-    let store = Store::open(&config.store, &data_dir)?;
-    // Has the directory in use until the end.
-    let warming = Warming::open(data_dir, clock.clone())?;
-    Ok(Opened {
-        sites,
+    let version_before = version_before(&data_dir)?;
+    let warming = Warming::open(data_dir.clone(), clock.clone())?;
+    Ok(FromDisk {
+        data_dir,
+        version_before,
         places: Places::new(config.networks, database),
         warming,
-        store,
     })
 }
 

@@ -403,6 +403,7 @@ impl Edge {
 
         let background = upstream.spawn();
         let mut work = JoinSet::new();
+        work.spawn(workers::checks::run(upstream.clone(), sites.clone()));
         work.spawn(workers::publish::run(gauges, membership.clone()));
         if membership.is_some() {
             work.spawn(workers::nearness::run(upstream.clone(), sites.clone()));

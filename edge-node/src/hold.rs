@@ -175,6 +175,9 @@ impl Hold {
         if path == wire::PURGES {
             return Ok(self.purges(request.uri().query()));
         }
+        if path == wire::SITES {
+            return Ok(self.nudged(request.uri().query()));
+        }
         if path == wire::PING {
             self.shared.metrics.peer_answered("ping");
             return Ok(answer(StatusCode::NO_CONTENT, Answer::Empty));
@@ -247,6 +250,17 @@ impl Hold {
         }
     }
 
+    /// There is a version of the sites that may not be here yet.
+    fn nudged(&self, query: Option<&str>) -> Response<Answer> {
+        let version = query.and_then(|q| q.strip_prefix("version=")?.parse().ok());
+        let Some(version) = version else {
+            return answer(StatusCode::BAD_REQUEST, Answer::Empty);
+        };
+        self.shared.metrics.peer_answered("sites");
+        self.shared.proxy.sites_nudged(version);
+        answer(StatusCode::NO_CONTENT, Answer::Empty)
+    }
+
     async fn digest(&self, query: Option<&str>) -> Response<Answer> {
         let since = query
             .and_then(|q| q.strip_prefix("since="))
@@ -290,6 +304,9 @@ impl Hold {
             let holder = proxy.passed_over(entry.object, asked.pieces.start, late, from)?;
             Some(self.elsewhere(&holder))
         };
+        if proxy.is_gone(request.headers(), None) {
+            return refuse("miss", StatusCode::NOT_FOUND);
+        }
         if let (Some(hash), 1) = (asked.hash, asked.pieces.len())
             && let Some((entry, growing)) = cache.coming_in(key)
         {
@@ -304,6 +321,9 @@ impl Hold {
         let Some(entry) = cache.stored(key, request.headers()).await else {
             return refuse("miss", StatusCode::NOT_FOUND);
         };
+        if proxy.is_gone(request.headers(), Some(&entry)) {
+            return refuse("miss", StatusCode::NOT_FOUND);
+        }
         if let Some(elsewhere) = elsewhere(&entry) {
             return elsewhere;
         }

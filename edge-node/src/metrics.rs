@@ -163,6 +163,8 @@ pub struct Metrics {
     origin_requests: IntCounterVec,
     origin_in_flight: IntGaugeVec,
     origin_queue: IntGaugeVec,
+    origin_healthy: IntGaugeVec,
+    taken_down: IntCounterVec,
     shed: [IntCounter; Shed::ALL.len()],
     peer_requests: IntCounterVec,
     peer_served: IntCounterVec,
@@ -328,6 +330,16 @@ impl Metrics {
                 "edge_origin_queue",
                 "Requests that wait until the origin has answered others",
                 &["site"],
+            ),
+            taken_down: counters(
+                "edge_taken_down_total",
+                "Requests answered with 451 because the site has taken down what they want",
+                &["site"],
+            ),
+            origin_healthy: gauges(
+                "edge_origin_healthy",
+                "Whether an origin does well in its checks, for sites that have its origins checked",
+                &["site", "origin"],
             ),
             shed: Shed::ALL.map(|reason| shed.with_label_values(&[reason.label()])),
             peer_requests: counters(
@@ -556,6 +568,11 @@ impl Metrics {
         self.shed[reason as usize].inc();
     }
 
+    /// A request to this site is for something that was taken down.
+    pub fn taken_down(&self, site: &str) {
+        self.taken_down.with_label_values(&[site]).inc();
+    }
+
     /// Sets how busy the origins of each site are; sites that are gone disappear.
     pub fn origins(&self, sites: &[(String, Traffic)]) {
         self.origin_in_flight.reset();
@@ -567,6 +584,16 @@ impl Metrics {
             ] {
                 gauges.with_label_values(&[site]).set(as_i64(count as u64));
             }
+        }
+    }
+
+    /// Sets which origins, by site and URL, are well; those that are not checked any more disappear.
+    pub fn origins_health(&self, origins: &[(String, String, bool)]) {
+        self.origin_healthy.reset();
+        for (site, origin, is_well) in origins {
+            self.origin_healthy
+                .with_label_values(&[site, origin])
+                .set(i64::from(*is_well));
         }
     }
 
@@ -684,6 +711,7 @@ mod tests {
             waiting: 1,
         };
         metrics.origins(&[("a".to_owned(), traffic)]);
+        metrics.origins_health(&[("a".to_owned(), "http://o".to_owned(), true)]);
         let text = metrics.text();
         for line in [
             "edge_requests_total{outcome=\"hit\",site=\"a\"} 1",
@@ -692,6 +720,7 @@ mod tests {
             "edge_origin_requests_total{site=\"a\"} 0",
             "edge_origin_requests_in_flight{site=\"a\"} 2",
             "edge_origin_queue{site=\"a\"} 1",
+            "edge_origin_healthy{origin=\"http://o\",site=\"a\"} 1",
             "edge_shed_total{reason=\"fills\"} 1",
             "edge_shed_total{reason=\"origin-queue-full\"} 0",
             "edge_peer_requests_total{peer=\"edge-2\",result=\"ok\"} 1",

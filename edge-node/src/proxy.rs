@@ -18,6 +18,7 @@ mod quick;
 mod relay;
 mod shedding;
 mod swarm;
+mod takedown;
 mod target;
 mod tunnel;
 mod upload;
@@ -59,7 +60,7 @@ use crate::{
     purges::Purges,
     ruling::{
         Ruling,
-        access::{self, Verdict, Visit},
+        access::{Verdict, Visit},
     },
     serve::{Connection, framing::Flaw, interim::Interim},
     sites::{Selected, Sites},
@@ -252,6 +253,11 @@ impl Proxy {
         }
     }
 
+    /// A control plane says that it has this version of the sites.
+    pub fn sites_nudged(&self, version: u64) {
+        self.shared.upstream.sites_nudged(version);
+    }
+
     /// Answers one request; errors are answers, too.
     pub async fn handle(
         &self,
@@ -381,17 +387,19 @@ impl Proxy {
                 ..CacheControl::default()
             },
         };
+        let bypasses = ruling.bypass(&path, &parts.headers).is_some();
+        let site = &ruling.site;
+        let key = key::key(&site.name, &host, target, &parts.headers, &ruling.key);
+        let mut headers = parts.headers;
+        // From here on, nobody learns what the origin is not to learn.
+        forward::conceal(&mut headers, &site.privacy);
         Asked {
-            verdict: access::judge(ruling.gates(), visit, |address| sites.country(address)),
-            bypasses: ruling.bypass(&path, &parts.headers).is_some(),
+            verdict: ruling.judge(visit, parts.uri.query(), &host, |address| {
+                sites.country(address)
+            }),
+            bypasses,
             rules,
-            key: key::key(
-                &ruling.site.name,
-                &host,
-                target,
-                &parts.headers,
-                &ruling.key,
-            ),
+            key,
             site_metrics: caller.site_metrics,
             site: ruling.site.clone(),
             ruling,
@@ -401,7 +409,7 @@ impl Proxy {
             uri: parts.uri,
             version: parts.version,
             said,
-            headers: parts.headers,
+            headers,
             client: caller.client,
             extensions: parts.extensions,
             spelling: caller.spelling,
@@ -453,15 +461,7 @@ impl Proxy {
         upgrade: Option<hyper::upgrade::OnUpgrade>,
         body: Option<Incoming>,
     ) -> Result<Response<Payload>, ServeError> {
-        if let Verdict::Deny { status, rule } = asked.verdict {
-            let kind = if status == 451 {
-                Kind::Blocked
-            } else {
-                Kind::Denied
-            };
-            let detail = format!("access rule {} of site {}", rule + 1, asked.site.name);
-            return Err(ServeError::new(kind, detail));
-        }
+        self.admitted(asked)?;
         if let Some(last) = self.last_stop(asked) {
             return last;
         }
@@ -566,7 +566,7 @@ impl Proxy {
                     }
                     if deliver::suffices(&asked.method, &asked.headers, &entry)
                         && let Some(response) =
-                            self.deliver(asked, &asked.headers, &entry, how).await
+                            self.deliver(asked, &asked.headers, &entry, how).await?
                     {
                         return Ok(response);
                     }
@@ -698,7 +698,7 @@ impl Proxy {
     fn hop<'a>(&'a self, asked: &'a Asked) -> Hop<'a> {
         Hop {
             me: &self.shared.me,
-            client: asked.client,
+            client: forward::hop_client(asked.client, &asked.site.privacy),
             host: &asked.host_sent,
             version: asked.version,
         }

@@ -1,5 +1,6 @@
 //! What goes on beside the requests: each worker has one small job and a name.
 
+pub mod checks;
 pub mod gauges;
 pub mod nearness;
 pub mod publish;

@@ -14,9 +14,8 @@ use axum::{
         rejection::{BytesRejection, QueryRejection},
     },
     http::{HeaderValue, StatusCode, Uri, header::LOCATION},
-    middleware,
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::get,
 };
 use cluster::{
     purge::{Purge, SCOPE_BYTES_MAX, SCOPES_MAX},
@@ -26,26 +25,23 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 pub(super) use self::spoken::spoken;
-use super::{App, json, warm::from_this_machine};
-use crate::{error::ApiError, purge_log::NotTaken, receipts::WAIT_MAX};
+use super::{App, json};
+use crate::{access::Caller, error::ApiError, purge_log::NotTaken, receipts::WAIT_MAX};
 
 /// Largest request, in bytes: as many scopes as there may be, and what JSON puts around them.
 pub const REQUEST_BYTES_MAX: usize = SCOPES_MAX * (SCOPE_BYTES_MAX + 16) + (64 << 10);
 
 /// What answers under [`PURGES`].
 pub(super) fn routes() -> Router<Arc<App>> {
-    let changing = Router::new()
-        .route(PURGES, post(take))
-        .layer(middleware::from_fn(from_this_machine));
     Router::new()
-        .route(PURGES, get(page))
+        .route(PURGES, get(page).post(take))
         .route(&format!("{PURGES}/{{seq}}"), get(one))
-        .merge(changing)
         .layer(DefaultBodyLimit::max(REQUEST_BYTES_MAX))
 }
 
 async fn take(
     State(app): State<Arc<App>>,
+    caller: Caller,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, ApiError> {
     let body = body.map_err(|rejection| match rejection.status() {
@@ -53,7 +49,7 @@ async fn take(
         status => ApiError::new(status, rejection.body_text()),
     })?;
     let request = asked::read(&body).inspect_err(|_| app.metrics.purged("refused"))?;
-    let status = perform(&app, request, "loopback").await?;
+    let status = perform(&app, request, &caller).await?;
     let at = HeaderValue::try_from(format!("{PURGES}/{}", status.seq));
     let at = at.expect("a number is digits");
     Ok(([(LOCATION, at)], Json(status)).into_response())
@@ -65,10 +61,19 @@ fn too_large() -> ApiError {
 }
 
 /// Does what is asked for, and waits for whom the request says.
-async fn perform(app: &App, request: PurgeRequest, by: &str) -> Result<PurgeStatus, ApiError> {
+async fn perform(
+    app: &App,
+    request: PurgeRequest,
+    caller: &Caller,
+) -> Result<PurgeStatus, ApiError> {
+    let by = caller.name.as_str();
     let deadline = Instant::now() + WAIT_MAX;
     let wait = request.wait;
-    let purge = asked::purge(request, &app.sites).inspect_err(|_| app.metrics.purged("refused"))?;
+    let purge = asked::purge(request, app.sites.now().map()).and_then(|purge| {
+        caller.check_site(&purge.site)?;
+        Ok(purge)
+    });
+    let purge = purge.inspect_err(|_| app.metrics.purged("refused"))?;
     if app.purge_log.head().borrow().log == 0 {
         app.metrics.purged("failed");
         let reason = "the purge log has not been read yet: try again";
@@ -153,12 +158,16 @@ async fn page(
 
 async fn one(
     State(app): State<Arc<App>>,
+    caller: Caller,
     Path(seq): Path<String>,
 ) -> Result<Json<PurgeStatus>, ApiError> {
     let number = seq.parse().ok().and_then(|seq| {
         let old = || Some(app.receipts.of_old(&app.purge_log.record(seq)?));
         app.receipts.status(seq).or_else(old)
     });
+    if let Some(status) = &number {
+        caller.check_site(&status.site)?;
+    }
     let seq: String = seq.chars().take(64).collect();
     number.map(Json).ok_or_else(|| {
         ApiError::not_found(format!(

@@ -14,6 +14,7 @@ use axum::{
 use cluster::{
     node::NodeId,
     purge::{Hit, Position, Verdict},
+    site::takedown::{Takedown, hash_in_hex},
 };
 use serde::Serialize;
 
@@ -30,7 +31,7 @@ use crate::{
     deliver,
     purges::{Named, Purges, tags::tag_names},
     ruling::access::{self, Visit},
-    upstream::{home::HomesReport, paying::Comparison},
+    upstream::{home::HomesReport, paying::Comparison, standing::OriginReport},
 };
 
 /// Why this node would answer a URL as it would.
@@ -45,6 +46,7 @@ struct Explained {
     holders: Vec<serde_json::Value>,
     homes: HomesReport,
     order: Comparison,
+    origins: Vec<OriginReport>,
     then: String,
     why: Vec<String>,
 }
@@ -67,6 +69,8 @@ struct Stored {
     tier: &'static str,
     status: u16,
     length: Option<u64>,
+    /// As a takedown names it; `None` for a part, and while it grows.
+    content_hash: Option<String>,
     variant: Vec<(String, Option<String>)>,
     age_s: f64,
     lifetime_s: f64,
@@ -180,11 +184,22 @@ pub(super) async fn explain(
     let order = admin.upstream.compare(&ruling.site, question.target.path());
     let homes = admin.upstream.homes_report(&ruling.site, key);
     let refusal = admin.refusals.find(key);
+    let query = question.target.query();
+    let verdict = ruling.judge(visit, query, host, |address| sites.country(address));
+    let content_hash = entry.as_ref().and_then(|entry| entry.content_hash(None));
+    let takedowns = &ruling.takedowns;
+    let taken_down = match verdict {
+        access::Verdict::Gone { place } => Some(place),
+        _ => content_hash.and_then(|hash| takedowns.of_body(&hash)),
+    };
+    let taken_down = taken_down.and_then(|place| takedowns.get(place));
+    let taken_down = taken_down.map(Takedown::in_words);
     let now_ms = admin.clock.unix_ms();
     let case = Case {
         ruling,
         rules: ruling.rules(&path),
-        verdict: access::judge(ruling.gates(), visit, |address| sites.country(address)),
+        verdict,
+        taken_down: taken_down.as_deref(),
         client: question.client,
         method,
         headers,
@@ -221,6 +236,7 @@ pub(super) async fn explain(
         holders,
         homes,
         order: order.clone(),
+        origins: admin.upstream.origins_report(&ruling.site, key),
         url: question.url,
     };
     Json(explained).into_response()
@@ -259,6 +275,7 @@ impl Stored {
             },
             status: head.status.as_u16(),
             length: entry.length(),
+            content_hash: entry.content_hash(None).as_ref().map(hash_in_hex),
             variant: head
                 .selected_by
                 .iter()

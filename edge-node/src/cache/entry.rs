@@ -17,6 +17,7 @@ use cluster::{
     manifest::{Manifest, PIECE_BYTES, PieceHash},
     node::NodeId,
     purge::Position,
+    site::takedown::{content_hash, content_hash_of},
 };
 use futures_util::{Stream, StreamExt, stream};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -244,6 +245,8 @@ pub struct Entry {
     /// Fields that are not stored, for the one client whose request fetched it (RFC 9111 §3.1,
     /// §5.2.2.4, §5.2.2.7; its cookies among them).
     pub withheld: Mutex<Option<Box<HeaderMap>>>,
+    /// What names its body, once somebody wanted to know.
+    content: OnceLock<Box<PieceHash>>,
     /// When the store last heard that it is used, in Unix seconds.
     touched_s: AtomicU32,
     /// It is in memory only, until somebody asks for it again.
@@ -264,6 +267,7 @@ impl Entry {
             source: Source::Memory,
             hot: OnceLock::new(),
             withheld: Mutex::default(),
+            content: OnceLock::new(),
             touched_s: AtomicU32::new(0),
             held_back: AtomicBool::new(false),
             proved: AtomicU64::new(0),
@@ -327,6 +331,24 @@ impl Entry {
             }
             Body::Pieces { hashes, length } => Some(self.head.manifest(*length, hashes.to_vec())),
             Body::Shelved(_) | Body::Growing(_) => None,
+        }
+    }
+
+    /// What [names its body](content_hash), given `bytes` where they are not here; `None` while it grows, and
+    /// of a part.
+    pub fn content_hash(&self, bytes: Option<&Bytes>) -> Option<PieceHash> {
+        if self.head.part.is_some() {
+            return None;
+        }
+        let known = || self.content.get().map(|hash| **hash);
+        let of_bytes = |bytes: &Bytes| **self.content.get_or_init(|| content_hash_of(bytes).into());
+        match (&self.body, bytes) {
+            (Body::Pieces { hashes, .. }, _) => {
+                Some(**self.content.get_or_init(|| content_hash(hashes).into()))
+            }
+            (Body::Whole(bytes), _) | (Body::Shelved(_), Some(bytes)) => Some(of_bytes(bytes)),
+            (Body::Shelved(_), None) => known(),
+            (Body::Growing(_), _) => None,
         }
     }
 

@@ -37,6 +37,17 @@ impl KeyRules {
         }
     }
 
+    /// What is left of a query (what is behind the `?`) in a key; what is left of nothing is nothing.
+    pub fn query_of(&self, query: &str) -> Vec<u8> {
+        let sent = ["/?", query].concat();
+        let mut target = canonical(sent.as_bytes());
+        if let Some(rule) = &self.query {
+            target = Cow::Owned(with_ruled_query(&target, rule));
+        }
+        let question = target.iter().position(|b| *b == b'?');
+        question.map_or_else(Vec::new, |at| target[at + 1..].to_vec())
+    }
+
     /// The rules of `site`, which has been checked.
     pub fn of(site: &Site) -> Self {
         let names = site.key.headers.iter();

@@ -79,7 +79,8 @@ impl Filling {
         (&mut self.answer).await.ok()
     }
 
-    fn go_on(&mut self) {
+    /// Leaves what is to be done to a task of its own.
+    pub(super) fn go_on(&mut self) {
         // Without a runtime the process is about to end.
         if let (Some(work), Ok(runtime)) = (self.work.take(), Handle::try_current()) {
             runtime.spawn(work);
@@ -552,6 +553,10 @@ impl Proxy {
                     continue;
                 }
             };
+            if let Err(error) = self.manifest_admitted(asked, &object.manifest) {
+                filler.fail(error);
+                return Ok(());
+            }
             let Some(head) = self.usable(asked, &object) else {
                 debug!(peer = %by.id, "peer's object does not fit");
                 continue;
@@ -781,7 +786,7 @@ impl Proxy {
         let answered = self
             .shared
             .upstream
-            .origin(&asked.site, &asked.host, request, place)
+            .origin(&asked.site, asked.key, &asked.host, request, place)
             .await;
         answered
             .map(|response| (response, moment))

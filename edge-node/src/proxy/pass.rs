@@ -91,7 +91,7 @@ impl Proxy {
             && deliver::suffices(&asked.method, &asked.headers, entry)
         {
             let how = How::refreshed(false, fwd);
-            if let Some(response) = self.deliver(asked, &asked.headers, entry, how).await {
+            if let Some(response) = self.deliver(asked, &asked.headers, entry, how).await? {
                 return Ok(response);
             }
             return self.pass(asked, None, fwd).await;
@@ -136,7 +136,7 @@ impl Proxy {
         let response = self
             .shared
             .upstream
-            .origin(&asked.site, &asked.host, request, place)
+            .origin(&asked.site, asked.key, &asked.host, request, place)
             .await
             .map_err(|error| match &upload {
                 Some(upload) if upload.is_over() => ServeError::new(Kind::BodyTooLarge, error),
@@ -192,7 +192,8 @@ impl Proxy {
         let mut keeping = self.begin_keeping(filler, asked, response, moment, place);
         if let Filled::Shared(entry) = keeping.outcome(following).await {
             let how = How::filled(true, fwd, entry.head.status);
-            if let Some(response) = self.deliver(asked, fields, &entry, how).await {
+            keeping.go_on();
+            if let Some(response) = self.deliver(asked, fields, &entry, how).await? {
                 return Ok(response);
             }
         }

@@ -141,7 +141,7 @@ impl Proxy {
         let found = match self.asked_by_node(question) {
             // What it does not know of may be what the asker must not have.
             Some(_) if !out.wait(catching_up).await? => Found::Refused(Refusal::Behind),
-            Some(asked) => out.wait(self.found(&Arc::new(asked))).await?,
+            Some(asked) => out.wait(self.found_admitted(&Arc::new(asked))).await?,
             None => Found::Refused(Refusal::Unknown),
         };
         let (entry, asked_for_you) = match found {
@@ -279,6 +279,19 @@ impl Proxy {
             ..self.asked(&sites, selected, parts, caller, false)
         };
         (asked.key == question.key).then_some(asked)
+    }
+
+    /// What is found for a question, unless it is taken down: who asks mostly knows that, too.
+    async fn found_admitted(&self, asked: &Arc<Asked>) -> Found {
+        if self.admitted_to_nodes(asked).is_err() {
+            return Found::Refused(Refusal::Pass);
+        }
+        match self.found(asked).await {
+            Found::Entry(entry, _) if self.body_admitted(asked, &entry).await.is_err() => {
+                Found::Refused(Refusal::Pass)
+            }
+            found => found,
+        }
     }
 
     /// The journey of a question: lookup → fetch.

@@ -65,6 +65,7 @@ impl Gauges {
         metrics.purges(scopes, bytes, &self.purges.applied_by_kind());
         let origins = self.upstream.origin_traffic(|site| sites.serves(site));
         metrics.origins(&origins);
+        metrics.origins_health(&self.upstream.origins_health());
         let Some(membership) = &self.membership else {
             metrics.members(&[("ready", 1), ("starting", 0), ("draining", 0), ("gone", 0)]);
             return;

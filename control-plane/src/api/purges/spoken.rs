@@ -5,19 +5,16 @@ use std::sync::Arc;
 use axum::{
     Json,
     body::{self, Body},
-    extract::{Request, State},
+    extract::{FromRequestParts as _, Request, State},
     http::StatusCode,
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use cluster::{
-    purge::spoken::{Dialect, Unspoken, is_spoken, translate},
-    wire::{PurgeState, PurgeStatus},
-};
+use cluster::purge::spoken::{Dialect, Unspoken, in_words, is_spoken, translate};
 use serde_json::{Map, json};
 
-use super::{super::warm::refused_from_elsewhere, App, REQUEST_BYTES_MAX, perform, too_large};
-use crate::error::ApiError;
+use super::{App, REQUEST_BYTES_MAX, perform, too_large};
+use crate::{access::Caller, error::ApiError};
 
 /// Answers what is asked for in one of these ways; all else goes on.
 pub(in super::super) async fn spoken(
@@ -28,9 +25,6 @@ pub(in super::super) async fn spoken(
     if !is_spoken(request.method().as_str(), request.uri().path()) {
         return next.run(request).await;
     }
-    if let Some(refused) = refused_from_elsewhere(&request) {
-        return refused;
-    }
     match take(&app, request).await {
         Ok(answer) => answer,
         Err(error) => error.into_response(),
@@ -38,7 +32,8 @@ pub(in super::super) async fn spoken(
 }
 
 async fn take(app: &App, request: Request<Body>) -> Result<Response, ApiError> {
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
+    let caller = Caller::from_request_parts(&mut head, &()).await?;
     let body = body::to_bytes(body, REQUEST_BYTES_MAX)
         .await
         .map_err(|_| too_large())?;
@@ -54,7 +49,7 @@ async fn take(app: &App, request: Request<Body>) -> Result<Response, ApiError> {
     })?;
     let mut request = spoken.request;
     if let Some(host) = &spoken.host {
-        let Some(selected) = app.sites.map().select(host) else {
+        let Some(selected) = app.sites.now().map().select(host) else {
             app.metrics.purged("refused");
             let host: String = host.chars().take(80).collect();
             let reason = format!("no site has the host {host:?}");
@@ -63,7 +58,7 @@ async fn take(app: &App, request: Request<Body>) -> Result<Response, ApiError> {
         request.site.clone_from(&selected.site.name);
     }
     let tags = request.tags.clone();
-    let status = perform(app, request, "loopback").await?;
+    let status = perform(app, request, &caller).await?;
     let id = format!("{}-{}", status.log, status.seq);
     Ok(match spoken.dialect {
         Dialect::Fastly => Json(json!({"status": "ok", "id": id})).into_response(),
@@ -71,27 +66,6 @@ async fn take(app: &App, request: Request<Body>) -> Result<Response, ApiError> {
             let ids = tags.into_iter().map(|tag| (tag, id.clone().into()));
             Json(ids.collect::<Map<_, _>>()).into_response()
         }
-        Dialect::Proxy => told(&status).into_response(),
+        Dialect::Proxy => in_words(&status).into_response(),
     })
-}
-
-/// A line for who reads it, and one for each edge that lacks it.
-fn told(status: &PurgeStatus) -> String {
-    let acknowledged = |state| state == PurgeState::Acknowledged;
-    let (done, open): (Vec<_>, Vec<_>) = status
-        .nodes
-        .iter()
-        .partition(|node| acknowledged(node.state));
-    let mut text = format!(
-        "Purged: {} is acknowledged by {} of {} edges, the last after {} ms\n",
-        status.seq,
-        done.len(),
-        status.nodes.len(),
-        status.elapsed_ms
-    );
-    for node in open {
-        let reason = node.reason.as_deref().unwrap_or("has not answered yet");
-        text.push_str(&format!("{}: {reason}\n", node.node));
-    }
-    text
 }
