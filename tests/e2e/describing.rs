@@ -216,6 +216,27 @@ async fn what_is_answered_is_what_is_described() {
             .await;
     }
 
+    // Purges.
+    let purges = "/v1/purges";
+    let purge =
+        json!({"site": "site", "urls": ["/a"], "prefixes": ["/b/"], "tags": ["c"], "wait": "all"});
+    let purged = reader.ask(Method::POST, purges, purges, purge, 200).await;
+    assert_eq!(purged["complete"], true, "{purged}");
+    let (one, path) = ("/v1/purges/{seq}", format!("/v1/purges/{}", purged["seq"]));
+    reader.get(one, &path).await;
+    let page = reader.get(purges, "/v1/purges?after=0&limit=10").await;
+    assert_eq!(page["head"], purged["seq"], "{page}");
+    for (body, status) in [
+        (json!({"site": "none", "all": true}), 404),
+        (json!({"site": "site"}), 422),
+        (json!({"site": "site", "tags": vec!["t"; 1_001]}), 413),
+    ] {
+        reader.ask(Method::POST, purges, purges, body, status).await;
+    }
+    reader
+        .ask(Method::GET, one, "/v1/purges/7000000", Value::Null, 404)
+        .await;
+
     // Tokens.
     let look = json!({"name": "look", "role": "read", "expires": "1d"});
     let tokens = "/v1/tokens";

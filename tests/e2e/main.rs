@@ -13,7 +13,7 @@
 //! - [`swarming`]: one object that many edges want at once, while it comes in;
 //! - [`homing`]: several edges, and how often the origin is asked;
 //! - [`ruling`]: what a site's owner rules;
-//! - [`purging`]: what was purged does not come back;
+//! - [`purging`]: what was purged does not come back; [`purges`]: as it is asked for, and told of;
 //! - [`originating`]: several origins of a site, and what they learn of clients;
 //! - [`registering`]: sites that come, change and go while edges serve;
 //! - [`losing`]: processes that are killed, stopped, or cut off;
@@ -56,6 +56,8 @@ mod operating;
 mod originating;
 #[cfg(test)]
 mod overload;
+#[cfg(test)]
+mod purges;
 #[cfg(test)]
 mod purging;
 #[cfg(test)]
