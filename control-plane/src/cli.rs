@@ -1,6 +1,7 @@
 //! The command line: to serve, to check a configuration, and to ask a running control plane.
 
 mod paper;
+mod sites;
 mod tokens;
 mod warm;
 mod watching;
@@ -16,7 +17,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow, bail};
-use axum::http::{HeaderValue, Method, Request, StatusCode, Uri, header};
+use axum::http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 use bytes::Bytes;
 use clap::{Args, Parser, Subcommand};
 use cluster::{
@@ -25,10 +26,7 @@ use cluster::{
     node::NodeId,
     process::{in_one_line, init_telemetry, shutdown_signal},
     settings,
-    wire::{
-        EDGES, EdgesAnswer, ErrorAnswer, NODES, NodesAnswer, PEERS, PeersAnswer, Place, SITES,
-        SitesAnswer,
-    },
+    wire::{EDGES, EdgesAnswer, ErrorAnswer, NODES, NodesAnswer, PEERS, PeersAnswer, Place, SITES},
 };
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
@@ -104,10 +102,10 @@ enum Command {
         #[command(flatten)]
         asking: Asking,
     },
-    /// The sites that are handed out.
+    /// The sites that are handed out: what they are, were, and shall be.
     Sites {
         #[command(subcommand)]
-        command: SitesCommand,
+        command: sites::SitesCommand,
     },
     /// Have edges fetch URLs ahead of demand.
     Warm(warm::Warm),
@@ -127,19 +125,6 @@ enum Command {
     Man {
         /// The directory; it is made if it is not there.
         dir: PathBuf,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-enum SitesCommand {
-    /// All of them.
-    List(Asking),
-    /// One of them, in full.
-    Show {
-        /// Its name.
-        name: String,
-        #[command(flatten)]
-        asking: Asking,
     },
 }
 
@@ -306,14 +291,9 @@ pub fn run(arguments: Arguments, env: impl Iterator<Item = (OsString, OsString)>
             &format!("{EDGES}?client={client}{}", limit_parameter(limit)),
             |answer| edges_table(&answer),
         ),
-        Command::Sites { command } => match command {
-            SitesCommand::List(asking) => asking.tell(SITES, |answer| sites_table(&answer)),
-            SitesCommand::Show { name, asking } => {
-                let tell = |site: cluster::site::Site| {
-                    toml::to_string_pretty(&site).unwrap_or_else(|e| format!("{e}\n"))
-                };
-                asking.tell(&format!("{SITES}/{name}"), tell)
-            }
+        Command::Sites { command } => match command.run() {
+            Ok(code) => return code,
+            Err(error) => Err(error),
         },
         Command::Warm(warm) => warm.run(),
         Command::Tokens { command } => command.run(env),
@@ -429,6 +409,17 @@ impl Asking {
 
     /// Sends a request, with a body of JSON if it has one, and gives the body of a good answer.
     fn send(&self, method: Method, path: &str, body: Bytes) -> anyhow::Result<Bytes> {
+        self.send_with(method, path, &[], body)
+    }
+
+    /// The same with more fields.
+    fn send_with(
+        &self,
+        method: Method,
+        path: &str,
+        fields: &[(HeaderName, String)],
+        body: Bytes,
+    ) -> anyhow::Result<Bytes> {
         let api = self.api.trim_end_matches('/');
         let uri: Uri = format!("{api}{path}")
             .parse()
@@ -440,6 +431,9 @@ impl Asking {
             .method(method)
             .uri(uri)
             .header(header::CONTENT_TYPE, "application/json");
+        for (name, value) in fields {
+            request = request.header(name, value);
+        }
         if let Some(token) = self.token()? {
             let mut bearer = HeaderValue::try_from(format!("Bearer {}", token.reveal()))
                 .map_err(|_| anyhow!("the token is not one: it holds strange characters"))?;
@@ -567,22 +561,6 @@ fn edges_table(answer: &EdgesAnswer) -> String {
         [16, 12, 28, 6, 5, 8],
     );
     format!("{} is in {at}\n{table}", answer.client)
-}
-
-fn sites_table(answer: &SitesAnswer) -> String {
-    let rows = answer.sites.iter().map(|site| {
-        [
-            site.name.clone(),
-            site.hosts.join(" "),
-            site.origins
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-                .join(" "),
-        ]
-    });
-    let table = table(["SITE", "HOSTS", "ORIGINS"], rows, [16, 31, 31]);
-    format!("version {}\n{table}", answer.version)
 }
 
 fn place(place: &Place) -> String {
@@ -725,7 +703,7 @@ mod tests {
                 score: 12_345.6,
             }],
         }));
-        assert_fits(&sites_table(&SitesAnswer {
+        assert_fits(&sites::sites_table(&cluster::wire::SitesAnswer {
             version: 1,
             sites: vec![cluster::site::Site::new(&long, &[&long, &long], &[&long])],
         }));

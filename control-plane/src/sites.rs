@@ -29,7 +29,7 @@ use cluster::{
     wire::{SiteAction, SiteChanged, SiteHistory},
 };
 use tokio::{
-    sync::watch,
+    sync::{Semaphore, watch},
     task::spawn_blocking,
     time::{sleep, timeout},
 };
@@ -50,7 +50,7 @@ const WAS: &str = "sites/was/";
 pub const HISTORY_MAX: usize = 100;
 const HISTORY_BYTES_MAX: usize = 4 << 20;
 /// How often a change is judged anew when another came in between.
-const TRIES_MAX: usize = 16;
+const TRIES_MAX: usize = 64;
 /// How long an answer waits until this control plane itself sees what it has changed.
 const SEEN_WITHIN: Duration = Duration::from_secs(5);
 /// Pause after the store failed while it was followed.
@@ -107,6 +107,8 @@ pub struct Sites {
     snapshots: Arc<watch::Sender<Arc<Snapshot>>>,
     private: PrivateOrigins,
     clock: Clock,
+    /// Whose change is judged and made; others, of this control plane, wait in line.
+    turn: Arc<Semaphore>,
 }
 
 /// What [`Sites::open`] needs.
@@ -153,6 +155,7 @@ impl Sites {
             snapshots: Arc::new(watch::Sender::new(Arc::new(snapshot))),
             private,
             clock,
+            turn: Arc::new(Semaphore::new(1)),
         })
     }
 
@@ -228,6 +231,7 @@ impl Sites {
         expected: Expected,
         nodes: Vec<String>,
     ) -> Result<SiteChanged, ChangeError> {
+        let _turn = self.turn.acquire().await.map_err(|_| ChangeError::Busy)?;
         for _ in 0..TRIES_MAX {
             let before = self.now();
             let (planned, answer) = self.judged(&before, &wish, &expected, &nodes).await?;
@@ -235,7 +239,7 @@ impl Sites {
                 return Ok(answer);
             };
             let mut changes = changes_of(&wish.name, &record);
-            let past = self.past(&wish.name).await?;
+            let past = past(&self.store, &wish.name).await?;
             changes.extend(too_old(&wish.name, &past).map(Change::delete));
             changes.push(Change::put(SET, json(&planned.after.head())));
             let unchanged = Condition::at(SET, before.revision);
@@ -354,7 +358,7 @@ impl Sites {
     ///
     /// The store failed.
     pub async fn history(&self, name: &str) -> Result<Option<SiteHistory>, ChangeError> {
-        let past = self.past(name).await?;
+        let past = past(&self.store, name).await?;
         let now = self.now();
         let known = now.record(name);
         let current = known.map(|record| record.version);
@@ -369,13 +373,6 @@ impl Sites {
             in_file_of: known.and_then(|record| record.in_file_of.clone()),
             versions,
         }))
-    }
-
-    /// What is remembered of a site, the oldest first.
-    async fn past(&self, name: &str) -> Result<Vec<Item>, StoreError> {
-        listed(&self.store, &format!("{WAS}{name}/"))
-            .await
-            .map(|(items, _)| items)
     }
 
     /// Waits a moment for this control plane to see what is in the store.
@@ -404,19 +401,24 @@ impl Stored {
 
     /// All of it, and the revision from which on it has to be watched.
     async fn load(store: &Store) -> Result<(Self, u64), OpenError> {
-        let (items, revision) = listed(store, NOW).await?;
-        let mut stored = Self {
-            head: Head::default(),
-            revision: 0,
-            records: Records::new(),
-        };
-        for item in items {
-            stored.put(&item.key, &item.value, item.revision)?;
+        for _ in 0..TRIES_MAX {
+            let set = store.get(SET).await?;
+            let (items, revision) = listed(store, NOW).await?;
+            if store.get(SET).await? != set {
+                // Some of the sites are of this version, some of that.
+                continue;
+            }
+            let mut stored = Self {
+                head: Head::default(),
+                revision: 0,
+                records: Records::new(),
+            };
+            for item in items.into_iter().chain(set) {
+                stored.put(&item.key, &item.value, item.revision)?;
+            }
+            return Ok((stored, revision));
         }
-        if let Some(item) = store.get(SET).await? {
-            stored.put(&item.key, &item.value, item.revision)?;
-        }
-        Ok((stored, revision))
+        Err(OpenError::Busy)
     }
 
     fn put(&mut self, key: &str, value: &[u8], revision: u64) -> Result<(), OpenError> {
@@ -437,6 +439,10 @@ impl Stored {
     /// Takes over a commit; whether the set has another version by it.
     fn apply(&mut self, revision: u64, changes: Vec<Change>) -> Result<bool, OpenError> {
         let before = self.revision;
+        if revision <= before {
+            // It was there when all of it was read.
+            return Ok(false);
+        }
         for change in changes {
             match change {
                 Change::Put { key, value } => self.put(&key, &value, revision)?,
@@ -461,6 +467,12 @@ impl Stored {
             })
         })
     }
+}
+
+/// What is remembered of a site, the oldest first.
+async fn past(store: &Store, name: &str) -> Result<Vec<Item>, StoreError> {
+    let (items, _) = listed(store, &format!("{WAS}{name}/")).await?;
+    Ok(items)
 }
 
 /// All items below a prefix, and the revision of the first page.

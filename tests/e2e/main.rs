@@ -13,7 +13,9 @@
 //! - [`swarming`]: one object that many edges want at once, while it comes in;
 //! - [`homing`]: several edges, and how often the origin is asked;
 //! - [`ruling`]: what a site's owner rules;
+//! - [`purging`]: what was purged does not come back;
 //! - [`originating`]: several origins of a site, and what they learn of clients;
+//! - [`registering`]: sites that come, change and go while edges serve;
 //! - [`losing`]: processes that are killed, stopped, or cut off;
 //! - [`storing`]: a disk that is full, read-only, damaged or robbed, and a process killed over it;
 //! - [`admitting`]: who may change what, and who may not;
@@ -55,7 +57,11 @@ mod originating;
 #[cfg(test)]
 mod overload;
 #[cfg(test)]
+mod purging;
+#[cfg(test)]
 mod refusing;
+#[cfg(test)]
+mod registering;
 #[cfg(test)]
 mod regressing;
 #[cfg(test)]

@@ -10,6 +10,7 @@
 //! - [`wire`]: connections that a test speaks on byte by byte;
 //! - [`proxy`]: a TCP line with delay, limited rate, stalls and cuts;
 //! - [`process`] and [`cluster`]: the real binaries, alone and together; [`etcd`]: one that is real;
+//! - [`purger`]: a purge log that does as it is told;
 //! - [`mirror`]: fetches a whole directory through an edge and compares every byte;
 //! - [`schema`]: whether JSON is as a schema says;
 //! - [`simulation`]: the network as a simulation;
@@ -27,6 +28,7 @@ pub mod pattern;
 pub mod planet;
 pub mod process;
 pub mod proxy;
+pub mod purger;
 pub mod region;
 pub mod schema;
 pub mod simulation;

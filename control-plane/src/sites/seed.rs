@@ -8,13 +8,14 @@ use tracing::info;
 use super::{
     OpenError, SET, Stored, TRIES_MAX,
     change::next_version,
-    changes_of, json,
+    changes_of, json, past,
     snapshot::{Head, Record, Records, Snapshot},
+    too_old,
 };
 use crate::store::{Change, Committed, Condition, Store};
 
-/// Most sites of one commit: two changes each, within what the store takes.
-const SITES_AT_ONCE_MAX: usize = 60;
+/// Most sites of one commit: three changes each, within what the store takes.
+const SITES_AT_ONCE_MAX: usize = 40;
 /// Most bytes of one commit, half of what the store takes: a single site may be half a megabyte, twice.
 const BYTES_AT_ONCE_MAX: usize = 512 << 10;
 
@@ -123,7 +124,10 @@ async fn make(
     let condition = || vec![Condition::at(SET, stored.revision)];
     let (mut changes, mut bytes, mut sites) = (Vec::new(), 0, 0);
     for (name, record) in &fresh {
-        let own = changes_of(name, record);
+        let mut own = changes_of(name, record);
+        // The oldest leaves; there is one more with each start at most.
+        let past = past(store, name).await?;
+        own.extend(too_old(name, &past).take(1).map(Change::delete));
         let own_bytes: usize = own.iter().map(size).sum();
         if sites >= SITES_AT_ONCE_MAX || (sites > 0 && bytes + own_bytes > BYTES_AT_ONCE_MAX) {
             let some = std::mem::take(&mut changes);

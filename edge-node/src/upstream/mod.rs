@@ -7,7 +7,7 @@
 //! [`many`] an object from many of them, [`schedule`] which pieces of whom; [`home`] who fetches for
 //! others, and [`relayed`] what it says then; [`digest`] what peers hold; [`health`] how they have behaved;
 //! [`paying`] whether they are faster than the origin; [`ranking`] how far they are, [`probe`] how that is
-//! found out; [`nearness`] how far origins are; [`control`] what the control plane says; [`pool`] the
+//! found out; [`nearness`] how far origins are; [`control`] what the control plane says, [`purging`] what was purged; [`pool`] the
 //! connections under all of them, and [`plain`] those that need no HTTP client.
 //!
 //! **Invariant:** nothing here knows of the cache; it takes and gives HTTP messages, keys and
@@ -30,6 +30,7 @@ pub mod peer;
 pub mod plain;
 pub mod pool;
 pub mod probe;
+pub mod purging;
 pub mod ranking;
 pub mod relayed;
 pub mod schedule;
@@ -154,6 +155,8 @@ struct Inner {
     position: Position,
     ranking: Arc<ArcSwapOption<PeersAnswer>>,
     sites: watch::Sender<Option<Arc<SiteSet>>>,
+    /// The last version of them that a control plane has told of.
+    sites_told: watch::Sender<u64>,
     sites_version: u64,
     data_dir: PathBuf,
     reach: Arc<HashMap<NodeId, String>>,
@@ -209,6 +212,7 @@ impl Upstream {
             position: Position::default(),
             ranking: Arc::default(),
             sites: watch::Sender::new(None),
+            sites_told: watch::Sender::new(0),
             me,
             view,
             sites_version,
@@ -248,9 +252,13 @@ impl Upstream {
             let follow =
                 ranking::follow_ranking(planes, me, inner.data_dir.clone(), inner.ranking.clone());
             tasks.push(("ranking", tokio::spawn(follow)));
-            let (planes, view) = (inner.planes.clone(), inner.view.clone());
-            let follow =
-                control::follow_sites(planes, view, inner.sites.clone(), inner.sites_version);
+            let follow = control::follow_sites(
+                inner.planes.clone(),
+                inner.view.clone(),
+                inner.sites_told.subscribe(),
+                inner.sites.clone(),
+                inner.sites_version,
+            );
             tasks.push(("sites", tokio::spawn(follow)));
         }
         tasks
@@ -639,6 +647,11 @@ impl Upstream {
         self.0.sites.subscribe()
     }
 
+    /// A control plane says that it has this version of the site registry.
+    pub fn sites_nudged(&self, version: u64) {
+        self.0.sites_told.send_replace(version);
+    }
+
     /// Who is there now.
     pub fn view(&self) -> Arc<ClusterView> {
         self.0.view.borrow().clone()
@@ -940,7 +953,7 @@ mod tests {
             pieces: vec![*blake3::hash(BODY).as_bytes()],
             fetched_by: id("edge-9"),
             fetched_at: 1,
-            as_of: 0,
+            as_of: cluster::purge::Position::default(),
         };
         let mut body = peer::encode_answer_head(&manifest.encode().unwrap()).to_vec();
         match manner {
