@@ -237,7 +237,7 @@ async fn what_is_answered_is_what_is_described() {
         .await;
     for (body, status) in [
         (json!({"site": "none", "all": true}), 404),
-        (json!({"site": "site", "tag": "t"}), 400),
+        (json!({"site": "site", "tag": "t"}), 422),
     ] {
         reader.ask(Method::POST, all, all, body, status).await;
     }

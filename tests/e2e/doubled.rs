@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use crate::{
     SECOND,
     admitting::{call, made},
-    installed, started,
+    installed, started, stored,
 };
 
 /// What each of two writers writes.
@@ -234,6 +234,76 @@ async fn no_acknowledged_token_is_lost_when_either_is_killed_during_writes() {
     });
     let acknowledged = killing(&mut stage, writers).await;
     nothing_lost(&stage, "/v1/tokens", "tokens", &acknowledged).await;
+}
+
+/// The same with purges: each that was acknowledged is in the one log that both have, and the edges have
+/// applied all of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_acknowledged_purge_is_lost_and_the_edges_follow() {
+    let Some(binary) = installed("etcd") else {
+        return;
+    };
+    let mut stage = Stage::new(binary, 1, 2).await;
+    stage.origin.route("/a", Answer::bytes("old").max_age(600));
+    for edge in &stage.cluster.edges {
+        stored(edge, "/a").await;
+    }
+    let writers = stage.controls().map(|control| {
+        let url = control.url("/v1/purges");
+        let name = match control.id == "control" {
+            true => "first",
+            false => "second",
+        };
+        let body = |name: &str| json!({"site": "site", "tags": [name], "wait": "none"});
+        writing(Method::POST, move |_| url.clone(), body, name, &stage.token)
+    });
+    let acknowledged = killing(&mut stage, writers).await;
+    let mut logs = Vec::new();
+    for control in stage.controls() {
+        let log = eventually("it has the whole log", async || {
+            let path = "/v1/purges?after=0";
+            let page = call(control, Method::GET, path, Some(&stage.token), &Value::Null);
+            let page = page.await.json()?;
+            let records = page["records"].as_array().cloned().unwrap_or_default();
+            let tags: Vec<_> = (records.iter())
+                .filter_map(|record| record["purge"]["scopes"][0]["tag"].as_str())
+                .collect();
+            let lost: Vec<_> = (acknowledged.iter())
+                .filter(|name| !tags.contains(&name.as_str()))
+                .collect();
+            ensure!(lost.is_empty(), "{lost:?}");
+            Ok((page["head"].clone(), records))
+        });
+        logs.push(log.await.unwrap());
+    }
+    assert_eq!(logs[0], logs[1], "one log");
+
+    // What is purged through one is gone everywhere while the other is away.
+    stage.origin.route("/a", Answer::bytes("new").max_age(600));
+    stage.control(0).kill9().await.unwrap();
+    let [_, second] = stage.controls();
+    let wish = json!({"site": "site", "urls": ["/a"]});
+    let purged = call(
+        second,
+        Method::POST,
+        "/v1/purges",
+        Some(&stage.token),
+        &wish,
+    )
+    .await;
+    let purged = purged.json().unwrap();
+    assert_eq!(purged["complete"], true, "{purged}");
+    let head = purged["seq"].as_u64().unwrap();
+    for edge in &stage.cluster.edges {
+        assert_eq!(edge.get("/a").await.unwrap().text(), "new");
+        eventually("it has applied the whole log", async || {
+            let applied = edge.metric("edge_purge_seq_applied", &[]).await?;
+            ensure!(applied == head as f64, "{applied} of {head}");
+            Ok(())
+        })
+        .await
+        .unwrap();
+    }
 }
 
 /// The same with sites, and a member of etcd is killed as well; the edges serve what was acknowledged.
