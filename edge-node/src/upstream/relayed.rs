@@ -113,6 +113,8 @@ pub enum Refusal {
         /// Its body.
         body: Vec<u8>,
     },
+    /// The site has taken it down.
+    TakenDown,
 }
 
 /// A piece of an object that is shared out, and where it is to be had.
@@ -145,6 +147,7 @@ impl Refusal {
             Self::Crossed => "crossed",
             Self::Unknown => "unknown",
             Self::Busy => "busy",
+            Self::TakenDown => "taken_down",
             Self::OriginFailed { .. } | Self::OriginError { .. } => "origin_failed",
         }
     }
