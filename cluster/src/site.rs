@@ -46,6 +46,8 @@ pub const ORIGIN_CONCURRENCY_DEFAULT: u32 = 1_024;
 pub const ORIGIN_QUEUE_DEFAULT: u32 = 4_096;
 /// [`Site::origin_queue_timeout`] where a site does not say: about as long as people wait for a page.
 pub const ORIGIN_QUEUE_TIMEOUT_DEFAULT: Span = Span(Duration::from_secs(5));
+/// [`Site::purge_limit`] where a site does not say: longer than a control plane takes to start anew.
+pub const PURGE_LIMIT_DEFAULT: Span = Span(Duration::from_secs(30));
 /// Most of both: one address has no more ports towards an origin, and no more needs to wait for them.
 pub const ORIGIN_REQUESTS_MAX: u32 = 65_536;
 
@@ -115,6 +117,11 @@ pub struct Site {
     /// Who asks the origin for what no node holds; [`Shield::Region`] when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shield: Option<Shield>,
+    /// How long a node may go on answering from its cache when it has heard neither of a control plane nor
+    /// of any peer, so that a purge may have passed it by; then it asks the origin first.
+    /// [`PURGE_LIMIT_DEFAULT`] when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub purge_limit: Option<Span>,
     /// Response fields whose directives count before `Cache-Control` (RFC 9213), the most specific
     /// first; `CDN-Cache-Control` and `Surrogate-Control` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -212,6 +219,7 @@ impl Site {
             honour_client_reload: None,
             range_miss: None,
             shield: None,
+            purge_limit: None,
             targets: None,
             forward_targets: None,
             blocked_by: None,

@@ -60,6 +60,9 @@ pub const EDGES: &str = "/v1/edges";
 /// Control plane: everybody.
 pub const NODES: &str = "/v1/nodes";
 
+/// For whom a request to a control plane is signed: whoever asks knows its URL, not its name.
+pub const CONTROL_PLANES: &str = "control-planes";
+
 /// Who asks; part of a request's authentication (see [`crate::auth`]).
 pub const NODE_FIELD: &str = "cdn-node";
 /// When it was asked, in Unix milliseconds.

@@ -10,7 +10,7 @@ use cluster::{
     node::{NodeInfo, Phase, Role},
 };
 use tokio::{sync::watch, task::JoinSet};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     api::{self, App, AppParts},
@@ -18,6 +18,7 @@ use crate::{
     config::Config,
     data_dir::DataDir,
     error::StartError,
+    keyring::Keyring,
     metrics::Metrics,
     nudge::Nudger,
     places::Places,
@@ -47,6 +48,9 @@ pub struct Control {
     net: Arc<dyn Net>,
     config: Config,
     warming: Warming,
+    keyring: Keyring,
+    /// In use until the end.
+    data_dir: Arc<DataDir>,
     sites: Sites,
     clock: Clock,
 }
@@ -59,15 +63,35 @@ impl Control {
     /// What in the configuration or on this machine stands in the way, with its key.
     pub async fn build(mut config: Config, environment: Environment) -> Result<Self, StartError> {
         let Environment { net, clock } = environment;
-        let (mut sites, places, warming) = tokio::task::spawn_blocking({
+        let FromDisk {
+            data_dir,
+            version_before,
+            places,
+            warming,
+        } = tokio::task::spawn_blocking({
             let (config, clock) = (config.clone(), clock.clone());
             move || from_disk(config, &clock)
         })
         .await
         .expect("reading files neither panics nor is aborted")?;
+        let store = Store::open(&config.store, &data_dir, net.clone()).await?;
+        let keyring = Keyring::open(store.clone(), clock.clone())
+            .await
+            .map_err(StartError::Tokens)?;
+        if let Err(error) = keyring.take_rescue(&data_dir).await {
+            // It is tried again.
+            warn!(%error, "the reset of tokens is not taken yet");
+        }
         info!(database = places.describe(), "addresses are located");
-        sites.configured = std::mem::take(&mut config.sites);
-        let sites = Sites::open(sites).await?;
+        let sites = Sites::open(SitesParts {
+            store,
+            me: config.id.clone(),
+            configured: std::mem::take(&mut config.sites),
+            private: config.private_origins.clone(),
+            version_before,
+            clock: clock.clone(),
+        })
+        .await?;
         let version = sites.now().version();
 
         let http = listen(&net, "listen.http", config.listen.http).await?;
@@ -111,6 +135,7 @@ impl Control {
             metrics: Metrics::new(version, sites.now().map().sites().len()),
             sites: sites.clone(),
             warming: warming.clone(),
+            keyring: keyring.clone(),
             gossip: membership.stats(),
             clock: clock.clone(),
         };
@@ -125,6 +150,8 @@ impl Control {
             net,
             config,
             warming,
+            keyring,
+            data_dir,
             sites,
             clock,
         })
@@ -166,6 +193,7 @@ impl Control {
         ));
         keeper.spawn(self.sites.keep());
         keeper.spawn(self.warming.clone().run(atlases, self.net.clone(), signer));
+        keeper.spawn(self.keyring.keep(self.data_dir));
         keeper.spawn(atlas::keep(
             membership.clone(),
             self.places,
@@ -208,6 +236,15 @@ impl fmt::Debug for Control {
     }
 }
 
+/// What is read from files at start.
+struct FromDisk {
+    data_dir: Arc<DataDir>,
+    /// See [`version_before`].
+    version_before: u64,
+    places: Places,
+    warming: Warming,
+}
+
 /// Tells everybody which version of the sites is handed out.
 async fn tell_version(
     mut sites: watch::Receiver<Arc<Snapshot>>,
@@ -242,20 +279,17 @@ fn version_before(dir: &DataDir) -> Result<u64, StartError> {
     Ok(before.and_then(read).map_or(0, |before| before.version))
 }
 
-fn from_disk(config: Config, clock: &Clock) -> Result<(SitesParts, Places, Warming), StartError> {
+fn from_disk(config: Config, clock: &Clock) -> Result<FromDisk, StartError> {
     let data_dir = Arc::new(DataDir::open(&config.data_dir)?);
     let database = config.database.open()?;
-    let sites = SitesParts {
-        store: Store::open(&config.store, &data_dir)?,
-        me: config.id.clone(),
-        configured: Vec::new(),
-        private: config.private_origins.clone(),
-        version_before: version_before(&data_dir)?,
-        clock: clock.clone(),
-    };
-    // Has the directory in use until the end.
-    let warming = Warming::open(data_dir, clock.clone())?;
-    Ok((sites, Places::new(config.networks, database), warming))
+    let version_before = version_before(&data_dir)?;
+    let warming = Warming::open(data_dir.clone(), clock.clone())?;
+    Ok(FromDisk {
+        data_dir,
+        version_before,
+        places: Places::new(config.networks, database),
+        warming,
+    })
 }
 
 async fn listen(

@@ -9,7 +9,7 @@ use axum::{
 };
 use cluster::{geo::GeoError, membership::MembershipError, secret::SecretError, wire::ErrorAnswer};
 
-use crate::{data_dir::DataDirError, sites::OpenError};
+use crate::{data_dir::DataDirError, sites::OpenError, store::StoreError};
 
 /// Why a control plane does not start.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +28,12 @@ pub enum StartError {
     /// The store cannot be opened.
     #[error("store: {0}")]
     Store(io::Error),
+    /// The store does not answer.
+    #[error("store: {0}")]
+    StoreAway(#[from] StoreError),
+    /// The tokens cannot be read from it.
+    #[error("store: tokens cannot be read: {0}")]
+    Tokens(StoreError),
     /// The cluster's secret cannot be used.
     #[error("cluster.secret_file: {0}")]
     Secret(#[from] SecretError),

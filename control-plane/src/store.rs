@@ -8,13 +8,16 @@
 //! Who wants to follow a family lists it, notes the revision of the *first* page, and watches from there.
 
 mod embedded;
+mod etcd;
 mod sled;
 
-use std::{fmt, path::Path};
+use std::{fmt, path::Path, sync::Arc};
 
 use bytes::Bytes;
+use cluster::net::Net;
 use tokio::sync::mpsc;
 
+pub use self::etcd::EtcdConfig;
 use crate::{config::StoreAddress, data_dir::DataDir, error::StartError};
 
 /// The embedded store's part of the data directory.
@@ -174,18 +177,38 @@ pub struct Store(Kind);
 #[derive(Clone)]
 enum Kind {
     Embedded(embedded::Embedded),
+    Etcd(etcd::Etcd),
 }
 
 impl Store {
-    /// The store that the configuration names. Blocks.
+    /// The store that the configuration names.
     ///
     /// # Errors
     ///
-    /// It cannot be opened.
-    pub fn open(address: &StoreAddress, dir: &DataDir) -> Result<Self, StartError> {
+    /// It cannot be opened, or does not answer within half a minute.
+    pub async fn open(
+        address: &StoreAddress,
+        dir: &DataDir,
+        net: Arc<dyn Net>,
+    ) -> Result<Self, StartError> {
         match address {
-            StoreAddress::Embedded => Self::embedded(&dir.part(DIRECTORY)),
+            StoreAddress::Embedded => {
+                let dir = dir.part(DIRECTORY);
+                tokio::task::spawn_blocking(move || Self::embedded(&dir))
+                    .await
+                    .expect("opening neither panics nor is aborted")
+            }
+            StoreAddress::Etcd(config) => Ok(Self::etcd(config.clone(), net).await?),
         }
+    }
+
+    /// The store in etcd.
+    ///
+    /// # Errors
+    ///
+    /// It does not let us in, or does not answer within half a minute.
+    pub async fn etcd(config: EtcdConfig, net: Arc<dyn Net>) -> Result<Self, StoreError> {
+        Ok(Self(Kind::Etcd(etcd::Etcd::open(config, net).await?)))
     }
 
     /// The store in `dir`, which is made if it is not there; one that is damaged is set aside. Blocks.
@@ -207,6 +230,7 @@ impl Store {
         check_key(key)?;
         match &self.0 {
             Kind::Embedded(store) => store.get(key).await,
+            Kind::Etcd(store) => store.get(key).await,
         }
     }
 
@@ -227,6 +251,7 @@ impl Store {
         let limit = limit.clamp(1, PAGE_MAX);
         match &self.0 {
             Kind::Embedded(store) => store.list(prefix, limit, after).await,
+            Kind::Etcd(store) => store.list(prefix, limit, after).await,
         }
     }
 
@@ -247,6 +272,7 @@ impl Store {
         let limit = limit.clamp(1, PAGE_MAX);
         match &self.0 {
             Kind::Embedded(store) => store.since(prefix, revision, limit).await,
+            Kind::Etcd(store) => store.since(prefix, revision, limit).await,
         }
     }
 
@@ -264,6 +290,7 @@ impl Store {
         check_commit(&conditions, &changes)?;
         match &self.0 {
             Kind::Embedded(store) => store.commit(conditions, changes).await,
+            Kind::Etcd(store) => store.commit(conditions, changes).await,
         }
     }
 
@@ -276,6 +303,7 @@ impl Store {
         check_key(prefix)?;
         match &self.0 {
             Kind::Embedded(store) => store.watch(prefix, from).await.map(Watch),
+            Kind::Etcd(store) => store.watch(prefix, from).await.map(Watch),
         }
     }
 }
@@ -284,6 +312,7 @@ impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match &self.0 {
             Kind::Embedded(_) => "Store(embedded)",
+            Kind::Etcd(_) => "Store(etcd)",
         })
     }
 }

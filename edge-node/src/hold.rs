@@ -11,6 +11,7 @@
 //! Who does not prove to know the cluster's secret is cut off without a byte
 //! ([`crate::serve::ConnectionLimits::gated`]).
 
+mod purging;
 pub mod uploads;
 
 use std::{
@@ -53,6 +54,7 @@ use crate::{
     metrics::Metrics,
     offering::Offering,
     proxy::{Proxy, Question},
+    purges::Purges,
     serve::{Connection, NotAdmitted},
     upstream::{home::Level, peer, relayed},
     warm::Warmer,
@@ -67,6 +69,8 @@ const LOGGED_MAX: usize = 1024;
 const BATCH_TIMEOUT: Duration = Duration::from_secs(30);
 /// Batches at once: some jobs, of some control planes.
 const BATCHES_MAX: usize = 32;
+/// Pushes of purges at once, each of some MiB at most.
+const PUSHES_MAX: usize = 32;
 
 /// Answers peers. A clone-able handle.
 #[derive(Clone)]
@@ -83,13 +87,20 @@ struct Shared {
     warmer: Warmer,
     offering: Offering,
     batches: Arc<Semaphore>,
+    pushes: Arc<Semaphore>,
+    purges: Purges,
     uploads: Uploads,
     logged: Mutex<HashSet<IpAddr>>,
 }
 
 impl Hold {
     /// Answers whoever `verifier` accepts, as far as `uploads` allow: from `cache`, or with what `proxy`
-    /// fetches, as a home or ahead of demand; tells `offering` what is asked for.
+    /// fetches, as a home or ahead of demand; tells `offering` what is asked for, and `purges` what is
+    /// purged.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a part, and named where it is built"
+    )]
     pub fn new(
         cache: Cache,
         proxy: Proxy,
@@ -98,8 +109,10 @@ impl Hold {
         metrics: Arc<Metrics>,
         clock: Clock,
         offering: Offering,
+        purges: Purges,
     ) -> Self {
         let batches = Arc::new(Semaphore::new(BATCHES_MAX));
+        let pushes = Arc::new(Semaphore::new(PUSHES_MAX));
         let warmer = Warmer::new(proxy.clone(), metrics.clone());
         let logged = Mutex::default();
         Self {
@@ -112,6 +125,8 @@ impl Hold {
                 warmer,
                 offering,
                 batches,
+                pushes,
+                purges,
                 uploads,
                 logged,
             }),
@@ -147,12 +162,18 @@ impl Hold {
         if request.method() == Method::POST && request.uri().path() == wire::WARM {
             return Ok(self.warm(request).await);
         }
+        if request.method() == Method::POST && request.uri().path() == wire::PURGES {
+            return Ok(self.purge(request).await);
+        }
         if request.method() != Method::GET {
             return Ok(answer(StatusCode::METHOD_NOT_ALLOWED, Answer::Empty));
         }
         let path = request.uri().path();
         if path == wire::DIGEST {
             return Ok(self.digest(request.uri().query()).await);
+        }
+        if path == wire::PURGES {
+            return Ok(self.purges(request.uri().query()));
         }
         if path == wire::SITES {
             return Ok(self.nudged(request.uri().query()));
@@ -309,6 +330,10 @@ impl Hold {
         let (freshness, now_ms) = (&entry.head.freshness, clock.unix_ms());
         // Who names the pieces judges by the manifest whether they may be used.
         if asked.hash.is_none() && (freshness.no_cache || !freshness.is_fresh(now_ms)) {
+            cache.disclaim(key);
+            return refuse("stale", StatusCode::NOT_FOUND);
+        }
+        if asked.hash.is_none() && self.is_purged(request.headers(), &entry) {
             cache.disclaim(key);
             return refuse("stale", StatusCode::NOT_FOUND);
         }

@@ -180,6 +180,10 @@ pub struct Metrics {
     members: IntGaugeVec,
     gossip: IntCounterVec,
     purge_seq: IntGauge,
+    purge_scopes: IntGauge,
+    purge_table_bytes: IntGauge,
+    purges_applied: IntCounterVec,
+    purge_refused: IntCounterVec,
     sites_version: IntGauge,
     digests: IntGaugeVec,
     digest_pulls: IntCounterVec,
@@ -394,6 +398,24 @@ impl Metrics {
                 &["result"],
             ),
             purge_seq: gauge("edge_purge_seq_applied", "Number of the last purge applied"),
+            purge_scopes: gauge(
+                "edge_purge_scopes",
+                "Scopes of which the last purge is remembered",
+            ),
+            purge_table_bytes: gauge(
+                "edge_purge_table_bytes",
+                "Memory for what is remembered of purges",
+            ),
+            purges_applied: counters(
+                "edge_purges_applied_total",
+                "Scopes of purges that were applied, by kind",
+                &["kind"],
+            ),
+            purge_refused: counters(
+                "edge_purge_refused_total",
+                "Answers of other nodes that were not taken because they were purged here",
+                &["from"],
+            ),
             sites_version: gauge("edge_sites_version", "Version of the site registry in use"),
             digests: gauges(
                 "edge_digest_objects",
@@ -525,6 +547,20 @@ impl Metrics {
     pub fn versions(&self, purge_seq: u64, sites_version: u64) {
         self.purge_seq.set(as_i64(purge_seq));
         self.sites_version.set(as_i64(sites_version));
+    }
+
+    /// Sets what is remembered of purges, and raises the counters of what they hit to these totals.
+    pub fn purges(&self, scopes: usize, bytes: usize, totals: &[(&str, u64)]) {
+        self.purge_scopes.set(as_i64(scopes as u64));
+        self.purge_table_bytes.set(as_i64(bytes as u64));
+        for (kind, total) in totals {
+            raise(&self.purges_applied.with_label_values(&[kind]), *total);
+        }
+    }
+
+    /// What a `peer` or a `home` brought was purged, as far as is known here.
+    pub fn purge_refused(&self, from: &'static str) {
+        self.purge_refused.with_label_values(&[from]).inc();
     }
 
     /// Something was given up.

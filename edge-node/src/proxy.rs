@@ -13,6 +13,7 @@ mod miss;
 mod onward;
 mod order;
 mod pass;
+mod purged;
 mod quick;
 mod relay;
 mod shedding;
@@ -31,11 +32,11 @@ pub use self::{
 
 use std::{
     net::IpAddr,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex, OnceLock, atomic::AtomicBool},
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use cluster::{clock::Clock, key::Key, node::NodeId, site::Site};
+use cluster::{clock::Clock, key::Key, node::NodeId, purge::Position, site::Site};
 use http::{Extensions, HeaderMap, Method, Request, Response, StatusCode, Uri, Version, header};
 use http_body::Body as _;
 use hyper::body::Incoming;
@@ -56,6 +57,7 @@ use crate::{
     forward::{self, Hop},
     metrics::{Metrics, Outcome, SiteMetrics},
     payload::Payload,
+    purges::Purges,
     ruling::{
         Ruling,
         access::{Verdict, Visit},
@@ -82,6 +84,7 @@ struct Shared {
     cache: Cache,
     upstream: Upstream,
     sites: Arc<ArcSwap<Sites>>,
+    purges: Purges,
     metrics: Arc<Metrics>,
     clock: Clock,
     refusals: Refusals,
@@ -100,6 +103,8 @@ pub struct ProxyParts {
     pub upstream: Upstream,
     /// The sites served, in their newest version.
     pub sites: Arc<ArcSwap<Sites>>,
+    /// What is known of purges.
+    pub purges: Purges,
     /// Metrics of the process.
     pub metrics: Arc<Metrics>,
     /// The wall clock.
@@ -146,8 +151,13 @@ struct Asked {
     takes_trailers: bool,
     /// The way for interim responses, where the protocol has one.
     interim: Option<Interim>,
-    /// The exchange with the origin that was begun before it was known that all of this is needed.
-    begun: Mutex<Option<Begun>>,
+    /// The exchange with the origin that was begun before it was known that all of this is needed, and
+    /// the place in the purge log that had been reached then.
+    begun: Mutex<Option<(Begun, Position)>>,
+    /// Knows how what is stored stands.
+    purges: Purges,
+    /// Whether this node can answer from its cache.
+    is_sure: AtomicBool,
     now_ms: u64,
     started: Instant,
     /// Who asks: a client, or another node of which.
@@ -218,6 +228,7 @@ impl Proxy {
             cache,
             upstream,
             sites,
+            purges,
             metrics,
             clock,
             refusals,
@@ -229,6 +240,7 @@ impl Proxy {
             cache,
             upstream,
             sites,
+            purges,
             metrics,
             clock,
             refusals,
@@ -404,6 +416,8 @@ impl Proxy {
             takes_trailers,
             interim: caller.interim,
             begun: Mutex::default(),
+            purges: self.shared.purges.clone(),
+            is_sure: AtomicBool::new(true),
             now_ms: self.shared.clock.unix_ms(),
             started: caller.started,
             level: Level::Client,
@@ -479,6 +493,7 @@ impl Proxy {
         asked: &Arc<Asked>,
         mut filler: Option<Filler>,
     ) -> Result<Response<Payload>, ServeError> {
+        asked.make_sure().await;
         let ask = self.ask(asked);
         let target = asked.uri.path_and_query().map_or("/", |pq| pq.as_str());
         for _ in 0..ROUNDS_MAX {
@@ -569,6 +584,7 @@ impl Proxy {
             headers: &asked.headers,
             said: &asked.said,
             rules: &asked.rules,
+            judge: asked,
             now_ms: asked.now_ms,
         }
     }
@@ -606,6 +622,12 @@ impl Proxy {
         match filled {
             // Under the same URL, but another variant than this request selects.
             Filled::Shared(entry) if !vary::matches(&entry.head.selected_by, &asked.headers) => {
+                Ok(Found::Nothing)
+            }
+            // It was asked for before a purge that is older than this request.
+            Filled::Shared(entry) | Filled::Refreshed(entry)
+                if !leads && !asked.may_have(&entry) =>
+            {
                 Ok(Found::Nothing)
             }
             // What must be validated was fetched for the one who leads; the others ask for themselves, all

@@ -4,6 +4,7 @@ pub mod checks;
 pub mod gauges;
 pub mod nearness;
 pub mod publish;
+pub mod purges;
 pub mod seeds;
 pub mod sites;
 

@@ -2,8 +2,7 @@
 //! was), `PUT`, `DELETE`, `GET …/history`, `POST …/rollback`, `POST …/check`.
 //!
 //! A site is sent as JSON or TOML, by `Content-Type`. Its version is its `ETag`: `If-Match` changes only what
-//! was looked at, `If-None-Match: *` only what is not there. Whoever may change something must ask from the
-//! machine on which the control plane runs.
+//! was looked at, `If-None-Match: *` only what is not there.
 
 use std::sync::Arc;
 
@@ -15,9 +14,8 @@ use axum::{
         HeaderMap, HeaderName, HeaderValue, StatusCode, Uri,
         header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH},
     },
-    middleware,
     response::{IntoResponse, Response},
-    routing::{get, post, put},
+    routing::{get, post},
 };
 use cluster::{
     node::Role,
@@ -26,8 +24,9 @@ use cluster::{
 };
 use serde::{Deserialize, de::DeserializeOwned};
 
-use super::{App, warm::from_this_machine};
+use super::App;
 use crate::{
+    access::Caller,
     error::ApiError,
     sites::{ChangeError, Expected, Refusal, Wish},
     store::StoreError,
@@ -45,16 +44,12 @@ const SET_VERSION_FIELD: HeaderName = HeaderName::from_static("cdn-set-version")
 /// What answers under [`SITES`].
 pub(super) fn routes() -> Router<Arc<App>> {
     let one = format!("{SITES}/{{name}}");
-    let changing = Router::new()
-        .route(&one, put(replace).delete(remove))
-        .route(&format!("{one}/rollback"), post(roll_back))
-        .route(&format!("{one}/check"), post(check))
-        .layer(middleware::from_fn(from_this_machine));
     Router::new()
         .route(SITES, get(all))
-        .route(&one, get(show))
+        .route(&one, get(show).put(replace).delete(remove))
         .route(&format!("{one}/history"), get(history))
-        .merge(changing)
+        .route(&format!("{one}/rollback"), post(roll_back))
+        .route(&format!("{one}/check"), post(check))
         .layer(DefaultBodyLimit::max(REQUEST_BYTES_MAX))
 }
 
@@ -117,11 +112,12 @@ async fn history(
 
 async fn replace(
     State(app): State<Arc<App>>,
+    caller: Caller,
     Path(name): Path<String>,
     fields: HeaderMap,
     body: Bytes,
 ) -> Result<Response, ApiError> {
-    let wish = put_of(&name, &fields, &body)?;
+    let wish = put_of(&name, &caller, &fields, &body)?;
     let is_new = app.sites.now().site(&name).is_none();
     let expected = expected(&fields)?;
     let changed = app.sites.change(wish, expected, nodes(&app)).await?;
@@ -134,13 +130,14 @@ async fn replace(
 
 async fn remove(
     State(app): State<Arc<App>>,
+    caller: Caller,
     Path(name): Path<String>,
     fields: HeaderMap,
 ) -> Result<Response, ApiError> {
     let wish = Wish {
         site: None,
         action: SiteAction::Delete,
-        by: by(&fields),
+        by: by(&caller, &fields),
         name,
     };
     let expected = match expected(&fields)? {
@@ -153,12 +150,13 @@ async fn remove(
 
 async fn roll_back(
     State(app): State<Arc<App>>,
+    caller: Caller,
     Path(name): Path<String>,
     fields: HeaderMap,
     body: Bytes,
 ) -> Result<Response, ApiError> {
     let SiteRollback { version } = read(Written::Json, &body)?;
-    let (by, expected) = (by(&fields), expected(&fields)?);
+    let (by, expected) = (by(&caller, &fields), expected(&fields)?);
     let changed = app
         .sites
         .roll_back(&name, version, by, expected, nodes(&app));
@@ -167,11 +165,12 @@ async fn roll_back(
 
 async fn check(
     State(app): State<Arc<App>>,
+    caller: Caller,
     Path(name): Path<String>,
     fields: HeaderMap,
     body: Bytes,
 ) -> Result<Json<SiteChanged>, ApiError> {
-    let wish = put_of(&name, &fields, &body)?;
+    let wish = put_of(&name, &caller, &fields, &body)?;
     let checked = app
         .sites
         .check(wish, expected(&fields)?, nodes(&app))
@@ -206,7 +205,7 @@ enum Written {
 }
 
 /// What shall be, by a request's body.
-fn put_of(name: &str, fields: &HeaderMap, body: &[u8]) -> Result<Wish, ApiError> {
+fn put_of(name: &str, caller: &Caller, fields: &HeaderMap, body: &[u8]) -> Result<Wish, ApiError> {
     let content_type = fields
         .get(CONTENT_TYPE)
         .and_then(|value| value.to_str().ok());
@@ -226,7 +225,7 @@ fn put_of(name: &str, fields: &HeaderMap, body: &[u8]) -> Result<Wish, ApiError>
         name: name.to_owned(),
         site: Some(site),
         action: SiteAction::Put,
-        by: by(fields),
+        by: by(caller, fields),
     })
 }
 
@@ -324,16 +323,18 @@ fn expected(fields: &HeaderMap) -> Result<Expected, ApiError> {
         .ok_or_else(|| ApiError::parameter("if-match", reason))
 }
 
-/// Who asks. Only from this machine is a change taken, and there it is believed.
-fn by(fields: &HeaderMap) -> String {
+/// Who asks: a token's name. As long as there are no tokens, a change is taken from this machine only, and who
+/// that is, is believed.
+fn by(caller: &Caller, fields: &HeaderMap) -> String {
     let told = fields.get(BY_FIELD).and_then(|value| value.to_str().ok());
     let told = told.map(str::trim).filter(|told| !told.is_empty());
-    let told: String = told
-        .unwrap_or("somebody")
-        .chars()
-        .take(BY_BYTES_MAX)
-        .collect();
-    format!("{told} on this machine")
+    match told {
+        Some(told) if caller.is_first() => {
+            let told: String = told.chars().take(BY_BYTES_MAX).collect();
+            format!("{told} on this machine")
+        }
+        _ => caller.name.clone(),
+    }
 }
 
 fn shortened(name: &str) -> String {
@@ -385,7 +386,9 @@ mod tests {
     fn a_site_is_read_as_it_is_written() {
         let json = ("content-type", "application/json; charset=utf-8");
         let toml = ("content-type", "application/toml");
-        let wish = |field, body: &str| put_of("a", &fields(&[field]), body.as_bytes());
+        let wish = |field, body: &str| {
+            put_of("a", &Caller::loopback(), &fields(&[field]), body.as_bytes())
+        };
         let by_json = wish(json, r#"{"hosts": ["a.test"], "origins": ["http://o"]}"#).unwrap();
         let by_toml = wish(
             toml,
@@ -449,12 +452,9 @@ mod tests {
 
     #[test]
     fn who_asks_is_told_in_one_line() {
-        assert_eq!(by(&HeaderMap::new()), "somebody on this machine");
-        assert_eq!(
-            by(&fields(&[("cdn-by", " alice ")])),
-            "alice on this machine"
-        );
-        let long = "x".repeat(100);
-        assert!(by(&fields(&[("cdn-by", &long)])).len() < 90);
+        let told = |pairs: &[(&'static str, &str)]| by(&Caller::loopback(), &fields(pairs));
+        assert_eq!(told(&[]), "loopback");
+        assert_eq!(told(&[("cdn-by", " alice ")]), "alice on this machine");
+        assert!(told(&[("cdn-by", &"x".repeat(100))]).len() < 90);
     }
 }

@@ -1,23 +1,20 @@
 //! `POST /v1/warm`, `GET /v1/warm`, `GET /v1/warm/{id}` and `DELETE /v1/warm/{id}`: jobs that have edges
 //! fetch URLs ahead of demand.
-//!
-//! Whoever may change something here must ask from the machine on which the control plane runs.
 
-use std::{collections::HashSet, net::SocketAddr, sync::Arc};
+use std::{collections::HashSet, sync::Arc};
 
 use axum::{
     Json, Router,
     extract::{
-        ConnectInfo, DefaultBodyLimit, Path, Request, State,
+        DefaultBodyLimit, Path, State,
         rejection::{BytesRejection, JsonRejection},
     },
     http::{
         HeaderValue, StatusCode, Uri,
-        header::{FORWARDED, LOCATION, RETRY_AFTER},
+        header::{LOCATION, RETRY_AFTER},
     },
-    middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{delete, get, post},
+    routing::get,
 };
 use cluster::{
     node::{NodeId, Role},
@@ -37,33 +34,10 @@ const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("30");
 
 /// What answers under [`WARM`].
 pub(super) fn routes() -> Router<Arc<App>> {
-    let changing = Router::new()
-        .route(WARM, post(take))
-        .route(&format!("{WARM}/{{id}}"), delete(cancel))
-        .layer(middleware::from_fn(from_this_machine));
     Router::new()
-        .route(WARM, get(all))
-        .route(&format!("{WARM}/{{id}}"), get(one))
-        .merge(changing)
+        .route(WARM, get(all).post(take))
+        .route(&format!("{WARM}/{{id}}"), get(one).delete(cancel))
         .layer(DefaultBodyLimit::max(REQUEST_BYTES_MAX))
-}
-
-/// Lets through who asks from this machine, and not in somebody else's name.
-pub(super) async fn from_this_machine(
-    ConnectInfo(from): ConnectInfo<SocketAddr>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let fields = request.headers();
-    let is_here = from.ip().to_canonical().is_loopback()
-        && !fields.contains_key(FORWARDED)
-        && !fields.contains_key("x-forwarded-for");
-    if is_here {
-        return next.run(request).await;
-    }
-    let reason = "changes can be made only from the machine on which the control plane runs: \
-                  run the command there (`docker compose exec control-plane control-plane …`)";
-    ApiError::new(StatusCode::FORBIDDEN, reason).into_response()
 }
 
 async fn take(

@@ -13,6 +13,7 @@ use axum::{
 };
 use cluster::{
     node::NodeId,
+    purge::{Hit, Position, Verdict},
     site::takedown::{Takedown, hash_in_hex},
 };
 use serde::Serialize;
@@ -28,7 +29,8 @@ use crate::{
         policy::{self, CacheControl},
     },
     deliver,
-    ruling::access::{Verdict, Visit},
+    purges::{Named, Purges, tags::tag_names},
+    ruling::access::{self, Visit},
     upstream::{home::HomesReport, paying::Comparison, standing::OriginReport},
 };
 
@@ -40,12 +42,26 @@ struct Explained {
     host: String,
     key: String,
     stored: Option<Stored>,
+    purges: Purged,
     holders: Vec<serde_json::Value>,
     homes: HomesReport,
     order: Comparison,
     origins: Vec<OriginReport>,
     then: String,
     why: Vec<String>,
+}
+
+/// What purges have to say.
+#[derive(Serialize)]
+struct Purged {
+    /// Up to which place in the log nothing is missing here.
+    applied: Position,
+    /// Of what is stored: `good`, `stale` or `gone`.
+    verdict: Option<&'static str>,
+    /// What hit it, the newest first.
+    hit_by: Vec<Hit>,
+    /// Why this node does not answer from its cache at once, whatever is stored.
+    doubt: Option<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -66,7 +82,7 @@ struct Stored {
     etag: Option<String>,
     last_modified: Option<String>,
     tags: Vec<String>,
-    as_of: u64,
+    as_of: Position,
     fetched_by: NodeId,
     fetched_at_ms: u64,
     from: String,
@@ -173,7 +189,7 @@ pub(super) async fn explain(
     let content_hash = entry.as_ref().and_then(|entry| entry.content_hash(None));
     let takedowns = &ruling.takedowns;
     let taken_down = match verdict {
-        Verdict::Gone { place } => Some(place),
+        access::Verdict::Gone { place } => Some(place),
         _ => content_hash.and_then(|hash| takedowns.of_body(&hash)),
     };
     let taken_down = taken_down.and_then(|place| takedowns.get(place));
@@ -202,6 +218,13 @@ pub(super) async fn explain(
             .map(|first| format!("{:?}", first.id.as_str())),
         now_ms,
     };
+    let named = Named {
+        site: name,
+        host,
+        target,
+        rules: &ruling.key,
+    };
+    let purges = Purged::of(&admin.purges, named, entry.as_deref());
     let explained = Explained {
         then: why::then(&case),
         why: why::why(&case),
@@ -209,6 +232,7 @@ pub(super) async fn explain(
         host: host.clone(),
         key: key.to_string(),
         stored: entry.as_ref().map(|entry| Stored::of(entry, now_ms)),
+        purges,
         holders,
         homes,
         order: order.clone(),
@@ -216,6 +240,27 @@ pub(super) async fn explain(
         url: question.url,
     };
     Json(explained).into_response()
+}
+
+impl Purged {
+    fn of(purges: &Purges, named: Named<'_>, stored: Option<&Entry>) -> Self {
+        let judged = stored.map(|entry| {
+            let (headers, as_of) = (&entry.head.headers, entry.head.as_of);
+            let verdict = match purges.verdict(named, headers, as_of) {
+                Verdict::Good => "good",
+                Verdict::Stale => "stale",
+                Verdict::Gone => "gone",
+            };
+            (verdict, purges.hits(named, headers, as_of))
+        });
+        let (verdict, hit_by) = judged.unzip();
+        Self {
+            applied: purges.applied(),
+            verdict,
+            hit_by: hit_by.unwrap_or_default(),
+            doubt: purges.doubt(),
+        }
+    }
 }
 
 impl Stored {
@@ -250,7 +295,7 @@ impl Stored {
             stale_if_error_s: head.freshness.stale_if_error.as_secs(),
             etag: text(header::ETAG),
             last_modified: text(header::LAST_MODIFIED),
-            tags: entry::tags(&head.headers),
+            tags: tag_names(&head.headers),
             as_of: head.as_of,
             fetched_by: head.fetched_by.clone(),
             fetched_at_ms: head.fetched_at,

@@ -335,7 +335,7 @@ mod tests {
                 length: None,
                 fetched_by: "edge-1".parse().unwrap(),
                 fetched_at: STORED_MS,
-                as_of: 0,
+                as_of: cluster::purge::Position::default(),
             }
         });
         let case = Case {

@@ -41,6 +41,7 @@ use crate::{
     forward,
     metrics::{Outcome, SiteMetrics, Source},
     payload::Payload,
+    purges::Named,
     ruling::{
         Ruling,
         access::{Verdict, Visit},
@@ -437,7 +438,15 @@ impl Proxy {
         };
         let now_ms = shared.clock.unix_ms();
         let entry = shared.cache.hot(key, varied, now_ms)?;
-        if self.is_outdated(ruling, &known.host, target, &entry) {
+        let named = Named {
+            site: &ruling.site.name,
+            host: &known.host,
+            target,
+            rules: &ruling.key,
+        };
+        if self.is_outdated(ruling, &known.host, target, &entry)
+            || !shared.purges.lets_pass(named, &entry, now_ms)
+        {
             return None;
         }
         let anything = CacheControl::default();

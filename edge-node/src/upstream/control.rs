@@ -5,14 +5,15 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use cluster::{
-    auth,
+    auth::{self, Signer},
+    clock::Clock,
     node::Role,
     secret::ClusterSecret,
     site::{SiteMap, SiteSet},
     view::ClusterView,
     wire,
 };
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::de::DeserializeOwned;
 use tokio::{
     sync::watch,
@@ -67,6 +68,7 @@ pub struct ControlPlanes {
     pool: Pool,
     bases: Arc<[String]>,
     secret: Option<ClusterSecret>,
+    signing: Option<(Signer, Clock)>,
 }
 
 impl ControlPlanes {
@@ -81,12 +83,45 @@ impl ControlPlanes {
             pool,
             bases,
             secret,
+            signing: None,
         }
+    }
+
+    /// Proves who asks, to those that do not answer everybody.
+    #[must_use]
+    pub fn signing(mut self, signer: Signer, clock: Clock) -> Self {
+        self.signing = Some((signer, clock));
+        self
+    }
+
+    fn fields(&self, path: &str) -> HeaderMap {
+        let Some((signer, clock)) = &self.signing else {
+            return HeaderMap::new();
+        };
+        let all = wire::CONTROL_PLANES.parse().expect("it is a name");
+        let fields = signer.sign(&all, "GET", path, clock.unix_ms());
+        let fields = fields.into_iter().map(|(name, value)| {
+            let value = HeaderValue::try_from(value).expect("names and digits");
+            (HeaderName::from_static(name), value)
+        });
+        fields.collect()
     }
 
     /// Whether there are any.
     pub fn any(&self) -> bool {
         !self.bases.is_empty()
+    }
+
+    pub(super) fn bases(&self) -> &[String] {
+        &self.bases
+    }
+
+    pub(super) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    pub(super) fn secret(&self) -> Option<&ClusterSecret> {
+        self.secret.as_ref()
     }
 
     /// The document at `path` (with its query) from the first control plane that has a valid one that
@@ -122,7 +157,7 @@ impl ControlPlanes {
     }
 
     async fn bytes(&self, url: &str, path: &str, bytes_max: usize) -> Result<Bytes, String> {
-        let request = || pool::get(url, HeaderMap::new()).map_err(|e| e.to_string());
+        let request = || pool::get(url, self.fields(path)).map_err(|e| e.to_string());
         let deadline = Instant::now() + DOCUMENT_TIMEOUT;
         let document = self
             .pool

@@ -7,7 +7,7 @@
 //! [`many`] an object from many of them, [`schedule`] which pieces of whom; [`home`] who fetches for
 //! others, and [`relayed`] what it says then; [`digest`] what peers hold; [`health`] how they have behaved;
 //! [`paying`] whether they are faster than the origin; [`ranking`] how far they are, [`probe`] how that is
-//! found out; [`nearness`] how far origins are; [`control`] what the control plane says; [`pool`] the
+//! found out; [`nearness`] how far origins are; [`control`] what the control plane says, [`purging`] what was purged; [`pool`] the
 //! connections under all of them, and [`plain`] those that need no HTTP client.
 //!
 //! **Invariant:** nothing here knows of the cache; it takes and gives HTTP messages, keys and
@@ -30,6 +30,7 @@ pub mod peer;
 pub mod plain;
 pub mod pool;
 pub mod probe;
+pub mod purging;
 pub mod ranking;
 pub mod relayed;
 pub mod schedule;
@@ -191,17 +192,21 @@ impl Upstream {
         // Origins get connections of their own, so that their number says nothing of peers.
         let pool = Pool::new(net.clone());
         let signer = secret.clone().map(|secret| Signer::new(secret, me.clone()));
+        let mut planes = ControlPlanes::new(pool.clone(), &control_planes, secret);
+        if let Some(signer) = &signer {
+            planes = planes.signing(signer.clone(), clock.clone());
+        }
         let health = Arc::<Health>::default();
         Self(Arc::new(Inner {
             origins: Origins::new(Pool::new(net.clone()), events.clone()),
             asker: signer.map(|signer| Asker {
-                pool: pool.clone(),
+                pool,
                 signer,
                 clock,
                 health: health.clone(),
             }),
             net,
-            planes: ControlPlanes::new(pool, &control_planes, secret),
+            planes,
             digests: Digests::default(),
             health,
             position: Position::default(),
@@ -949,7 +954,7 @@ mod tests {
             pieces: vec![*blake3::hash(BODY).as_bytes()],
             fetched_by: id("edge-9"),
             fetched_at: 1,
-            as_of: 0,
+            as_of: cluster::purge::Position::default(),
         };
         let mut body = peer::encode_answer_head(&manifest.encode().unwrap()).to_vec();
         match manner {

@@ -539,11 +539,31 @@ impl Pool {
         bytes_max: usize,
         deadline: Instant,
     ) -> Result<Document, E> {
+        self.document_over(Reuse::Allowed, request, patience, bytes_max, deadline)
+            .await
+    }
+
+    /// The same over a connection of that kind.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::document`].
+    pub async fn document_over<E: From<SendError>>(
+        &self,
+        reuse: Reuse,
+        request: impl Fn() -> Result<Request<Body>, E>,
+        patience: Patience,
+        bytes_max: usize,
+        deadline: Instant,
+    ) -> Result<Document, E> {
         let Answer {
             response,
             round_trip,
             ..
-        } = self.ask(request, patience).await?;
+        } = match reuse {
+            Reuse::Allowed => self.ask(request, patience).await?,
+            Reuse::Never => self.send(request()?, patience, reuse).await?,
+        };
         let (head, mut body) = response.into_parts();
         let failed = |fault, detail: String| {
             E::from(SendError {
