@@ -349,7 +349,7 @@ async fn what_is_refused_changes_nothing() {
             site(&origin),
             403,
             "",
-            "only from the machine",
+            "only from the machine on which the control plane runs",
         ),
     ] {
         let answer = call(

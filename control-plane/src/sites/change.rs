@@ -241,23 +241,14 @@ fn names_host(site: &Site, origin: &Origin) -> bool {
 
 /// The site of which `host` is a host, other than by a `*` for all.
 fn served_under(host: &str, map: &SiteMap) -> Option<String> {
-    let selected = map.select(host)?;
-    let is_named = selected.site.hosts.iter().any(|own| own != "*");
-    (is_named && !selected.site.hosts.iter().all(|own| own == "*") && named(&selected.site, host))
-        .then(|| selected.site.name.clone())
-}
-
-fn named(site: &Site, host: &str) -> bool {
-    let rest = Site {
-        hosts: site
-            .hosts
-            .iter()
-            .filter(|own| *own != "*")
-            .cloned()
-            .collect(),
-        ..site.clone()
+    let site = map.select(host)?.site;
+    // By `*` alone, the site has every host.
+    let is_named = !site.hosts.iter().any(|own| own == "*") || {
+        let others = site.hosts.iter().filter(|own| *own != "*");
+        let others: Vec<&str> = others.map(String::as_str).collect();
+        Site::new(&site.name, &others, &[]).has_host(host)
     };
-    rest.has_host(host)
+    is_named.then(|| site.name.clone())
 }
 
 /// Host and port of a node's base URL; with `{host}` in it, the host is any.
