@@ -12,12 +12,12 @@
 //! - [`rank`] (pure): which peer or edge comes first, and why; [`steer`] (pure): where a client's
 //!   request is sent;
 //! - [`store`]: the transactional map in which a control plane keeps what it answers for;
-//! - [`purge_log`]: purges in their order; [`fanout`]: how every edge gets them; [`receipts`]: what became
-//!   of each of them at each edge;
 //! - [`sites`]: the site registry: its versions, who made them, and what may be; [`nudge`] tells the edges
 //!   of a new one;
 //! - [`tokens`] (pure): bearer tokens, their secrets and their roles; [`access`] (pure): who asks, and what
 //!   that lets them do; [`keyring`]: the tokens of the cluster, in the store;
+//! - [`purge_log`]: purges in their order; [`fanout`]: how every edge gets them; [`receipts`]: what became
+//!   of each of them at each edge;
 //! - [`warm`]: jobs that have edges fetch URLs ahead of demand;
 //! - [`api`]: one file per resource; [`serve`]: connections, their limits and their end;
 //! - [`cli`]: the operator's commands against a running control plane.

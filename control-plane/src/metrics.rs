@@ -42,6 +42,10 @@ pub struct Metrics {
     answers: IntCounterVec,
     /// `control_plane_geo_lookups_total{result}`.
     geo_lookups: IntCounterVec,
+    /// `control_plane_sites_version`.
+    sites_version: IntGauge,
+    /// `control_plane_sites`.
+    sites: IntGauge,
     /// `control_plane_purges_total{outcome}`.
     purges: IntCounterVec,
     /// `control_plane_purge_duration_seconds`.
@@ -52,10 +56,6 @@ pub struct Metrics {
     purge_scopes: IntGauge,
     /// `control_plane_purge_log_head`.
     purge_head: IntGauge,
-    /// `control_plane_sites_version`.
-    sites_version: IntGauge,
-    /// `control_plane_sites`.
-    sites: IntGauge,
     edges: Mutex<HashSet<NodeId>>,
 }
 
