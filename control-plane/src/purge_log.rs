@@ -354,7 +354,8 @@ impl PurgeLog {
     /// Deletes from the store what no longer counts.
     async fn tidy(&self) -> Result<(), StoreError> {
         let mut upkeep = self.retained().upkeep();
-        while !upkeep.is_empty() {
+        let mut is_alone = true;
+        while is_alone && !upkeep.is_empty() {
             let mut deleted = Vec::new();
             for task in upkeep {
                 match task {
@@ -363,7 +364,7 @@ impl PurgeLog {
                         key,
                         revision,
                         stored,
-                    } => self.rewrite(key, revision, stored).await?,
+                    } => is_alone &= self.rewrite(key, revision, stored).await?,
                 }
             }
             // What is of no use here is of no use anywhere: without conditions.
@@ -373,20 +374,30 @@ impl PurgeLog {
                 let mut retained = self.retained();
                 some.iter().for_each(|key| retained.delete(key));
             }
-            upkeep = self.retained().upkeep();
+            if is_alone {
+                upkeep = self.retained().upkeep();
+            }
         }
         Ok(())
     }
 
-    async fn rewrite(&self, key: String, revision: u64, stored: Stored) -> Result<(), StoreError> {
+    /// False: another control plane was first, and the watch tells of it.
+    async fn rewrite(
+        &self,
+        key: String,
+        revision: u64,
+        stored: Stored,
+    ) -> Result<bool, StoreError> {
         let value = serde_json::to_vec(&stored).expect("plain data with text keys");
         let condition = vec![Condition::at(key.clone(), revision)];
         let change = vec![Change::put(key.clone(), value)];
-        // After a conflict, the watch tells what it is now.
-        if let Committed::At(revision) = self.0.store.commit(condition, change).await? {
-            self.retained().put(key, revision, stored);
+        match self.0.store.commit(condition, change).await? {
+            Committed::At(revision) => {
+                self.retained().put(key, revision, stored);
+                Ok(true)
+            }
+            Committed::Conflict => Ok(false),
         }
-        Ok(())
     }
 
     fn publish(&self) {
