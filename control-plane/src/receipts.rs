@@ -20,8 +20,10 @@ use tokio::{
 
 /// Purges whose receipts are kept.
 pub const KEPT_MAX: usize = 1_000;
-/// Longest time that an answer waits for edges; one that needs longer is late.
+/// Longest time that an answer waits for edges.
 pub const WAIT_MAX: Duration = Duration::from_secs(10);
+/// An edge that has not answered for so long is late: a little less, so that the answer says so.
+const LATE_AFTER: Duration = Duration::from_secs(9);
 /// An edge that has not taken anything for so long, and was asked, is not waited for.
 pub const UNREACHABLE_AFTER: Duration = Duration::from_secs(2);
 
@@ -205,7 +207,7 @@ impl Receipts {
         let known = self.known();
         let tracked = known.purges.get(&seq)?;
         let age_ms = self.clock.unix_ms().saturating_sub(tracked.record.taken_at);
-        let is_old = u128::from(age_ms) >= WAIT_MAX.as_millis();
+        let is_old = u128::from(age_ms) >= LATE_AFTER.as_millis();
         let nodes = tracked.edges.iter().map(|(id, ms)| {
             let edge = known.edges.get(id);
             let (state, reason) = match (ms, edge) {
