@@ -12,6 +12,7 @@
 //! - [`gathering`]: one object from many edges at once;
 //! - [`swarming`]: one object that many edges want at once, while it comes in;
 //! - [`homing`]: several edges, and how often the origin is asked;
+//! - [`shielding`]: homes that are silent or have too much to do;
 //! - [`ruling`]: what a site's owner rules;
 //! - [`losing`]: processes that are killed, stopped, or cut off;
 //! - [`storing`]: a disk that is full, read-only, damaged or robbed, and a process killed over it;
@@ -49,6 +50,8 @@ mod ruling;
 mod serving;
 #[cfg(test)]
 mod sharing;
+#[cfg(test)]
+mod shielding;
 #[cfg(test)]
 mod storing;
 #[cfg(test)]

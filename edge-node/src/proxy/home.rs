@@ -87,16 +87,17 @@ impl Proxy {
             shares: true,
             ..asked.wanted(&fields)
         };
-        for (index, home) in way.iter().enumerate() {
-            let told = timeout_at(deadline, self.shared.upstream.fill(home, wanted)).await;
-            let told = match told {
-                Ok(Ok(told)) => told,
-                Ok(Err(error)) => {
-                    debug!(home = %home.id, %error, "home could not help");
+        let mut homes = self.shared.upstream.homes(way, wanted);
+        loop {
+            let (home, told) = match timeout_at(deadline, homes.next()).await {
+                Ok(None) => break,
+                Ok(Some((index, Ok(told)))) => (&way[index], told),
+                Ok(Some((index, Err(error)))) => {
+                    debug!(home = %way[index].id, %error, "home could not help");
                     continue;
                 }
                 Err(_) => {
-                    let detail = format!("home {} waits for the origin", home.id);
+                    let detail = "a home waits for the origin";
                     filler.fail(ServeError::new(Kind::Timeout, detail));
                     return None;
                 }
@@ -143,7 +144,7 @@ impl Proxy {
                         debug!(home = %home.id, "home's object does not fit");
                         break;
                     };
-                    let others = &way[index + 1..];
+                    let others = &way[homes.asked()..];
                     let kept = self.keep_relayed(filler, asked, head, *relayed, home, others);
                     match Box::pin(kept).await {
                         Ok(()) => return None,

@@ -4,7 +4,7 @@
 //! [`origin`] where objects come from, [`lane`] the shortest way there; [`gate`] how many at once;
 //! [`peer`] one question to one peer; [`select`] which peer to ask, [`hedge`] when to ask a second as well;
 //! [`many`] an object from many of them, [`schedule`] which pieces of whom; [`home`] who fetches for
-//! others, and [`relayed`] what it says then; [`digest`] what peers hold; [`health`] how they have behaved;
+//! others, [`homes`] how several of them are asked, and [`relayed`] what one says then; [`digest`] what peers hold; [`health`] how they have behaved;
 //! [`paying`] whether they are faster than the origin; [`ranking`] how far they are, [`probe`] how that is
 //! found out; [`nearness`] how far origins are; [`control`] what the control plane says; [`pool`] the
 //! connections under all of them, and [`plain`] those that need no HTTP client.
@@ -19,6 +19,7 @@ pub mod gate;
 pub mod health;
 pub mod hedge;
 pub mod home;
+pub mod homes;
 pub mod lane;
 pub mod many;
 pub mod nearness;

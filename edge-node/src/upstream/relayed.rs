@@ -360,8 +360,8 @@ async fn next_frame(frames: &mut Frames, block: u32) -> Result<Frame, PeerError>
 }
 
 impl Asker {
-    /// Asks `home` for what is `wanted`, and waits until it is known what comes of it. Also returns how long
-    /// the head of its answer took. The caller knows how long it wants to wait.
+    /// Asks `home` for what is `wanted`, until it begins to answer: it does at once, whatever it waits for.
+    /// Also returns how long that took.
     ///
     /// # Errors
     ///
@@ -370,7 +370,7 @@ impl Asker {
         &self,
         home: &Home,
         wanted: Wanted<'_>,
-    ) -> Result<(Told, Duration), PeerError> {
+    ) -> Result<(Frames, Duration), PeerError> {
         let path = format!("{}/{}?level={}", wire::FILL, wanted.key, home.level.word());
         let fields = question_fields(wanted)?;
         let patience = self.patience(&home.id);
@@ -390,27 +390,35 @@ impl Asker {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(PeerError::Denied),
             other => return Err(garbage(format!("status {other}"))),
         }
-        let mut frames = Frames::new(incoming);
-        let told = loop {
-            match next_frame(&mut frames, 0).await? {
-                Frame::Wait => {}
-                Frame::Head(head) => {
-                    break Told::Object(Box::new(Relayed {
-                        head: received(*head, round_trip),
-                        frames,
-                        total: 0,
-                        blocks: 0,
-                        ended: false,
-                        verdict: None,
-                    }));
-                }
-                Frame::Same(head) => break Told::Same(Box::new(received(*head, round_trip))),
-                Frame::Refused(refusal) => break Told::Refused(refusal),
-                _ => return Err(garbage("a frame out of place".into())),
-            }
-        };
-        Ok((told, round_trip))
+        Ok((Frames::new(incoming), round_trip))
     }
+}
+
+/// What comes of a question, whose answer began after this `round_trip`. The caller knows how long it wants
+/// to wait.
+///
+/// # Errors
+///
+/// The home failed.
+pub(super) async fn told(mut frames: Frames, round_trip: Duration) -> Result<Told, PeerError> {
+    Ok(loop {
+        match next_frame(&mut frames, 0).await? {
+            Frame::Wait => {}
+            Frame::Head(head) => {
+                break Told::Object(Box::new(Relayed {
+                    head: received(*head, round_trip),
+                    frames,
+                    total: 0,
+                    blocks: 0,
+                    ended: false,
+                    verdict: None,
+                }));
+            }
+            Frame::Same(head) => break Told::Same(Box::new(received(*head, round_trip))),
+            Frame::Refused(refusal) => break Told::Refused(refusal),
+            _ => return Err(garbage("a frame out of place".into())),
+        }
+    })
 }
 
 /// It is older by the time on its way (RFC 9111 §4.2.3), of which the head's round trip is a bound; the time
