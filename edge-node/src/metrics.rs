@@ -73,16 +73,19 @@ pub enum Shed {
     OriginQueueFull,
     /// A request to an origin that waited for too long.
     OriginQueueTimeout,
+    /// A miss whose home had more to do than it, or the origin, may do at once.
+    Home,
     /// A connection that waited for its next request, for a new one.
     IdleConnection,
 }
 
 impl Shed {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Unwanted,
         Self::Fills,
         Self::OriginQueueFull,
         Self::OriginQueueTimeout,
+        Self::Home,
         Self::IdleConnection,
     ];
 
@@ -93,6 +96,7 @@ impl Shed {
             Self::Fills => "fills",
             Self::OriginQueueFull => "origin-queue-full",
             Self::OriginQueueTimeout => "origin-queue-timeout",
+            Self::Home => "home",
             Self::IdleConnection => "idle-connection",
         }
     }

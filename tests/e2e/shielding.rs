@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::ensure;
-use cluster::site::rules::Shield;
+use cluster::{quantity::Span, site::rules::Shield};
 use harness::{
     client::Client,
     cluster::{Cluster, HOST, Plan},
@@ -11,11 +11,12 @@ use harness::{
     process::eventually,
     region::REGIONS,
 };
-use tokio::time::Instant;
+use tokio::{sync::watch, task::JoinSet, time::Instant};
 
 use crate::{
     SECOND,
     homing::{path_at, settled},
+    stored,
 };
 
 fn one_region(edges: usize, origin: &str) -> Plan {
@@ -85,4 +86,73 @@ async fn a_home_that_falls_silent_is_overtaken() {
     })
     .await
     .unwrap();
+}
+
+/// The home has as many requests at the origin as it may, and as many in line: who asks it is told so, and
+/// asks the origin no more than the home does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crowd_at_one_home_does_not_go_round_it() {
+    const AT_ONCE: u32 = 2;
+    const IN_LINE: u32 = 3;
+    const CROWD: usize = 24;
+    let origin = Origin::start().await.unwrap();
+    let plan = one_region(4, &origin.url()).site(|site| {
+        site.origin_concurrency = Some(AT_ONCE);
+        site.origin_queue = Some(IN_LINE);
+        site.origin_queue_timeout = Some(Span(SECOND * 300));
+        site.first_byte_timeout = Span(SECOND * 300);
+    });
+    let cluster = settled(plan).await;
+    let home = &cluster.edges[0];
+    let (hot, old) = (path_at(home, "hot").await, path_at(home, "old").await);
+    origin.route(&hot, Answer::bytes("hot").max_age(600));
+    let brief = Answer::bytes("old").field("cache-control", "max-age=1, stale-if-error=600");
+    origin.route(&old, brief);
+    for edge in &cluster.edges[1..] {
+        stored(edge, &hot).await;
+        edge.get(&old).await.unwrap();
+    }
+    tokio::time::sleep(SECOND * 2).await;
+
+    let (open, held) = watch::channel(false);
+    let mut crowd = JoinSet::new();
+    let mut paths = Vec::new();
+    for n in 0..CROWD {
+        let path = path_at(home, &format!("crowd-{n}")).await;
+        let answer = Answer::bytes("at last").max_age(600).held(held.clone());
+        origin.route(&path, answer);
+        let url = cluster.edges[1 + n % 3].url(&path);
+        crowd.spawn(async move { Client::new().get_with(&url, &[("host", HOST)]).await });
+        paths.push(path);
+    }
+    let taken = (AT_ONCE + IN_LINE) as usize;
+    for _ in taken..CROWD {
+        let answer = crowd.join_next().await.unwrap().unwrap().unwrap();
+        let detail = answer.cache_status().detail;
+        assert_eq!(answer.status, 503, "{answer:?}");
+        assert_eq!(answer.field("retry-after"), Some("5"), "{answer:?}");
+        assert_eq!(detail.as_deref(), Some("overloaded"));
+    }
+    let asked = |paths: &[String]| -> usize { paths.iter().map(|p| origin.seen(p).len()).sum() };
+    assert_eq!(asked(&paths), AT_ONCE as usize);
+    for edge in &cluster.edges[1..] {
+        let answer = edge.get(&hot).await.unwrap();
+        assert!(answer.status == 200 && answer.cache_status().hit);
+        let answer = edge.get(&old).await.unwrap();
+        assert_eq!((answer.status, answer.text().as_str()), (200, "old"));
+        let shed = edge.metric("edge_shed_total", &["reason=\"home\""]).await;
+        assert!(shed.unwrap() > 0.5);
+    }
+    open.send_replace(true);
+    for answer in crowd.join_all().await {
+        assert_eq!(answer.unwrap().text(), "at last");
+    }
+    assert_eq!(asked(&paths), taken);
+    assert_eq!(origin.most_unanswered(), u64::from(AT_ONCE));
+    // And nobody is blamed: afterwards the home is asked as before.
+    let path = path_at(home, "after").await;
+    origin.route(&path, Answer::bytes("after").max_age(600));
+    let answer = cluster.edges[1].get(&path).await.unwrap();
+    let detail = answer.cache_status().detail;
+    assert_eq!(detail, Some(format!("home:{}", home.id)));
 }

@@ -31,7 +31,7 @@ use crate::{
         fellows::SharedOut,
         home::{Home, Way},
         origin::OriginBody,
-        peer,
+        peer::{self, PeerError},
         relayed::{
             self, BLOCK_BYTES, OriginFault, PieceAt, Refusal, RelayError, RelayHead, Relayed, Said,
             Told, Wanted,
@@ -88,11 +88,21 @@ impl Proxy {
             ..asked.wanted(&fields)
         };
         let mut homes = self.shared.upstream.homes(way, wanted);
+        let mut busy = None;
         loop {
             let (home, told) = match timeout_at(deadline, homes.next()).await {
-                Ok(None) => break,
+                Ok(None) => match busy {
+                    None => break,
+                    Some(home) => {
+                        filler.fail(self.shed_by_home(home, Kind::Overloaded));
+                        return None;
+                    }
+                },
                 Ok(Some((index, Ok(told)))) => (&way[index], told),
                 Ok(Some((index, Err(error)))) => {
+                    if error == PeerError::Busy {
+                        busy = Some(&way[index].id);
+                    }
                     debug!(home = %way[index].id, %error, "home could not help");
                     continue;
                 }
@@ -103,7 +113,12 @@ impl Proxy {
                 }
             };
             match told {
-                Told::Refused(Refusal::Crossed | Refusal::Unknown | Refusal::Busy) => {}
+                Told::Refused(Refusal::Crossed | Refusal::Unknown) => {}
+                Told::Refused(Refusal::Busy) => busy = Some(&home.id),
+                Told::Refused(Refusal::OriginBusy) => {
+                    filler.fail(self.shed_by_home(&home.id, Kind::OriginBusy));
+                    return None;
+                }
                 Told::Refused(Refusal::Pass) => break,
                 Told::Refused(Refusal::OriginFailed { fault, detail }) => {
                     let detail = format!("home {}: {detail}", home.id);

@@ -113,6 +113,8 @@ pub enum Refusal {
         /// Its body.
         body: Vec<u8>,
     },
+    /// The origin has as many requests from there as it may have: do not ask it instead.
+    OriginBusy,
 }
 
 /// A piece of an object that is shared out, and where it is to be had.
@@ -145,6 +147,7 @@ impl Refusal {
             Self::Crossed => "crossed",
             Self::Unknown => "unknown",
             Self::Busy => "busy",
+            Self::OriginBusy => "origin_busy",
             Self::OriginFailed { .. } | Self::OriginError { .. } => "origin_failed",
         }
     }
@@ -519,6 +522,7 @@ mod tests {
             Frame::End(5),
             Frame::Failed("why".into()),
             Frame::Refused(Refusal::Crossed),
+            Frame::Refused(Refusal::OriginBusy),
             Frame::Refused(Refusal::OriginError {
                 status: 503,
                 fields: vec![],
