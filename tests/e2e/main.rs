@@ -9,6 +9,7 @@
 //! - [`leading`]: one edge, and misses over a connection that was kept;
 //! - [`sharing`]: several edges, and where the bytes come from;
 //! - [`warming`]: URLs fetched ahead of demand;
+//! - [`ranging`]: parts of one object from edges that hold it;
 //! - [`gathering`]: one object from many edges at once;
 //! - [`swarming`]: one object that many edges want at once, while it comes in;
 //! - [`homing`]: several edges, and how often the origin is asked;
@@ -40,6 +41,8 @@ mod losing;
 mod operating;
 #[cfg(test)]
 mod overload;
+#[cfg(test)]
+mod ranging;
 #[cfg(test)]
 mod refusing;
 #[cfg(test)]

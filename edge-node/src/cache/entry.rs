@@ -326,6 +326,23 @@ impl Entry {
         }
     }
 
+    /// The hashes of the pieces that a part has, and the number of the first; `None` of what is no part, or
+    /// one that begins within a piece.
+    pub fn part_pieces(&self) -> Option<(u32, Vec<PieceHash>)> {
+        let start = self.head.part.as_ref()?.range.start;
+        let first = u32::try_from(start / PIECE_BYTES as u64).ok()?;
+        let hashes = match &self.body {
+            _ if !start.is_multiple_of(PIECE_BYTES as u64) => return None,
+            Body::Whole(bytes) => bytes
+                .chunks(PIECE_BYTES)
+                .map(|piece| *blake3::hash(piece).as_bytes())
+                .collect(),
+            Body::Pieces { hashes, .. } => hashes.to_vec(),
+            Body::Shelved(_) | Body::Growing(_) => return None,
+        };
+        Some((first, hashes))
+    }
+
     /// Where the bytes that are here begin in the whole body.
     pub fn offset(&self) -> u64 {
         self.head.part.as_ref().map_or(0, |part| part.range.start)
