@@ -357,6 +357,7 @@ impl Edge {
             upstream: upstream.clone(),
             membership: membership.clone(),
             sites: sites.clone(),
+            clock: clock.clone(),
             metrics: metrics.clone(),
         };
         let admin = admin::router(Admin {
