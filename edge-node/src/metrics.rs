@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use cluster::node::NodeId;
+use cluster::{membership::NODES_MAX, node::NodeId};
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
@@ -180,6 +180,8 @@ pub struct Metrics {
     evictions: IntCounterVec,
     store: HashMap<&'static str, IntCounter>,
     members: IntGaugeVec,
+    /// Never changes; kept, so that it is told.
+    _members_max: IntGauge,
     gossip: IntCounterVec,
     purge_seq: IntGauge,
     sites_version: IntGauge,
@@ -380,6 +382,14 @@ impl Metrics {
                 "Nodes in this node's view, itself included",
                 &["state"],
             ),
+            _members_max: {
+                let most = gauge(
+                    "edge_members_max",
+                    "Nodes that gossip carries; beyond, its messages are not sent",
+                );
+                most.set(as_i64(NODES_MAX as u64));
+                most
+            },
             gossip: counters(
                 "edge_gossip_datagrams_total",
                 "Gossip datagrams, by what came of them",

@@ -558,3 +558,22 @@ fn a_source_has_its_allowance_and_many_sources_share_one() {
     assert!(rates.allow(source(5_000), start + Duration::from_secs(9)));
     assert_eq!(rates.sources.len(), 1);
 }
+
+#[test]
+fn that_the_cluster_is_too_large_is_told_once() {
+    let mut told = false;
+    for (nodes, is_outgrown, is_news) in [
+        (1, false, false),
+        (NODES_MAX, false, false),
+        (NODES_MAX + 1, true, true),
+        (NODES_MAX + 2, true, false),
+        (NODES_MAX, true, false),
+        (NODES_MAX + 1, true, false),
+        (NODES_MAX / 10 * 9, false, false),
+        (NODES_MAX + 1, true, true),
+    ] {
+        let said = outgrown(nodes, told);
+        assert_eq!(said, (is_outgrown, is_news), "{nodes}");
+        told = said.0;
+    }
+}
