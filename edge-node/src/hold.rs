@@ -163,6 +163,11 @@ impl Hold {
         if let Some(key) = key_behind(wire::OFFER) {
             return Ok(self.offered(key, request.headers()));
         }
+        if let Some(key) = key_behind(wire::CHANGED) {
+            self.shared.metrics.peer_answered("changed");
+            self.shared.cache.invalidate(key, now).await;
+            return Ok(answer(StatusCode::NO_CONTENT, Answer::Empty));
+        }
         if let Some(key) = key_behind(wire::FILL) {
             self.shared.offering.asked(key, &from, request.headers());
             let level = Level::of_query(request.uri().query());

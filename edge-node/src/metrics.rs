@@ -173,6 +173,7 @@ pub struct Metrics {
     warmed: IntCounterVec,
     fill_orders: IntCounterVec,
     offers: IntCounterVec,
+    changes: IntCounterVec,
     hedges: IntCounterVec,
     denied: IntCounter,
     cache_bytes: IntGaugeVec,
@@ -342,6 +343,11 @@ impl Metrics {
                 "Questions of peers answered by this node, by the answer",
                 &["answer"],
             ),
+            changes: counters(
+                "edge_changes_told_total",
+                "Other nodes that were to hear of an unsafe request, by what came of it",
+                &["result"],
+            ),
             offers: counters(
                 "edge_offers_total",
                 "Hot objects offered to other nodes of a region, by what came of it",
@@ -472,6 +478,11 @@ impl Metrics {
     /// A URL was fetched ahead of demand, and where it came from; or `failed`.
     pub fn warmed(&self, from: &str) {
         self.warmed.with_label_values(&[from]).inc();
+    }
+
+    /// Another node was to hear of a change: `told`, `failed`, or `busy` when there was too much to tell.
+    pub fn told_changed(&self, result: &'static str) {
+        self.changes.with_label_values(&[result]).inc();
     }
 
     /// A hot object was offered to a node, or could not be.

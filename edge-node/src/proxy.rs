@@ -6,6 +6,7 @@
 //! client that hangs up does not take the answer away from others.
 
 mod answer;
+mod changed;
 mod fetch;
 mod holders;
 mod home;
@@ -89,6 +90,7 @@ struct Shared {
     upload: UploadLimits,
     fills: Fills,
     swarms: swarm::Swarms,
+    telling: changed::Telling,
 }
 
 /// What [`Proxy::new`] needs.
@@ -236,6 +238,7 @@ impl Proxy {
             upload,
             fills: Fills::new(fills_max),
             swarms: swarm::Swarms::default(),
+            telling: changed::Telling::default(),
         };
         Self {
             shared: Arc::new(shared),

@@ -1,8 +1,15 @@
 //! Homes that are silent, busy or gone: whoever asks them goes on, and the origin is spared all the same.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use anyhow::ensure;
+use bytes::Bytes;
 use cluster::{quantity::Span, site::rules::Shield};
 use harness::{
     client::Client,
@@ -11,10 +18,11 @@ use harness::{
     process::eventually,
     region::REGIONS,
 };
+use http::Method;
 use tokio::{sync::watch, task::JoinSet, time::Instant};
 
 use crate::{
-    SECOND,
+    SECOND, heard_of,
     homing::{path_at, settled},
     stored,
 };
@@ -155,4 +163,50 @@ async fn a_crowd_at_one_home_does_not_go_round_it() {
     let answer = cluster.edges[1].get(&path).await.unwrap();
     let detail = answer.cache_status().detail;
     assert_eq!(detail, Some(format!("home:{}", home.id)));
+}
+
+/// What a client changes through one edge is not brought back by the home, nor by another who has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_changed_through_one_edge_is_old_for_all() {
+    let origin = Origin::start().await.unwrap();
+    let cluster = settled(one_region(3, &origin.url())).await;
+    let [home, one, two] = &cluster.edges[..] else {
+        unreachable!()
+    };
+    let path = path_at(home, "thing").await;
+    let version = Arc::new(AtomicU32::new(1));
+    let current = version.clone();
+    origin.route_by(&path, move |seen| {
+        if seen.method == "PUT" {
+            current.fetch_add(1, Ordering::SeqCst);
+            return Answer::status(204).into();
+        }
+        let text = format!("version {}", current.load(Ordering::SeqCst));
+        Answer::bytes(text).max_age(600).into()
+    });
+    for round in 1..=3 {
+        for edge in [one, two, home] {
+            let answer = edge.get(&path).await.unwrap();
+            assert_eq!(answer.text(), format!("version {round}"), "{}", edge.id);
+        }
+        for (edge, holder) in [(one, two), (one, home), (two, one), (two, home)] {
+            heard_of(edge, &holder.id, 1).await.unwrap();
+        }
+        let asked = origin.seen(&path).len();
+        let url = one.url(&path);
+        let client = Client::new();
+        let put = client.send(Method::PUT, &url, &[("host", HOST)], Bytes::new());
+        assert_eq!(put.await.unwrap().status, 204);
+        let after = format!("version {}", round + 1);
+        for edge in [two, one, home] {
+            let answer = edge.get(&path).await.unwrap();
+            assert_eq!(answer.text(), after, "{} in round {round}", edge.id);
+        }
+        // The change itself, and one question for all of them.
+        assert_eq!(origin.seen(&path).len(), asked + 2);
+    }
+    let told = one
+        .metric("edge_changes_told_total", &["result=\"told\""])
+        .await;
+    assert!((told.unwrap() - 6.0).abs() < 0.5);
 }

@@ -210,7 +210,12 @@ impl Reached {
 
 impl Inner {
     /// The homes of `key` for this node's region and for the cluster, as far as the site has such.
-    fn homes<'a>(&self, view: &'a ClusterView, site: &Site, key: Key) -> [Vec<&'a NodeInfo>; 2] {
+    pub(super) fn homes<'a>(
+        &self,
+        view: &'a ClusterView,
+        site: &Site,
+        key: Key,
+    ) -> [Vec<&'a NodeInfo>; 2] {
         let nodes = || view.nodes().map(|node| &**node);
         let region = view.node(&self.me).map_or("", |me| &me.region);
         match site.shield() {

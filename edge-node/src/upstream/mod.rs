@@ -5,13 +5,14 @@
 //! [`peer`] one question to one peer; [`select`] which peer to ask, [`hedge`] when to ask a second as well;
 //! [`many`] an object from many of them, [`schedule`] which pieces of whom; [`home`] who fetches for
 //! others, [`homes`] how several of them are asked, and [`relayed`] what one says then; [`digest`] what peers hold; [`health`] how they have behaved;
-//! [`paying`] whether they are faster than the origin; [`ranking`] how far they are, [`probe`] how that is
+//! [`changed`] who hears of changes; [`paying`] whether they are faster than the origin; [`ranking`] how far they are, [`probe`] how that is
 //! found out; [`nearness`] how far origins are; [`control`] what the control plane says; [`pool`] the
 //! connections under all of them, and [`plain`] those that need no HTTP client.
 //!
 //! **Invariant:** nothing here knows of the cache; it takes and gives HTTP messages, keys and
 //! manifests. Nothing here waits for anybody without a deadline.
 
+pub mod changed;
 pub mod control;
 pub mod digest;
 pub mod fellows;

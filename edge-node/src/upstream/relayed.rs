@@ -594,9 +594,9 @@ mod tests {
             have: None,
             shares: false,
         };
-        let (told, _) = asker.fill(&home, wanted).await?;
+        let (frames, round_trip) = asker.fill(&home, wanted).await?;
         let mut heard = Vec::new();
-        if let Told::Object(mut relayed) = told {
+        if let Told::Object(mut relayed) = told(frames, round_trip).await? {
             while let Some(bytes) = relayed.next().await {
                 heard.push(bytes);
             }
