@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::node::NodeId;
+use crate::{node::NodeId, purge::Position};
 
 /// Size of every piece of a body but the last: large enough that a 20 GiB body has a manifest under
 /// 1 MiB, small enough that one is verified before a reader would notice the wait.
@@ -47,8 +47,9 @@ pub struct Manifest {
     pub fetched_by: NodeId,
     /// When that was, in Unix milliseconds by that edge's clock.
     pub fetched_at: u64,
-    /// The purge that the fetch is known to be newer than.
-    pub as_of: u64,
+    /// The place in the purge log that the fetch is known to be newer than: that which the fetching
+    /// edge had reached before it asked the origin.
+    pub as_of: Position,
 }
 
 /// Why bytes are not a manifest.
@@ -130,7 +131,7 @@ mod tests {
             pieces: vec![[7; 32]; pieces],
             fetched_by: "edge-1".parse().unwrap(),
             fetched_at: 1,
-            as_of: 0,
+            as_of: Position { log: 3, seq: 4 },
         }
     }
 

@@ -117,10 +117,15 @@ pub fn score(key: Key, node: &NodeInfo) -> f64 {
         0 => CAPACITY_DEFAULT,
         bytes => bytes,
     };
-    let hash = hash(key, node.id.as_str());
+    share(key, node.id.as_str(), weight as f64)
+}
+
+/// The score for `key` of what has this name and weight.
+pub fn share(key: Key, name: &str, weight: f64) -> f64 {
+    let hash = hash(key, name);
     // 53 bits are what a float holds; the half keeps it from 0 and 1.
     let uniform = ((hash >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
-    weight as f64 / -uniform.ln()
+    weight / -uniform.ln()
 }
 
 /// The same on every node and in every version: FNV-1a of the name, mixed with the key. A miss computes it

@@ -4,6 +4,19 @@
 //! it, and an object is good if its `as_of` (the place up to which it is known to be newer) is not
 //! before that of any scope that covers it. What is remembered only ever grows: a record may come twice,
 //! late, or in another order, and the result is the same.
+//!
+//! A [`Record`] names its scopes as somebody wrote them. [`scope`] makes of it a [`Step`], whose scopes are
+//! hashes of what objects are named by; the [`Table`] keeps these.
+
+pub mod scope;
+pub mod table;
+#[cfg(test)]
+mod tests;
+
+pub use self::{
+    scope::{Mark, Named, Naming, Step},
+    table::{Hit, Object, Passage, Table, Verdict},
+};
 
 use serde::{Deserialize, Serialize};
 

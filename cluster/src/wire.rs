@@ -1,6 +1,8 @@
 //! Paths, header fields and bodies that nodes exchange over HTTP. The control plane and the edges
 //! know each other only through this file.
 
+mod registry;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -9,6 +11,10 @@ use crate::{
     node::{Load, NodeId, Phase, Role},
     purge::{Position, Record, Scope},
     site::SiteSet,
+};
+
+pub use self::registry::{
+    SiteAction, SiteChanged, SiteDifference, SiteHistory, SiteRollback, SiteVersion,
 };
 
 /// Peer listener: `GET {HOLD}/{key as 32 hex digits}` asks for an object from storage only.
@@ -45,7 +51,8 @@ pub const PURGE_PAGE_MAX: usize = 1_000;
 pub const PURGE_PAGE_BYTES_MAX: usize = 4 << 20;
 /// Peer listener: `GET {PING}` is answered by 204 at once: how long that takes is the round trip.
 pub const PING: &str = "/v1/ping";
-/// Control plane: the site registry.
+/// Control plane: the site registry. Peer listener: `GET {SITES}?version=V` tells that there is such a
+/// version of it, to be pulled at once; answered by 204.
 pub const SITES: &str = "/v1/sites";
 /// Control plane: ranked peers of one node.
 pub const PEERS: &str = "/v1/peers";
@@ -53,6 +60,9 @@ pub const PEERS: &str = "/v1/peers";
 pub const EDGES: &str = "/v1/edges";
 /// Control plane: everybody.
 pub const NODES: &str = "/v1/nodes";
+
+/// For whom a request to a control plane is signed: whoever asks knows its URL, not its name.
+pub const CONTROL_PLANES: &str = "control-planes";
 
 /// Who asks; part of a request's authentication (see [`crate::auth`]).
 pub const NODE_FIELD: &str = "cdn-node";

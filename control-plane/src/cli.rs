@@ -1,10 +1,14 @@
 //! The command line: to serve, to check a configuration, and to ask a running control plane.
 
+mod paper;
+mod sites;
+mod tokens;
 mod warm;
+mod watching;
 
 use std::{
     ffi::OsString,
-    io::{self, Write},
+    io::{self, Read, Write},
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -13,7 +17,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow, bail};
-use axum::http::{Method, Request, Uri, header};
+use axum::http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 use bytes::Bytes;
 use clap::{Args, Parser, Subcommand};
 use cluster::{
@@ -22,10 +26,7 @@ use cluster::{
     node::NodeId,
     process::{in_one_line, init_telemetry, shutdown_signal},
     settings,
-    wire::{
-        EDGES, EdgesAnswer, ErrorAnswer, NODES, NodesAnswer, PEERS, PeersAnswer, Place, SITES,
-        SitesAnswer,
-    },
+    wire::{EDGES, EdgesAnswer, ErrorAnswer, NODES, NodesAnswer, PEERS, PeersAnswer, Place, SITES},
 };
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
@@ -34,20 +35,33 @@ use toml::Value;
 
 use crate::{
     api::status::{phase, role},
-    config::{API_VARIABLE, Config, ConfigFile, ENV_PREFIX},
+    config::{
+        API_VARIABLE, COMMAND_VARIABLES, Config, ConfigFile, ENV_PREFIX, TOKEN_FILE_VARIABLE,
+        TOKEN_VARIABLE,
+    },
     control::{Control, Environment},
+    tokens::Secret,
 };
 
 /// How long a control plane may take to answer a command.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest answer a command reads: ten thousand generous sites.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
+/// Most bytes of a token's file that are read: a token is shorter.
+const TOKEN_FILE_BYTES_MAX: u64 = 1024;
+/// What scripts go by.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  it failed; why, and what to do about it, is said on standard error
+  2  the command line cannot be meant
+  3  a purge is in the log, but not acknowledged by everybody yet";
 /// Exit code of whatever went wrong but the usage, which is 2 as everywhere.
 const FAILED: u8 = 1;
 
 /// Knows where every node is: ranks peers, steers clients, hands out sites.
 #[derive(Debug, Parser)]
-#[command(name = "control-plane", version)]
+#[command(name = "control-plane", version, after_help = EXIT_CODES)]
 pub struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -60,7 +74,12 @@ enum Command {
     /// Check a configuration and print the one in effect.
     Check(ServeArguments),
     /// Everybody in the cluster.
-    Nodes(Asking),
+    Nodes {
+        #[command(flatten)]
+        watch: watching::Watch,
+        #[command(flatten)]
+        asking: Asking,
+    },
     /// The ranked peers of a node.
     Peers {
         /// Whose peers.
@@ -83,27 +102,29 @@ enum Command {
         #[command(flatten)]
         asking: Asking,
     },
-    /// The sites that are handed out.
+    /// The sites that are handed out: what they are, were, and shall be.
     Sites {
         #[command(subcommand)]
-        command: SitesCommand,
+        command: sites::SitesCommand,
     },
     /// Have edges fetch URLs ahead of demand.
     Warm(warm::Warm),
+    /// Tokens: who may change what.
+    Tokens {
+        #[command(subcommand)]
+        command: tokens::Tokens,
+    },
     /// Succeeds if the control plane is ready (for health checks).
     Healthy(Asking),
-}
-
-#[derive(Debug, Subcommand)]
-enum SitesCommand {
-    /// All of them.
-    List(Asking),
-    /// One of them, in full.
-    Show {
-        /// Its name.
-        name: String,
-        #[command(flatten)]
-        asking: Asking,
+    /// Print what a shell needs to complete these commands: `source <(control-plane completions bash)`.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write a man page for each command into a directory.
+    Man {
+        /// The directory; it is made if it is not there.
+        dir: PathBuf,
     },
 }
 
@@ -112,10 +133,16 @@ struct Asking {
     /// Where the control plane is.
     #[arg(
         long,
-        env = "CONTROL_PLANE_API",
+        env = API_VARIABLE,
         default_value = "http://127.0.0.1:7900"
     )]
     api: String,
+    /// The token to ask with; in the environment it is seen by nobody else.
+    #[arg(long, env = TOKEN_VARIABLE, hide = true, hide_env_values = true)]
+    token: Option<Secret>,
+    /// A file with the token to ask with, in place of CONTROL_PLANE_TOKEN.
+    #[arg(long, env = TOKEN_FILE_VARIABLE, value_name = "FILE")]
+    token_file: Option<PathBuf>,
     /// The answer as JSON, for scripts.
     #[arg(long)]
     json: bool,
@@ -133,6 +160,9 @@ struct ServeArguments {
     /// Where the site registry is kept.
     #[arg(long)]
     data_dir: Option<String>,
+    /// Where the purge log is kept: "embedded", in the data directory.
+    #[arg(long)]
+    store: Option<String>,
     /// Address of the API.
     #[arg(long)]
     http: Option<SocketAddr>,
@@ -190,6 +220,7 @@ impl ServeArguments {
         [
             ("node.id", text(&self.id)),
             ("node.data_dir", text(&self.data_dir)),
+            ("store", text(&self.store)),
             ("listen.http", address(&self.http)),
             ("listen.gossip", address(&self.gossip)),
             ("listen.steer", address(&self.steer)),
@@ -210,15 +241,21 @@ impl ServeArguments {
         &self,
         env: impl Iterator<Item = (OsString, OsString)>,
     ) -> anyhow::Result<(ConfigFile, Config)> {
+        let file = self.file(env)?;
+        let config = file.clone().check(&host_name())?;
+        Ok((file, config))
+    }
+
+    /// The configuration as written, with the environment and the flags in it; not checked.
+    fn file(&self, env: impl Iterator<Item = (OsString, OsString)>) -> anyhow::Result<ConfigFile> {
         // A variable that is not text cannot be ours, unless its name says so.
         let env = env.filter_map(|(name, value)| {
             let name = name.into_string().ok()?;
-            (name != API_VARIABLE).then(|| (name, value.to_string_lossy().into_owned()))
+            (!COMMAND_VARIABLES.contains(&&*name))
+                .then(|| (name, value.to_string_lossy().into_owned()))
         });
-        let file: ConfigFile =
-            settings::load(self.config.as_deref(), ENV_PREFIX, env, self.flags())?;
-        let config = file.clone().check(&host_name())?;
-        Ok((file, config))
+        let file = settings::load(self.config.as_deref(), ENV_PREFIX, env, self.flags())?;
+        Ok(file)
     }
 }
 
@@ -235,7 +272,9 @@ pub fn run(arguments: Arguments, env: impl Iterator<Item = (OsString, OsString)>
     let done = match arguments.command {
         Command::Serve(arguments) => serve(&arguments, env),
         Command::Check(arguments) => check(&arguments, env),
-        Command::Nodes(asking) => asking.tell(NODES, |answer| nodes_table(&answer)),
+        Command::Nodes { watch, asking } => {
+            watch.tell(&asking, NODES, |answer| nodes_table(&answer))
+        }
         Command::Peers {
             node,
             limit,
@@ -252,17 +291,15 @@ pub fn run(arguments: Arguments, env: impl Iterator<Item = (OsString, OsString)>
             &format!("{EDGES}?client={client}{}", limit_parameter(limit)),
             |answer| edges_table(&answer),
         ),
-        Command::Sites { command } => match command {
-            SitesCommand::List(asking) => asking.tell(SITES, |answer| sites_table(&answer)),
-            SitesCommand::Show { name, asking } => {
-                let tell = |site: cluster::site::Site| {
-                    toml::to_string_pretty(&site).unwrap_or_else(|e| format!("{e}\n"))
-                };
-                asking.tell(&format!("{SITES}/{name}"), tell)
-            }
+        Command::Sites { command } => match command.run() {
+            Ok(code) => return code,
+            Err(error) => Err(error),
         },
         Command::Warm(warm) => warm.run(),
+        Command::Tokens { command } => command.run(env),
         Command::Healthy(asking) => asking.ask("/readyz").map(|_| ()),
+        Command::Completions { shell } => paper::completions(shell),
+        Command::Man { dir } => paper::man(&dir),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -313,10 +350,15 @@ fn check(
 }
 
 fn print(text: &str) -> anyhow::Result<()> {
-    match io::stdout().write_all(text.as_bytes()) {
-        // Whoever reads has read enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => Ok(other?),
+    write_out(text).map(|_| ())
+}
+
+/// Writes to standard output. False: whoever reads has read enough.
+fn write_out(text: &str) -> anyhow::Result<bool> {
+    let mut out = io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        other => Ok(other.map(|()| true)?),
     }
 }
 
@@ -327,23 +369,57 @@ impl Asking {
         path: &str,
         table: impl FnOnce(T) -> String,
     ) -> anyhow::Result<()> {
+        print(&self.told(path, table)?)
+    }
+
+    /// What [`Asking::tell`] prints.
+    fn told<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        table: impl FnOnce(T) -> String,
+    ) -> anyhow::Result<String> {
         let body = self.ask(path)?;
         if self.json {
             let mut text = String::from_utf8(body.to_vec()).context("the answer is not text")?;
             text.push('\n');
-            return print(&text);
+            return Ok(text);
         }
         let answer = serde_json::from_slice(&body)
             .with_context(|| format!("{} did not answer as a control plane does", self.api))?;
-        print(&table(answer))
+        Ok(table(answer))
     }
 
     fn ask(&self, path: &str) -> anyhow::Result<Bytes> {
         self.send(Method::GET, path, Bytes::new())
     }
 
+    /// The token to ask with; the file is closer to the command than the environment.
+    fn token(&self) -> anyhow::Result<Option<Secret>> {
+        let Some(path) = &self.token_file else {
+            return Ok(self.token.clone());
+        };
+        let token = std::fs::File::open(path).and_then(|file| {
+            let mut text = String::new();
+            file.take(TOKEN_FILE_BYTES_MAX).read_to_string(&mut text)?;
+            Ok(Secret::from(text.trim().to_owned()))
+        });
+        let token = token.with_context(|| format!("--token-file: {}", path.display()))?;
+        Ok(Some(token))
+    }
+
     /// Sends a request, with a body of JSON if it has one, and gives the body of a good answer.
     fn send(&self, method: Method, path: &str, body: Bytes) -> anyhow::Result<Bytes> {
+        self.send_with(method, path, &[], body)
+    }
+
+    /// The same with more fields.
+    fn send_with(
+        &self,
+        method: Method,
+        path: &str,
+        fields: &[(HeaderName, String)],
+        body: Bytes,
+    ) -> anyhow::Result<Bytes> {
         let api = self.api.trim_end_matches('/');
         let uri: Uri = format!("{api}{path}")
             .parse()
@@ -351,11 +427,20 @@ impl Asking {
         if uri.scheme_str() != Some("http") {
             bail!("{api:?} must begin with http://");
         }
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(uri)
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::new(body))?;
+            .header(header::CONTENT_TYPE, "application/json");
+        for (name, value) in fields {
+            request = request.header(name, value);
+        }
+        if let Some(token) = self.token()? {
+            let mut bearer = HeaderValue::try_from(format!("Bearer {}", token.reveal()))
+                .map_err(|_| anyhow!("the token is not one: it holds strange characters"))?;
+            bearer.set_sensitive(true);
+            request = request.header(header::AUTHORIZATION, bearer);
+        }
+        let request = request.body(Full::new(body))?;
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?
@@ -370,6 +455,7 @@ impl Asking {
 
 async fn fetch(request: Request<Full<Bytes>>) -> anyhow::Result<Bytes> {
     let client = Client::builder(TokioExecutor::new()).build_http();
+    let path = request.uri().path().to_owned();
     let answer = client
         .request(request)
         .await
@@ -384,8 +470,20 @@ async fn fetch(request: Request<Full<Bytes>>) -> anyhow::Result<Bytes> {
         return Ok(body);
     }
     match serde_json::from_slice::<ErrorAnswer>(&body) {
-        Ok(answer) => bail!("{} ({status})", answer.error),
-        Err(_) => bail!("answered {status}"),
+        Ok(answer) => bail!("{} ({status}){}", answer.error, next_step(status, &path)),
+        Err(_) => bail!("answered {status}; --api says where a control plane is: is that one?"),
+    }
+}
+
+/// What to do about a refusal that does not say it itself.
+fn next_step(status: StatusCode, path: &str) -> &'static str {
+    match status {
+        StatusCode::NOT_FOUND if path.starts_with(PEERS) => "; `control-plane nodes` lists them",
+        StatusCode::NOT_FOUND if path.starts_with(SITES) => {
+            "; `control-plane sites list` lists them"
+        }
+        StatusCode::METHOD_NOT_ALLOWED => "; is the control plane older than this command?",
+        _ => "",
     }
 }
 
@@ -395,7 +493,7 @@ fn innermost(error: &(dyn std::error::Error + 'static)) -> anyhow::Error {
     while let Some(source) = cause.source() {
         cause = source;
     }
-    anyhow!("cannot be reached: {cause}")
+    anyhow!("cannot be reached: {cause}; does it run? --api or {API_VARIABLE} says where it is")
 }
 
 fn nodes_table(answer: &NodesAnswer) -> String {
@@ -465,23 +563,22 @@ fn edges_table(answer: &EdgesAnswer) -> String {
     format!("{} is in {at}\n{table}", answer.client)
 }
 
-fn sites_table(answer: &SitesAnswer) -> String {
-    let rows = answer.sites.iter().map(|site| {
-        [
-            site.name.clone(),
-            site.hosts.join(" "),
-            site.origins.join(" "),
-        ]
-    });
-    let table = table(["SITE", "HOSTS", "ORIGINS"], rows, [16, 31, 31]);
-    format!("version {}\n{table}", answer.version)
-}
-
 fn place(place: &Place) -> String {
     match (&place.city, &place.country) {
         (Some(city), Some(country)) => format!("{city}, {country}"),
         (_, Some(country)) => country.clone(),
         _ => format!("{:.2}, {:.2}", place.latitude, place.longitude),
+    }
+}
+
+/// How long it is from one time to another, in its largest unit.
+fn ago(from_ms: u64, to_ms: u64) -> String {
+    let s = to_ms.saturating_sub(from_ms) / 1_000;
+    match s {
+        0..60 => format!("{s}s"),
+        60..3_600 => format!("{}m", s / 60),
+        3_600..86_400 => format!("{}h", s / 3_600),
+        _ => format!("{}d", s / 86_400),
     }
 }
 
@@ -606,7 +703,7 @@ mod tests {
                 score: 12_345.6,
             }],
         }));
-        assert_fits(&sites_table(&SitesAnswer {
+        assert_fits(&sites::sites_table(&cluster::wire::SitesAnswer {
             version: 1,
             sites: vec![cluster::site::Site::new(&long, &[&long, &long], &[&long])],
         }));

@@ -1,6 +1,12 @@
 //! What the operator wrote ([`ConfigFile`]) and what it means ([`Config`]); checked once, at start.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    fs::File,
+    io::Read,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use cluster::{
     geo::Database,
@@ -9,23 +15,44 @@ use cluster::{
     node::NodeId,
     quantity::Span,
     secret::ClusterSecret,
-    site::{Site, SiteMap, SiteSet},
+    site::{Site, SiteMap, SiteSet, outside::PrivateOrigins},
 };
 use serde::{Deserialize, Serialize};
 
-use crate::places::{NETWORKS_MAX, NetworkPlace};
+use crate::{
+    places::{NETWORKS_MAX, NetworkPlace},
+    store::EtcdConfig,
+};
 
 /// What environment variables of this process begin with.
 pub const ENV_PREFIX: &str = "CONTROL_PLANE_";
-/// Where the operator's commands find the control plane; the one variable with the prefix that is
-/// no configuration key.
+/// Where the operator's commands find the control plane.
 pub const API_VARIABLE: &str = "CONTROL_PLANE_API";
+/// The token that they ask with.
+pub const TOKEN_VARIABLE: &str = "CONTROL_PLANE_TOKEN";
+/// A file with that token.
+pub const TOKEN_FILE_VARIABLE: &str = "CONTROL_PLANE_TOKEN_FILE";
+/// The variables with the prefix that are no configuration keys.
+pub const COMMAND_VARIABLES: [&str; 3] = [API_VARIABLE, TOKEN_VARIABLE, TOKEN_FILE_VARIABLE];
+
+/// Most members of etcd: it recommends seven at most.
+pub const ETCD_MEMBERS_MAX: usize = 9;
+/// Longest prefix of keys in etcd, in bytes.
+pub const ETCD_PREFIX_BYTES_MAX: usize = 128;
+/// Most bytes of a file with a user and a password that are read.
+const CREDENTIALS_BYTES_MAX: u64 = 4096;
 
 /// The configuration file, as written. Every key can also come from the environment
 /// (`CONTROL_PLANE_LISTEN__HTTP=127.0.0.1:7900`).
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ConfigFile {
+    /// Where tokens, sites and the purge log are kept: `"embedded"`, in the data directory; or
+    /// `"etcd://host:2379,host2:2379"`, for several control planes that stand in for each other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub store: Option<String>,
+    /// How to speak to etcd.
+    pub etcd: EtcdSection,
     /// Who this node is.
     pub node: NodeSection,
     /// Where it listens.
@@ -34,13 +61,17 @@ pub struct ConfigFile {
     pub advertise: AdvertiseSection,
     /// The cluster it watches.
     pub cluster: ClusterSection,
+    /// Who may ask.
+    pub api: ApiSection,
     /// How addresses become places.
     pub geo: GeoSection,
     /// How clients are steered.
     pub steer: SteerSection,
     /// Bounds on clients.
     pub limits: LimitsSection,
-    /// What the edges serve.
+    /// Which origins sites may have that come in over the API.
+    pub origins: OriginsSection,
+    /// What the edges serve. These sites are in the registry, and are changed here only.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub site: Vec<Site>,
 }
@@ -126,6 +157,41 @@ impl Default for ClusterSection {
     }
 }
 
+/// `[api]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ApiSection {
+    /// Whether everybody may read sites, nodes, purges and jobs. Otherwise that takes a token; without
+    /// any token, this machine. Health and metrics are open in any case.
+    pub public_read: bool,
+}
+
+impl Default for ApiSection {
+    fn default() -> Self {
+        Self { public_read: true }
+    }
+}
+
+/// `[etcd]`: only with a store that is one.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EtcdSection {
+    /// What all keys begin with, so that others may use the same etcd.
+    pub prefix: String,
+    /// File with one line, `user:password`; without, nobody in particular asks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credentials_file: Option<PathBuf>,
+}
+
+impl Default for EtcdSection {
+    fn default() -> Self {
+        Self {
+            prefix: "geo-cdn/".into(),
+            credentials_file: None,
+        }
+    }
+}
+
 /// `[geo]`
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -145,6 +211,15 @@ pub struct GeoSection {
 pub struct SteerSection {
     /// Proxies whose `X-Forwarded-For` is believed; from all others it is not looked at.
     pub trust_forwarded: Vec<Network>,
+}
+
+/// `[origins]`
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OriginsSection {
+    /// Whether sites that come in over the API may name origins on this machine or in private networks:
+    /// `true`, `false`, or the networks in which they may be. Sites in this file may name any.
+    pub allow_private: PrivateOrigins,
 }
 
 /// `[limits]`
@@ -190,6 +265,8 @@ pub struct Config {
     pub id: NodeId,
     /// Where the site registry is kept.
     pub data_dir: PathBuf,
+    /// Which store to use.
+    pub store: StoreAddress,
     /// Addresses to listen on.
     pub listen: ListenSection,
     /// Addresses to tell others.
@@ -202,6 +279,8 @@ pub struct Config {
     pub secret: ClusterSecret,
     /// Time between gossip rounds.
     pub gossip_interval: Duration,
+    /// Who may ask.
+    pub api: ApiSection,
     /// Which address database to use.
     pub database: Database,
     /// Networks whose place the operator knows better.
@@ -210,6 +289,8 @@ pub struct Config {
     pub trust_forwarded: Vec<Network>,
     /// Bounds on clients.
     pub limits: LimitsSection,
+    /// Private origins that sites may name that come in over the API.
+    pub private_origins: PrivateOrigins,
     /// What the edges serve.
     pub sites: Vec<Site>,
 }
@@ -228,6 +309,7 @@ impl ConfigFile {
                 bad("node.id", reason)
             })?,
         };
+        let store = StoreAddress::named(self.store.as_deref(), &self.etcd)?;
         if self.cluster.seeds.len() > SEEDS_MAX {
             return Err(bad("cluster.seeds", format!("at most {SEEDS_MAX}")));
         }
@@ -272,19 +354,86 @@ impl ConfigFile {
         Ok(Config {
             id,
             data_dir: self.node.data_dir,
+            store,
             advertise: self.advertise,
             listen: self.listen,
             cluster_name: self.cluster.name,
             seeds: self.cluster.seeds,
             secret,
             gossip_interval: interval.0,
+            api: self.api,
             database: Database::named(self.geo.database.as_deref()),
             networks: self.geo.network,
             trust_forwarded: self.steer.trust_forwarded,
             limits: self.limits,
+            private_origins: self.origins.allow_private,
             sites: sites.sites,
         })
     }
+}
+
+/// Which store a control plane keeps in what it answers for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum StoreAddress {
+    /// A part of this process, in the data directory.
+    #[default]
+    Embedded,
+    /// etcd.
+    Etcd(EtcdConfig),
+}
+
+impl StoreAddress {
+    fn named(name: Option<&str>, etcd: &EtcdSection) -> Result<Self, BadConfig> {
+        let members = match name {
+            None | Some("embedded") => return Ok(Self::Embedded),
+            Some(other) => other.strip_prefix("etcd://").ok_or_else(|| {
+                let told = "\"embedded\" or \"etcd://host:2379,host2:2379\"";
+                bad("store", format!("{told}, not {other:?}"))
+            })?,
+        };
+        let members: Vec<String> = members.split(',').map(|m| m.trim().to_owned()).collect();
+        if members.len() > ETCD_MEMBERS_MAX {
+            return Err(bad("store", format!("at most {ETCD_MEMBERS_MAX} members")));
+        }
+        for member in &members {
+            host_and_port("store", member)?;
+        }
+        let fits = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
+        if etcd.prefix.len() > ETCD_PREFIX_BYTES_MAX || !etcd.prefix.chars().all(fits) {
+            let reason = format!(
+                "at most {ETCD_PREFIX_BYTES_MAX} letters, digits, slashes, dots, dashes and \
+                 underscores, not {:?}",
+                etcd.prefix
+            );
+            return Err(bad("etcd.prefix", reason));
+        }
+        let user = etcd.credentials_file.as_deref().map(credentials);
+        Ok(Self::Etcd(EtcdConfig {
+            members,
+            prefix: etcd.prefix.clone(),
+            user: user.transpose()?,
+        }))
+    }
+}
+
+/// The user and the password in a file.
+fn credentials(path: &Path) -> Result<(String, String), BadConfig> {
+    let fail = |reason: String| {
+        bad(
+            "etcd.credentials_file",
+            format!("{}: {reason}", path.display()),
+        )
+    };
+    let mut text = String::new();
+    File::open(path)
+        .and_then(|file| file.take(CREDENTIALS_BYTES_MAX).read_to_string(&mut text))
+        .map_err(|error| fail(format!("cannot be read: {error}")))?;
+    let pair = text.trim().split_once(':');
+    let pair = pair.filter(|(user, password)| {
+        !user.is_empty() && !password.is_empty() && !password.contains('\n')
+    });
+    let (user, password) = pair.ok_or_else(|| fail("must be one line, user:password".into()))?;
+    Ok((user.to_owned(), password.to_owned()))
 }
 
 fn check_network(network: &NetworkPlace) -> Result<(), BadConfig> {
@@ -366,6 +515,28 @@ mod tests {
     fn impossible_values_are_refused_by_key() {
         for (text, told) in [
             ("[node]\nid = 'A B'", "node.id: "),
+            (
+                "store = 'redis://a'",
+                "store: \"embedded\" or \"etcd://host:2379,host2:2379\", not \"redis://a\"",
+            ),
+            ("store = 'etcd://a'", "store: \"a\" is not host:port"),
+            ("store = 'etcd://a:1,'", "store: \"\" is not host:port"),
+            (
+                "store = 'etcd://a:1,a:2,a:3,a:4,a:5,a:6,a:7,a:8,a:9,a:9'",
+                "store: at most 9",
+            ),
+            (
+                "store = 'etcd://a:1'\n[etcd]\nprefix = 'a b'",
+                "etcd.prefix: ",
+            ),
+            (
+                "store = 'etcd://a:1'\n[etcd]\ncredentials_file = '/nonexistent'",
+                "etcd.credentials_file: /nonexistent: cannot be read",
+            ),
+            (
+                "store = 'etcd://a:1'\n[etcd]\ncredentials_file = '/dev/null'",
+                "etcd.credentials_file: /dev/null: must be one line",
+            ),
             ("[cluster]\nname = ''", "cluster.name: "),
             (
                 "[cluster]\nseeds = ['a']",
@@ -381,6 +552,11 @@ mod tests {
             ),
             ("[advertise]\nhttp = 'http://a'", "advertise.http: "),
             ("[limits]\nconnections = 0", "limits.connections: "),
+            ("[origins]\nallow_private = 'all'", "a list of networks"),
+            (
+                "[origins]\nallow_privat = true",
+                "unknown field `allow_privat`",
+            ),
             (
                 "[[geo.network]]\ncidr = '10.0.0.0/8'",
                 "geo.network: 10.0.0.0/8 needs",

@@ -10,7 +10,7 @@ use cluster::{
     node::{NodeInfo, Phase, Role},
 };
 use tokio::{sync::watch, task::JoinSet};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     api::{self, App, AppParts},
@@ -18,10 +18,13 @@ use crate::{
     config::Config,
     data_dir::DataDir,
     error::StartError,
+    keyring::Keyring,
     metrics::Metrics,
+    nudge::Nudger,
     places::Places,
     serve::Server,
-    sites::Sites,
+    sites::{Sites, SitesParts, snapshot::Snapshot},
+    store::Store,
     warm::Warming,
 };
 
@@ -45,6 +48,11 @@ pub struct Control {
     net: Arc<dyn Net>,
     config: Config,
     warming: Warming,
+    keyring: Keyring,
+    /// In use until the end.
+    data_dir: Arc<DataDir>,
+    sites: Sites,
+    clock: Clock,
 }
 
 impl Control {
@@ -53,22 +61,45 @@ impl Control {
     /// # Errors
     ///
     /// What in the configuration or on this machine stands in the way, with its key.
-    pub async fn build(config: Config, environment: Environment) -> Result<Self, StartError> {
+    pub async fn build(mut config: Config, environment: Environment) -> Result<Self, StartError> {
         let Environment { net, clock } = environment;
-        let (sites, places, warming) = tokio::task::spawn_blocking({
+        let FromDisk {
+            data_dir,
+            version_before,
+            places,
+            warming,
+        } = tokio::task::spawn_blocking({
             let (config, clock) = (config.clone(), clock.clone());
             move || from_disk(config, &clock)
         })
         .await
         .expect("reading files neither panics nor is aborted")?;
+        let store = Store::open(&config.store, &data_dir, net.clone()).await?;
+        let keyring = Keyring::open(store.clone(), clock.clone())
+            .await
+            .map_err(StartError::Tokens)?;
+        if let Err(error) = keyring.take_rescue(&data_dir).await {
+            // It is tried again.
+            warn!(%error, "the reset of tokens is not taken yet");
+        }
         info!(database = places.describe(), "addresses are located");
+        let sites = Sites::open(SitesParts {
+            store,
+            me: config.id.clone(),
+            configured: std::mem::take(&mut config.sites),
+            private: config.private_origins.clone(),
+            version_before,
+            clock: clock.clone(),
+        })
+        .await?;
+        let version = sites.now().version();
 
         let http = listen(&net, "listen.http", config.listen.http).await?;
         let steer = listen(&net, "listen.steer", config.listen.steer).await?;
 
         let mut me = NodeInfo::new(config.id.clone(), Role::Control);
         me.phase = Phase::Ready;
-        me.sites_version = sites.version();
+        me.sites_version = version;
         let membership = Membership::join(
             MembershipConfig {
                 cluster_name: config.cluster_name.clone(),
@@ -101,11 +132,12 @@ impl Control {
         let parts = AppParts {
             atlas: atlases,
             places: places.clone(),
-            metrics: Metrics::new(sites.version(), sites.map().sites().len()),
-            sites,
+            metrics: Metrics::new(version, sites.now().map().sites().len()),
+            sites: sites.clone(),
             warming: warming.clone(),
+            keyring: keyring.clone(),
             gossip: membership.stats(),
-            clock,
+            clock: clock.clone(),
         };
         let app = Arc::new(App::new(parts, &config));
         Ok(Self {
@@ -118,6 +150,10 @@ impl Control {
             net,
             config,
             warming,
+            keyring,
+            data_dir,
+            sites,
+            clock,
         })
     }
 
@@ -144,7 +180,20 @@ impl Control {
         let mut keeper = JoinSet::new();
         let signer = Signer::new(self.config.secret.clone(), self.config.id.clone());
         let atlases = self.atlas.subscribe();
+        let nudger = Nudger {
+            net: self.net.clone(),
+            signer: signer.clone(),
+            clock: self.clock,
+        };
+        keeper.spawn(nudger.run(self.sites.follow(), self.atlas.subscribe()));
+        keeper.spawn(tell_version(
+            self.sites.follow(),
+            membership.clone(),
+            self.app.clone(),
+        ));
+        keeper.spawn(self.sites.keep());
         keeper.spawn(self.warming.clone().run(atlases, self.net.clone(), signer));
+        keeper.spawn(self.keyring.keep(self.data_dir));
         keeper.spawn(atlas::keep(
             membership.clone(),
             self.places,
@@ -187,13 +236,60 @@ impl fmt::Debug for Control {
     }
 }
 
-fn from_disk(config: Config, clock: &Clock) -> Result<(Sites, Places, Warming), StartError> {
+/// What is read from files at start.
+struct FromDisk {
+    data_dir: Arc<DataDir>,
+    /// See [`version_before`].
+    version_before: u64,
+    places: Places,
+    warming: Warming,
+}
+
+/// Tells everybody which version of the sites is handed out.
+async fn tell_version(
+    mut sites: watch::Receiver<Arc<Snapshot>>,
+    membership: Arc<Membership>,
+    app: Arc<App>,
+) {
+    while sites.changed().await.is_ok() {
+        let (version, count) = {
+            let now = sites.borrow_and_update();
+            (now.version(), now.map().sites().len())
+        };
+        app.hand_out(version, count);
+        membership.update(|me| me.sites_version = version);
+    }
+}
+
+/// What was handed out before there was a store.
+const SITES_BEFORE: &str = "sites.json";
+
+/// The version of the sites that were handed out before there was a store; 0: none were.
+fn version_before(dir: &DataDir) -> Result<u64, StartError> {
+    let file = |source| StartError::File {
+        name: SITES_BEFORE,
+        source,
+    };
+    #[derive(serde::Deserialize)]
+    struct Before {
+        version: u64,
+    }
+    let before = dir.read(SITES_BEFORE).map_err(file)?;
+    let read = |bytes: Vec<u8>| serde_json::from_slice::<Before>(&bytes).ok();
+    Ok(before.and_then(read).map_or(0, |before| before.version))
+}
+
+fn from_disk(config: Config, clock: &Clock) -> Result<FromDisk, StartError> {
     let data_dir = Arc::new(DataDir::open(&config.data_dir)?);
     let database = config.database.open()?;
-    let sites = Sites::open(config.sites, &data_dir, clock)?;
-    // Has the directory in use until the end.
-    let warming = Warming::open(data_dir, clock.clone())?;
-    Ok((sites, Places::new(config.networks, database), warming))
+    let version_before = version_before(&data_dir)?;
+    let warming = Warming::open(data_dir.clone(), clock.clone())?;
+    Ok(FromDisk {
+        data_dir,
+        version_before,
+        places: Places::new(config.networks, database),
+        warming,
+    })
 }
 
 async fn listen(

@@ -1,8 +1,9 @@
 //! The data directory: what must survive a restart, written whole or not at all.
 
 use std::{
-    fs::{self, File, TryLockError},
+    fs::{self, File, OpenOptions, TryLockError},
     io::{self, Write},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, chown},
     path::{Path, PathBuf},
 };
 
@@ -75,6 +76,11 @@ impl DataDir {
         }
     }
 
+    /// Where a part of this process keeps files of its own, under a name that nobody else uses.
+    pub fn part(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
     /// What a file holds; `None` when there is none. Blocks.
     ///
     /// # Errors
@@ -101,6 +107,37 @@ impl DataDir {
         file.sync_all()?;
         fs::rename(&new, self.path.join(name))?;
         File::open(&self.path)?.sync_all()
+    }
+
+    /// Leaves a file in a data directory that another process may be using, for its owner's eyes only.
+    /// Blocks until it is on disk.
+    ///
+    /// # Errors
+    ///
+    /// The system's error, or it is no data directory.
+    pub fn leave(path: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let owner = fs::metadata(path.join(VERSION_FILE)).map_err(|error| {
+            let told = format!("{} is no data directory in use: {error}", path.display());
+            io::Error::new(error.kind(), told)
+        })?;
+        let new = path.join(format!("{name}.new"));
+        match fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&new)?;
+        file.write_all(bytes)?;
+        if file.metadata()?.uid() != owner.uid() {
+            // An administrator of the machine leaves it for the user whom the program runs as.
+            chown(&new, Some(owner.uid()), Some(owner.gid()))?;
+        }
+        file.sync_all()?;
+        fs::rename(&new, path.join(name))?;
+        File::open(path)?.sync_all()
     }
 
     /// The names of its files, in no order. Blocks.
@@ -165,6 +202,21 @@ mod tests {
         dir.remove("y").unwrap();
         dir.remove("y").unwrap();
         assert_eq!(dir.read("y").unwrap(), None);
+    }
+
+    #[test]
+    fn what_is_left_there_is_for_the_owner_only() {
+        use std::os::unix::fs::PermissionsExt;
+        let parent = tempfile::tempdir().unwrap();
+        let error = DataDir::leave(parent.path(), "x", b"1").unwrap_err();
+        assert!(error.to_string().contains("no data directory"), "{error}");
+        let dir = DataDir::open(parent.path()).unwrap();
+        DataDir::leave(parent.path(), "x", b"1").unwrap();
+        fs::write(parent.path().join("x.new"), "cut off").unwrap();
+        DataDir::leave(parent.path(), "x", b"2").unwrap();
+        assert_eq!(dir.read("x").unwrap().unwrap(), b"2");
+        let mode = fs::metadata(parent.path().join("x")).unwrap().permissions();
+        assert_eq!(mode.mode() & 0o777, 0o600);
     }
 
     #[test]

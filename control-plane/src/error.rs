@@ -7,12 +7,9 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse, Response},
 };
-use cluster::{
-    geo::GeoError, membership::MembershipError, secret::SecretError, site::BadSite,
-    wire::ErrorAnswer,
-};
+use cluster::{geo::GeoError, membership::MembershipError, secret::SecretError, wire::ErrorAnswer};
 
-use crate::data_dir::DataDirError;
+use crate::{data_dir::DataDirError, sites::OpenError, store::StoreError};
 
 /// Why a control plane does not start.
 #[derive(Debug, thiserror::Error)]
@@ -28,15 +25,24 @@ pub enum StartError {
         /// The system's error.
         source: io::Error,
     },
+    /// The store cannot be opened.
+    #[error("store: {0}")]
+    Store(io::Error),
+    /// The store does not answer.
+    #[error("store: {0}")]
+    StoreAway(#[from] StoreError),
+    /// The tokens cannot be read from it.
+    #[error("store: tokens cannot be read: {0}")]
+    Tokens(StoreError),
     /// The cluster's secret cannot be used.
     #[error("cluster.secret_file: {0}")]
     Secret(#[from] SecretError),
     /// The address database cannot be used.
     #[error("geo.database: {0}")]
     Geo(#[from] GeoError),
-    /// A site cannot be meant.
+    /// The site registry cannot be opened.
     #[error("{0}")]
-    Site(#[from] BadSite),
+    Sites(#[from] OpenError),
     /// A listener cannot be opened.
     #[error("{listener}: cannot listen at {at}: {}", why_not(source))]
     Bind {
@@ -95,6 +101,17 @@ impl ApiError {
         Self {
             status,
             ..Self::parameter(field, reason)
+        }
+    }
+
+    /// The same where the words tell the field already.
+    pub fn of_field(status: StatusCode, field: &str, reason: impl ToString) -> Self {
+        Self {
+            status,
+            answer: ErrorAnswer {
+                error: reason.to_string(),
+                field: Some(field.to_owned()),
+            },
         }
     }
 

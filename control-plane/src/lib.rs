@@ -11,7 +11,11 @@
 //!   by the operator's networks and an address database;
 //! - [`rank`] (pure): which peer or edge comes first, and why; [`steer`] (pure): where a client's
 //!   request is sent;
-//! - [`sites`]: the site registry and its version, kept in the [`data_dir`];
+//! - [`store`]: the transactional map in which a control plane keeps what it answers for;
+//! - [`sites`]: the site registry: its versions, who made them, and what may be; [`nudge`] tells the edges
+//!   of a new one;
+//! - [`tokens`] (pure): bearer tokens, their secrets and their roles; [`access`] (pure): who asks, and what
+//!   that lets them do; [`keyring`]: the tokens of the cluster, in the store;
 //! - [`warm`]: jobs that have edges fetch URLs ahead of demand;
 //! - [`api`]: one file per resource; [`serve`]: connections, their limits and their end;
 //! - [`cli`]: the operator's commands against a running control plane.
@@ -19,6 +23,7 @@
 //! **Invariants:** no question waits for the network, a disk or a lock: all are answered from
 //! snapshots. What changes something is on disk before it is acknowledged. The control plane knows edges only through gossip and [`cluster::wire`].
 
+pub mod access;
 pub mod api;
 pub mod atlas;
 pub mod cli;
@@ -26,10 +31,14 @@ pub mod config;
 pub mod control;
 pub mod data_dir;
 pub mod error;
+pub mod keyring;
 pub mod metrics;
+pub mod nudge;
 pub mod places;
 pub mod rank;
 pub mod serve;
 pub mod sites;
 pub mod steer;
+pub mod store;
+pub mod tokens;
 pub mod warm;

@@ -28,11 +28,15 @@ pub struct Metrics {
     answers: IntCounterVec,
     /// `control_plane_geo_lookups_total{result}`.
     geo_lookups: IntCounterVec,
+    /// `control_plane_sites_version`.
+    sites_version: IntGauge,
+    /// `control_plane_sites`.
+    sites: IntGauge,
     edges: Mutex<HashSet<NodeId>>,
 }
 
 impl Metrics {
-    /// Registers everything; `sites_version` and `sites` do not change while a process lives.
+    /// Registers everything, with a registry of so many `sites` and this version.
     pub fn new(sites_version: u64, sites: usize) -> Self {
         let registry = Registry::new();
         let version = Opts::new(
@@ -42,19 +46,19 @@ impl Metrics {
         .const_label("version", env!("CARGO_PKG_VERSION"));
         let build = registered(&registry, IntGauge::with_opts(version));
         build.set(1);
-        gauge(
+        let version_gauge = gauge(
             &registry,
             "sites_version",
             "Version of the site registry handed out.",
-        )
-        .set(i64::try_from(sites_version).unwrap_or(i64::MAX));
-        gauge(&registry, "sites", "Sites handed out.")
-            .set(i64::try_from(sites).unwrap_or(i64::MAX));
+        );
+        let sites_gauge = gauge(&registry, "sites", "Sites handed out.");
         if let Err(error) = registry.register(Box::new(ProcessCollector::for_self())) {
             tracing::warn!(%error, "no metrics of the process itself");
         }
         let nodes = IntGaugeVec::new(opts("nodes", "Nodes known, by state."), &["state"]);
-        Self {
+        let metrics = Self {
+            sites_version: version_gauge,
+            sites: sites_gauge,
             nodes: registered(&registry, nodes),
             steered: counters(
                 &registry,
@@ -82,7 +86,16 @@ impl Metrics {
             ),
             edges: Mutex::new(HashSet::new()),
             registry,
-        }
+        };
+        metrics.handed_out(sites_version, sites);
+        metrics
+    }
+
+    /// So many sites of this version are handed out from now on.
+    pub fn handed_out(&self, version: u64, sites: usize) {
+        self.sites_version
+            .set(i64::try_from(version).unwrap_or(i64::MAX));
+        self.sites.set(i64::try_from(sites).unwrap_or(i64::MAX));
     }
 
     /// A client was sent to `edge`.

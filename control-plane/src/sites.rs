@@ -1,154 +1,536 @@
-//! The site registry: what the edges serve, and its version.
+//! The site registry: what the edges serve, its version, and how it came to be so.
+//!
+//! The store has, for each site that is there, `sites/now/NAME`; for each version that it had lately,
+//! `sites/was/NAME/VERSION`; and `sites/set`, the version and hash of all of them together. Every change is a
+//! commit on the condition that `sites/set` is as it was when the change was judged, so what is judged is
+//! what is made, whichever control planes make changes at the same time; and every one of them follows the
+//! store.
 //!
 //! **Invariant:** the version never goes backwards and never names two different contents, because
-//! an edge keeps what it has until it hears of a higher one. A new version is at least the present
-//! Unix time in seconds, so that this holds even when the data directory was lost.
+//! an edge keeps what it has until it hears of another. A new version is at least the present
+//! Unix time in seconds, so that this holds even when the store was lost.
+//!
+//! **Invariant:** nothing is handed out, and nothing gets into the store, that was not checked as a whole.
+//!
+//! Sites of the configuration file win: at start they are put into the registry, and nobody else changes
+//! them. One that has left the file is deleted.
 
-use std::sync::Arc;
+pub mod change;
+pub mod diff;
+mod seed;
+pub mod snapshot;
 
-use bytes::Bytes;
+use std::{sync::Arc, time::Duration};
+
 use cluster::{
     clock::Clock,
-    site::{Site, SiteMap, SiteSet},
+    node::NodeId,
+    site::{BadSite, Site, outside::PrivateOrigins},
+    wire::{SiteAction, SiteChanged, SiteHistory},
 };
-use tracing::{info, warn};
+use tokio::{
+    sync::{Semaphore, watch},
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
+use tracing::{error, info, warn};
 
-use crate::{data_dir::DataDir, error::StartError};
+pub use self::change::{Expected, Refusal, Wish};
+use self::{
+    change::{Surroundings, plan},
+    snapshot::{Head, Record, Records, Snapshot},
+};
+use crate::store::{Change, Committed, Condition, Item, News, PAGE_MAX, Store, StoreError, Watch};
 
-/// Holds the last set that was handed out, as JSON.
-const FILE: &str = "sites.json";
+const FAMILY: &str = "sites/";
+const SET: &str = "sites/set";
+const NOW: &str = "sites/now/";
+const WAS: &str = "sites/was/";
+/// Versions of a site that are remembered, and so many bytes of them at most (but always the last).
+pub const HISTORY_MAX: usize = 100;
+const HISTORY_BYTES_MAX: usize = 4 << 20;
+/// How often a change is judged anew when another came in between.
+const TRIES_MAX: usize = 64;
+/// How long an answer waits until this control plane itself sees what it has changed.
+const SEEN_WITHIN: Duration = Duration::from_secs(5);
+/// Pause after the store failed while it was followed.
+const RETRY: Duration = Duration::from_secs(1);
 
-/// The sites of this run, ready to be handed out and looked up. Cheap to clone.
+/// Why a change was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// It may not be.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// That version is not remembered.
+    #[error("site {site:?} has no version {version}; GET /v1/sites/{site}/history lists them")]
+    NoVersion {
+        /// The site.
+        site: String,
+        /// The version.
+        version: u64,
+    },
+    /// Others changed sites all the time.
+    #[error("others change sites at this moment; try again")]
+    Busy,
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why the registry cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The file's sites cannot be meant beside those of the registry.
+    #[error("{0}")]
+    Site(#[from] BadSite),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What the store has of a site cannot be read.
+    #[error("{key} in the store cannot be read: {reason}")]
+    Damaged {
+        /// Where.
+        key: String,
+        /// Why.
+        reason: String,
+    },
+    /// Another control plane changed sites all the time.
+    #[error("another control plane changes sites at this moment; start again")]
+    Busy,
+}
+
+/// The site registry. Cheap to clone; all clones are the same.
 #[derive(Clone, Debug)]
-pub struct Sites(Arc<Inner>);
+pub struct Sites {
+    store: Store,
+    snapshots: Arc<watch::Sender<Arc<Snapshot>>>,
+    private: PrivateOrigins,
+    clock: Clock,
+    /// Whose change is judged and made; others, of this control plane, wait in line.
+    turn: Arc<Semaphore>,
+}
 
+/// What [`Sites::open`] needs.
 #[derive(Debug)]
-struct Inner {
-    set: SiteSet,
-    map: SiteMap,
-    json: Bytes,
+pub struct SitesParts {
+    /// Where it is kept.
+    pub store: Store,
+    /// This control plane.
+    pub me: NodeId,
+    /// The sites of its configuration file.
+    pub configured: Vec<Site>,
+    /// Private origins that may be named over the API.
+    pub private: PrivateOrigins,
+    /// A version that was handed out before there was a store.
+    pub version_before: u64,
+    /// The wall clock.
+    pub clock: Clock,
 }
 
 impl Sites {
-    /// Compares the configured sites with those handed out last, and gives them a version: the old
-    /// one when they are the same, else a higher one, which is on disk before this returns. No
-    /// sites at all, and never any before, are version 0. Blocks.
+    /// Reads the registry and puts the configured sites into it. Nothing that stands already takes a new
+    /// version.
     ///
     /// # Errors
     ///
-    /// A site that cannot be meant, or a data directory that does not take the new version.
-    pub fn open(configured: Vec<Site>, dir: &DataDir, clock: &Clock) -> Result<Self, StartError> {
-        let file = |e| StartError::File {
-            name: FILE,
-            source: e,
-        };
-        let stored = dir.read(FILE).map_err(file)?;
-        let known = match stored.as_deref().map(serde_json::from_slice::<SiteSet>) {
-            None => None,
-            Some(Ok(set)) => Some(set),
-            Some(Err(e)) => {
-                let aside = dir.set_aside(FILE).map_err(file)?;
-                warn!(error = %e, aside = %aside.display(), "stored sites are damaged, set aside");
-                Some(SiteSet::default())
+    /// The sites contradict each other, or the store failed.
+    pub async fn open(parts: SitesParts) -> Result<Self, OpenError> {
+        let SitesParts {
+            store,
+            me,
+            configured,
+            private,
+            version_before,
+            clock,
+        } = parts;
+        let snapshot = seed::seeded(&store, &me, configured, version_before, &clock).await?;
+        info!(
+            version = snapshot.version(),
+            sites = snapshot.map().sites().len(),
+            "sites are there"
+        );
+        Ok(Self {
+            store,
+            snapshots: Arc::new(watch::Sender::new(Arc::new(snapshot))),
+            private,
+            clock,
+            turn: Arc::new(Semaphore::new(1)),
+        })
+    }
+
+    /// All sites of the newest version.
+    pub fn now(&self) -> Arc<Snapshot> {
+        self.snapshots.borrow().clone()
+    }
+
+    /// Follows the newest version.
+    pub fn follow(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.snapshots.subscribe()
+    }
+
+    /// Takes over what this control plane, or another one on the same store, changes; until it is dropped.
+    pub async fn keep(self) {
+        loop {
+            if let Err(failed) = self.keep_until_reset().await {
+                error!(error = %failed, "the sites in the store cannot be followed, going on with what is known");
+                sleep(RETRY).await;
             }
-        };
-        let version = version_of(&configured, known.as_ref(), clock.unix_ms() / 1000);
-        let set = SiteSet {
-            version,
-            sites: configured,
-        };
-        let map = SiteMap::new(&set)?;
-        let json = serde_json::to_vec(&set).expect("sites are plain data with text keys");
-        if known.is_none_or(|k| k.version != version) {
-            dir.write(FILE, &json).map_err(file)?;
-            info!(version, sites = set.sites.len(), "sites have a new version");
         }
-        Ok(Self(Arc::new(Inner {
-            set,
-            map,
-            json: json.into(),
-        })))
     }
 
-    /// The version of the set.
-    pub fn version(&self) -> u64 {
-        self.0.set.version
+    async fn keep_until_reset(&self) -> Result<(), OpenError> {
+        let (mut stored, mut watch) = Stored::load_and_watch(&self.store).await?;
+        loop {
+            self.take_over(&stored).await;
+            loop {
+                match watch.next().await {
+                    News::Reset => return Ok(()),
+                    News::Commit { revision, changes } => {
+                        if stored.apply(revision, changes)? {
+                            break;
+                        }
+                    }
+                }
+            }
+        }
     }
 
-    /// The site of this name.
-    pub fn site(&self, name: &str) -> Option<&Site> {
-        self.0.set.sites.iter().find(|s| s.name == name)
+    /// Hands out what is in the store, if it can be meant.
+    async fn take_over(&self, stored: &Stored) {
+        if stored.head.version == self.now().version() {
+            let revision = stored.revision;
+            self.snapshots.send_modify(|now| {
+                let mut same = Snapshot::clone(now);
+                same.revision = revision;
+                *now = Arc::new(same);
+            });
+            return;
+        }
+        match stored.compiled().await {
+            Ok(snapshot) => {
+                let (version, count) = (snapshot.version(), snapshot.map().sites().len());
+                self.snapshots.send_replace(Arc::new(snapshot));
+                info!(version, sites = count, "sites have a new version");
+            }
+            // Another version of this program may know more than this one.
+            Err(error) => {
+                warn!(%error, version = stored.head.version, "sites in the store refused")
+            }
+        }
     }
 
-    /// From a host to its site.
-    pub fn map(&self) -> &SiteMap {
-        &self.0.map
+    /// Makes a change, and says what it was. `nodes` are the base URLs of the edges.
+    ///
+    /// # Errors
+    ///
+    /// It is not made.
+    pub async fn change(
+        &self,
+        wish: Wish,
+        expected: Expected,
+        nodes: Vec<String>,
+    ) -> Result<SiteChanged, ChangeError> {
+        let _turn = self.turn.acquire().await.map_err(|_| ChangeError::Busy)?;
+        for _ in 0..TRIES_MAX {
+            let before = self.now();
+            let (planned, answer) = self.judged(&before, &wish, &expected, &nodes).await?;
+            let Some(record) = planned.record else {
+                return Ok(answer);
+            };
+            let mut changes = changes_of(&wish.name, &record);
+            let past = past(&self.store, &wish.name).await?;
+            changes.extend(too_old(&wish.name, &past).map(Change::delete));
+            changes.push(Change::put(SET, json(&planned.after.head())));
+            let unchanged = Condition::at(SET, before.revision);
+            match self.store.commit(vec![unchanged], changes).await? {
+                Committed::At(_) => {
+                    info!(site = wish.name, version = record.version, by = wish.by,
+                        action = ?wish.action, "site changed");
+                    self.seen(|now| now.version() >= record.version).await;
+                    return Ok(answer);
+                }
+                Committed::Conflict => self.seen(|now| now.revision > before.revision).await,
+            }
+        }
+        Err(ChangeError::Busy)
     }
 
-    /// The set as JSON, as edges get it.
-    pub fn json(&self) -> Bytes {
-        self.0.json.clone()
+    /// What a change would be; changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// It would not be made.
+    pub async fn check(
+        &self,
+        wish: Wish,
+        expected: Expected,
+        nodes: Vec<String>,
+    ) -> Result<SiteChanged, ChangeError> {
+        let before = self.now();
+        let (_, answer) = self.judged(&before, &wish, &expected, &nodes).await?;
+        let known = before.record(&wish.name).map_or(0, |known| known.version);
+        Ok(SiteChanged {
+            version: known,
+            set_version: before.version(),
+            ..answer
+        })
+    }
+
+    async fn judged(
+        &self,
+        before: &Arc<Snapshot>,
+        wish: &Wish,
+        expected: &Expected,
+        nodes: &[String],
+    ) -> Result<(change::Planned, SiteChanged), ChangeError> {
+        let around = Surroundings {
+            private: self.private.clone(),
+            nodes: nodes.to_vec(),
+        };
+        let (before, wish, expected) = (before.clone(), wish.clone(), expected.clone());
+        let now_ms = self.clock.unix_ms();
+        // Thousands of sites take longer than a runtime thread may be kept.
+        let judging = spawn_blocking(move || {
+            let planned = plan(&before, &wish, &expected, &around, now_ms)?;
+            let version = match &planned.record {
+                Some(record) => record.version,
+                None => before.record(&wish.name).map_or(0, |known| known.version),
+            };
+            let answer = SiteChanged {
+                version,
+                set_version: planned.after.version(),
+                changed: planned.record.is_some(),
+                diff: diff::between(before.site(&wish.name), wish.site.as_ref()),
+                site: wish.name,
+            };
+            Ok((planned, answer))
+        });
+        let judged: Result<_, Refusal> = judging
+            .await
+            .map_err(|error| StoreError::Failed(error.to_string()))?;
+        Ok(judged?)
+    }
+
+    /// Has a site be again what it was at `version`.
+    ///
+    /// # Errors
+    ///
+    /// That version is not remembered, or cannot be any more.
+    pub async fn roll_back(
+        &self,
+        name: &str,
+        version: u64,
+        by: String,
+        expected: Expected,
+        nodes: Vec<String>,
+    ) -> Result<SiteChanged, ChangeError> {
+        let site = self.former(name, version).await?;
+        let wish = Wish {
+            name: name.to_owned(),
+            site: Some(site),
+            action: SiteAction::Rollback { to: version },
+            by,
+        };
+        self.change(wish, expected, nodes).await
+    }
+
+    /// What a site was at `version`.
+    ///
+    /// # Errors
+    ///
+    /// It is not remembered.
+    pub async fn former(&self, name: &str, version: u64) -> Result<Site, ChangeError> {
+        let unknown = || ChangeError::NoVersion {
+            site: name.to_owned(),
+            version,
+        };
+        let item = self.store.get(&was(name, version)).await?;
+        let record: Record = item
+            .and_then(|item| serde_json::from_slice(&item.value).ok())
+            .ok_or_else(unknown)?;
+        record.site.as_deref().cloned().ok_or_else(unknown)
+    }
+
+    /// The versions of a site that are remembered; `None`: there never was one.
+    ///
+    /// # Errors
+    ///
+    /// The store failed.
+    pub async fn history(&self, name: &str) -> Result<Option<SiteHistory>, ChangeError> {
+        let past = past(&self.store, name).await?;
+        let now = self.now();
+        let known = now.record(name);
+        let current = known.map(|record| record.version);
+        let read = |item: &Item| serde_json::from_slice::<Record>(&item.value).ok();
+        let versions: Vec<_> = past
+            .iter()
+            .rev()
+            .filter_map(|item| Some(read(item)?.told(current)))
+            .collect();
+        Ok((!versions.is_empty()).then(|| SiteHistory {
+            site: name.to_owned(),
+            in_file_of: known.and_then(|record| record.in_file_of.clone()),
+            versions,
+        }))
+    }
+
+    /// Waits a moment for this control plane to see what is in the store.
+    async fn seen(&self, enough: impl Fn(&Snapshot) -> bool) {
+        let mut snapshots = self.follow();
+        // If it does not, the answer is true all the same.
+        let _ = timeout(SEEN_WITHIN, snapshots.wait_for(|now| enough(now))).await;
     }
 }
 
-/// The version of `configured`, given what was handed out before.
-fn version_of(configured: &[Site], known: Option<&SiteSet>, now_s: u64) -> u64 {
-    match known {
-        None if configured.is_empty() => 0,
-        None => now_s.max(1),
-        Some(known) if known.sites == configured && known.version > 0 => known.version,
-        Some(known) => now_s.max(known.version + 1),
+/// The registry as the store has it.
+#[derive(Debug)]
+struct Stored {
+    head: Head,
+    /// That in which `sites/set` was put.
+    revision: u64,
+    records: Records,
+}
+
+impl Stored {
+    async fn load_and_watch(store: &Store) -> Result<(Self, Watch), OpenError> {
+        let (stored, revision) = Self::load(store).await?;
+        let watch = store.watch(FAMILY, revision).await?;
+        Ok((stored, watch))
     }
+
+    /// All of it, and the revision from which on it has to be watched.
+    async fn load(store: &Store) -> Result<(Self, u64), OpenError> {
+        for _ in 0..TRIES_MAX {
+            let set = store.get(SET).await?;
+            let (items, revision) = listed(store, NOW).await?;
+            if store.get(SET).await? != set {
+                // Some of the sites are of this version, some of that.
+                continue;
+            }
+            let mut stored = Self {
+                head: Head::default(),
+                revision: 0,
+                records: Records::new(),
+            };
+            for item in items.into_iter().chain(set) {
+                stored.put(&item.key, &item.value, item.revision)?;
+            }
+            return Ok((stored, revision));
+        }
+        Err(OpenError::Busy)
+    }
+
+    fn put(&mut self, key: &str, value: &[u8], revision: u64) -> Result<(), OpenError> {
+        let damaged = |error: serde_json::Error| OpenError::Damaged {
+            key: key.to_owned(),
+            reason: error.to_string(),
+        };
+        if key == SET {
+            self.head = serde_json::from_slice(value).map_err(damaged)?;
+            self.revision = revision;
+        } else if let Some(name) = key.strip_prefix(NOW) {
+            let record = serde_json::from_slice(value).map_err(damaged)?;
+            self.records.insert(name.to_owned(), record);
+        }
+        Ok(())
+    }
+
+    /// Takes over a commit; whether the set has another version by it.
+    fn apply(&mut self, revision: u64, changes: Vec<Change>) -> Result<bool, OpenError> {
+        let before = self.revision;
+        if revision <= before {
+            // It was there when all of it was read.
+            return Ok(false);
+        }
+        for change in changes {
+            match change {
+                Change::Put { key, value } => self.put(&key, &value, revision)?,
+                Change::Delete { key } => {
+                    if let Some(name) = key.strip_prefix(NOW) {
+                        self.records.remove(name);
+                    }
+                }
+            }
+        }
+        Ok(self.revision != before)
+    }
+
+    async fn compiled(&self) -> Result<Snapshot, BadSite> {
+        let (version, revision, records) = (self.head.version, self.revision, self.records.clone());
+        let compiling = spawn_blocking(move || Snapshot::new(version, revision, records));
+        compiling.await.unwrap_or_else(|error| {
+            Err(BadSite {
+                site: String::new(),
+                field: "site",
+                reason: error.to_string(),
+            })
+        })
+    }
+}
+
+/// What is remembered of a site, the oldest first.
+async fn past(store: &Store, name: &str) -> Result<Vec<Item>, StoreError> {
+    let (items, _) = listed(store, &format!("{WAS}{name}/")).await?;
+    Ok(items)
+}
+
+/// All items below a prefix, and the revision of the first page.
+async fn listed(store: &Store, prefix: &str) -> Result<(Vec<Item>, u64), StoreError> {
+    let mut items: Vec<Item> = Vec::new();
+    let mut revision = None;
+    loop {
+        let after = items.last().map(|item| item.key.clone());
+        let page = store.list(prefix, PAGE_MAX, after.as_deref()).await?;
+        let revision = *revision.get_or_insert(page.revision);
+        let ends = !page.more || page.items.is_empty();
+        items.extend(page.items);
+        if ends {
+            return Ok((items, revision));
+        }
+    }
+}
+
+/// What a version of a site puts into the store.
+fn changes_of(name: &str, record: &Record) -> Vec<Change> {
+    let now = format!("{NOW}{name}");
+    let value = json(record);
+    vec![
+        match record.site {
+            Some(_) => Change::put(now, value.clone()),
+            None => Change::delete(now),
+        },
+        Change::put(was(name, record.version), value),
+    ]
+}
+
+/// The keys of what need not be remembered any more once there is one more version.
+fn too_old<'a>(name: &'a str, past: &'a [Item]) -> impl Iterator<Item = String> + 'a {
+    let mut bytes = 0;
+    let kept = past
+        .iter()
+        .rev()
+        .take(HISTORY_MAX - 1)
+        .take_while(move |item| {
+            bytes += item.value.len();
+            bytes <= HISTORY_BYTES_MAX
+        });
+    let old = past.len() - kept.count();
+    debug_assert!(
+        past.iter()
+            .all(|item| item.key.starts_with(&format!("{WAS}{name}/")))
+    );
+    past.iter().take(old).map(|item| item.key.clone())
+}
+
+/// Where a version is remembered; the numbers sort as texts.
+fn was(name: &str, version: u64) -> String {
+    format!("{WAS}{name}/{version:020}")
+}
+
+fn json<T: serde::Serialize>(value: &T) -> Vec<u8> {
+    serde_json::to_vec(value).expect("records are plain data with text keys")
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::{Duration, UNIX_EPOCH};
-
-    use super::*;
-
-    fn site(name: &str) -> Site {
-        Site::new(name, &[&format!("{name}.test")], &["http://o:80"])
-    }
-
-    #[tokio::test]
-    async fn the_version_grows_with_every_change_and_with_nothing_else() {
-        let parent = tempfile::tempdir().unwrap();
-        let open = |sites: &[&str], now_s| {
-            let dir = DataDir::open(parent.path()).unwrap();
-            let clock = Clock::tokio(UNIX_EPOCH + Duration::from_secs(now_s));
-            Sites::open(sites.iter().map(|s| site(s)).collect(), &dir, &clock).unwrap()
-        };
-        assert_eq!(open(&[], 1_000).version(), 0);
-        let first = open(&["a"], 1_000);
-        assert_eq!(first.version(), 1_000);
-        assert_eq!(open(&["a"], 2_000).version(), 1_000);
-        assert_eq!(open(&["a", "b"], 2_000).version(), 2_000);
-        // The clock was set back.
-        assert_eq!(open(&["b"], 500).version(), 2_001);
-        assert_eq!(open(&["b"], 9_000).version(), 2_001);
-        assert_eq!(open(&[], 500).version(), 2_002);
-        // A damaged file.
-        std::fs::write(parent.path().join(FILE), "{").unwrap();
-        assert_eq!(open(&["b"], 3_000).version(), 3_000);
-        assert!(parent.path().join("sites.json.damaged").exists());
-        let set: SiteSet = serde_json::from_slice(&first.json()).unwrap();
-        assert_eq!((set.version, set.sites), (1_000, vec![site("a")]));
-    }
-
-    #[test]
-    fn a_site_is_found_by_name_and_by_host() {
-        let parent = tempfile::tempdir().unwrap();
-        let dir = DataDir::open(parent.path()).unwrap();
-        let sites = Sites::open(vec![site("a")], &dir, &Clock::system()).unwrap();
-        assert!(sites.site("a").is_some() && sites.site("b").is_none());
-        assert_eq!(sites.map().select("A.test:80").unwrap().site.name, "a");
-        let twice = Sites::open(vec![site("a"), site("a")], &dir, &Clock::system());
-        assert!(
-            twice
-                .unwrap_err()
-                .to_string()
-                .contains("another site has this name")
-        );
-    }
-}
+mod tests;

@@ -21,6 +21,7 @@ use tower::ServiceBuilder;
 use crate::{
     cache::{Cache, refusals::Refusals},
     metrics::Metrics,
+    purges::Purges,
     sites::Sites,
     upstream::Upstream,
 };
@@ -37,6 +38,8 @@ pub struct Admin {
     pub me: NodeId,
     /// The sites served.
     pub sites: Arc<ArcSwap<Sites>>,
+    /// What is known of purges.
+    pub purges: Purges,
     /// The cache.
     pub cache: Cache,
     /// The upstream.

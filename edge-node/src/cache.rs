@@ -3,7 +3,7 @@
 //!
 //! Modules in reading order: the [`key`] of a request (it reads [`cookie`]s and [`percent`]-encoding)
 //! and its variants ([`vary`]); what may be
-//! stored and reused ([`policy`], pure); an [`entry`] and the [`fill`] that makes it grow; the tiers
+//! stored and reused ([`policy`], pure), and what else decides that ([`standing`], pure); an [`entry`] and the [`fill`] that makes it grow; the tiers
 //! ([`memory`], then [`store`] over [`segment`] files and their [`index`], read on a [`pool`] of
 //! threads of their own), the [`pieces`] of large bodies in both, and small bodies that are [`shelved`];
 //! what of it goes to disk at once ([`admission`], pure).
@@ -30,6 +30,7 @@ pub mod pool;
 pub mod refusals;
 pub mod segment;
 pub mod shelved;
+pub mod standing;
 pub mod store;
 #[cfg(test)]
 mod tests;
@@ -64,6 +65,7 @@ use self::{
 };
 pub use self::{
     filler::{Filler, Following, Onlooker},
+    standing::{Judge, Standing},
     writing::Writing,
 };
 use crate::{
@@ -147,6 +149,8 @@ pub struct Ask<'a> {
     pub said: &'a CacheControl,
     /// The site's rules.
     pub rules: &'a Rules,
+    /// Knows what is against what is stored.
+    pub judge: &'a dyn Judge,
     /// Now, in Unix milliseconds.
     pub now_ms: u64,
 }
@@ -262,8 +266,12 @@ impl Fill {
     }
 
     fn has_brought(&self, object: u64) -> bool {
+        self.has_brought_what(|entry| entry.object == object)
+    }
+
+    fn has_brought_what(&self, is_it: impl FnOnce(&Entry) -> bool) -> bool {
         match &*self.told() {
-            Told::All(Outcome::Shared(entry) | Outcome::Refreshed(entry)) => entry.object == object,
+            Told::All(Outcome::Shared(entry) | Outcome::Refreshed(entry)) => is_it(entry),
             _ => false,
         }
     }
@@ -318,9 +326,13 @@ impl Cache {
     pub async fn lookup(&self, ask: Ask<'_>) -> Lookup {
         for _ in 0..LOOKUP_TRIES {
             let found = self.find(ask.key, ask.headers).await;
-            let mut stale = None;
+            let (mut stale, mut is_gone) = (None, false);
             if let Some(entry) = &found.entry {
-                match policy::reuse(&entry.head.freshness, ask.said, ask.rules, ask.now_ms) {
+                let standing = ask.judge.standing(entry);
+                is_gone = standing == Standing::Gone;
+                match standing.reuse(&entry.head.freshness, ask.said, ask.rules, ask.now_ms) {
+                    _ if is_gone && ask.said.only_if_cached => return Lookup::Unavailable,
+                    _ if is_gone => {}
                     Reuse::Fresh => return Lookup::Fresh(entry.clone()),
                     Reuse::Unavailable => return Lookup::Unavailable,
                     // What is left of a part is not worth a validation of its own.
@@ -339,9 +351,12 @@ impl Cache {
             {
                 return Lookup::Pass;
             }
-            let Some(turn) = self.claim(ask.key, &found) else {
+            let Some(turn) = self.claim(ask, &found) else {
                 continue;
             };
+            if is_gone && let Turn::Fill(filler) = &turn {
+                filler.forget_stored().await;
+            }
             return match (stale, turn) {
                 (Some((entry, must)), turn) => Lookup::Stale { entry, must, turn },
                 (None, Turn::Fill(filler)) => Lookup::Absent(filler),
@@ -354,7 +369,7 @@ impl Cache {
     /// The turn to fetch what `entry`, a part, lacks; `None` when it is no longer what is stored.
     pub async fn claim_rest(&self, ask: Ask<'_>, entry: &Entry) -> Option<Turn> {
         let found = self.find(ask.key, ask.headers).await;
-        (found.object == entry.object).then(|| self.claim(ask.key, &found))?
+        (found.object == entry.object).then(|| self.claim(ask, &found))?
     }
 
     /// The stored response for a key, if it is in memory or can be read without waiting; its body may be
@@ -714,7 +729,7 @@ impl Cache {
 
     /// Takes a fill that is missing, or follows the one under way. `None` when what was found is no
     /// longer what is there: look again.
-    fn claim(&self, primary: Key, found: &Found) -> Option<Turn> {
+    fn claim(&self, ask: Ask<'_>, found: &Found) -> Option<Turn> {
         let mut fills = self.fills();
         let under_way = found.candidates.iter().find_map(|key| fills.get(key));
         let before = match under_way {
@@ -725,6 +740,13 @@ impl Cache {
                     && fill.with_before().count() < UNWRITTEN_FILLS_MAX =>
             {
                 Some(fill.clone())
+            }
+            // What it fetches is not wanted any more, by those who come from now on.
+            Some(fill)
+                if fill.has_brought_what(|entry| ask.judge.standing(entry) == Standing::Gone) =>
+            {
+                fill.cancel();
+                None
             }
             Some(fill) => {
                 return Some(Turn::Follow(fill.follow()));
@@ -751,7 +773,7 @@ impl Cache {
             return None;
         }
         let key = found.candidates[0];
-        let fill = Fill::new(primary, before);
+        let fill = Fill::new(ask.key, before);
         fills.insert(key, fill.clone());
         drop(fills);
         let variants = found.variants.clone();

@@ -19,6 +19,9 @@ use serde::{Deserialize, Serialize};
 /// Smallest disk tier: room for a handful of segments.
 pub const DISK_BYTES_MIN: u64 = 32 << 20;
 
+/// What `cache.purge_scopes` may be: one purge at least, and some GiB of memory at most.
+pub const PURGE_SCOPES: std::ops::RangeInclusive<usize> = 1_000..=50_000_000;
+
 /// Most fills at once, however large the machine: each is a task and an entry of a table.
 pub const FILLS_MAX: usize = 1 << 20;
 
@@ -168,6 +171,9 @@ pub struct CacheSection {
     pub object_max: Bytes,
     /// Threads that read from disk.
     pub disk_threads: usize,
+    /// Scopes of which the last purge is remembered, each some 64 bytes of memory. When there are more, the
+    /// oldest of the site that has most are forgotten, and what it has stored from before is fetched again.
+    pub purge_scopes: usize,
     /// Whether a client's `Cache-Control: no-cache` or `max-age` makes this cache ask the origin.
     pub honour_client_reload: bool,
 }
@@ -179,6 +185,7 @@ impl Default for CacheSection {
             disk: Bytes(10 << 30),
             object_max: Bytes(20 << 30),
             disk_threads: 8,
+            purge_scopes: 1_000_000,
             honour_client_reload: true,
         }
     }
@@ -387,6 +394,17 @@ impl ConfigFile {
             return Err(bad(
                 "cache.disk_threads",
                 format!("1 to 256, not {}", self.cache.disk_threads),
+            ));
+        }
+        if !PURGE_SCOPES.contains(&self.cache.purge_scopes) {
+            return Err(bad(
+                "cache.purge_scopes",
+                format!(
+                    "{} to {}, not {}",
+                    PURGE_SCOPES.start(),
+                    PURGE_SCOPES.end(),
+                    self.cache.purge_scopes
+                ),
             ));
         }
         let limits = &self.limits;

@@ -42,6 +42,7 @@ use crate::{
     metrics::{Metrics, Shed},
     offering::Offering,
     proxy::{LastSite, Proxy, ProxyParts, UploadLimits},
+    purges::{Checks, Purges},
     serve::{self, ConnectionLimits, idle::OnClosed},
     sites::Sites,
     upstream::{Upstream, UpstreamConfig},
@@ -86,6 +87,9 @@ pub enum StartError {
     /// The data directory cannot be used.
     #[error("node.data_dir: {0}")]
     Store(#[from] OpenError),
+    /// What is known of purges cannot be kept.
+    #[error("node.data_dir: purges: {0}")]
+    Purges(io::Error),
     /// The sites of the file cannot be served.
     #[error(transparent)]
     Sites(#[from] workers::sites::SitesError),
@@ -128,6 +132,9 @@ pub struct Edge {
     cache: Cache,
     upstream: Upstream,
     sites: Arc<ArcSwap<Sites>>,
+    purges: Purges,
+    /// Requests for checks of purges, in a cluster.
+    checks: Option<Checks>,
     refusals: Refusals,
     metrics: Arc<Metrics>,
     proxy: Proxy,
@@ -163,6 +170,7 @@ impl Edge {
         let loading = config.clone();
         let sites = tokio::task::spawn_blocking(move || workers::sites::load(&loading)).await??;
         let sites = Arc::new(ArcSwap::from_pointee(sites));
+        let (purges, checks) = open_purges(&config, &sites, &clock).await?;
 
         let mut me = NodeInfo::new(config.id.clone(), Role::Edge);
         me.region.clone_from(&config.region);
@@ -170,6 +178,7 @@ impl Edge {
         me.sites_version = sites.load().version();
         me.capacity_bytes = config.cache.disk.0;
         me.digest = Some(cache.digest_version());
+        me.purged = purges.applied();
         let membership = match (&config.cluster, &peer_listener) {
             (Some(cluster), Some(peer)) => {
                 let http = advertised("http", config.advertise.http.as_deref(), http.local_addr())?;
@@ -223,6 +232,7 @@ impl Edge {
             cache: cache.clone(),
             upstream: upstream.clone(),
             sites: sites.clone(),
+            purges: purges.clone(),
             metrics: metrics.clone(),
             clock: clock.clone(),
             refusals: refusals.clone(),
@@ -251,6 +261,7 @@ impl Edge {
                     metrics,
                     clock,
                     offering,
+                    purges.clone(),
                 );
                 Some((listener, hold))
             }
@@ -271,6 +282,8 @@ impl Edge {
             cache,
             upstream,
             sites,
+            purges,
+            checks,
             refusals,
             metrics,
             proxy,
@@ -293,6 +306,8 @@ impl Edge {
             cache,
             upstream,
             sites,
+            purges,
+            checks,
             refusals,
             metrics,
             clock,
@@ -300,7 +315,7 @@ impl Edge {
         } = self;
         let (stop, stopping) = watch::channel(false);
         let (stop_admin, stopping_admin) = watch::channel(false);
-        let (readiness, ready) = watch::channel(Readiness::NotReady("starting"));
+        let (readiness, ready) = watch::channel(workers::sites::STARTING);
         let drain = config.limits.drain.0;
 
         let mut listeners = JoinSet::new();
@@ -358,11 +373,13 @@ impl Edge {
             membership: membership.clone(),
             sites: sites.clone(),
             clock: clock.clone(),
+            purges: purges.clone(),
             metrics: metrics.clone(),
         };
         let admin = admin::router(Admin {
             me: config.id.clone(),
             sites: sites.clone(),
+            purges: purges.clone(),
             cache: cache.clone(),
             upstream: upstream.clone(),
             refusals,
@@ -387,6 +404,7 @@ impl Edge {
 
         let background = upstream.spawn();
         let mut work = JoinSet::new();
+        work.spawn(workers::checks::run(upstream.clone(), sites.clone()));
         work.spawn(workers::publish::run(gauges, membership.clone()));
         if membership.is_some() {
             work.spawn(workers::nearness::run(upstream.clone(), sites.clone()));
@@ -396,11 +414,22 @@ impl Edge {
             membership.clone(),
             config.data_dir.clone(),
         ));
+        let (settled, is_settled) = watch::channel(checks.is_none());
+        if let Some(checks) = checks {
+            work.spawn(workers::purges::follow(
+                purges,
+                upstream.clone(),
+                membership.clone(),
+                checks,
+                settled,
+            ));
+        }
         work.spawn(workers::sites::follow(
             config.clone(),
             upstream.clone(),
             sites,
             membership.clone(),
+            is_settled,
             readiness.clone(),
         ));
         info!(id = %config.id, http = %self.addresses.http, admin = %self.addresses.admin, "serving");
@@ -463,6 +492,24 @@ async fn open_store(config: &Config, holdings: &Arc<Mutex<Holdings>>) -> Result<
         });
     });
     Ok(tokio::task::spawn_blocking(move || Store::open(&store, on_evicted)).await??)
+}
+
+/// What is known of purges; and the requests for checks, where this node is in a cluster.
+async fn open_purges(
+    config: &Config,
+    sites: &Arc<ArcSwap<Sites>>,
+    clock: &Clock,
+) -> Result<(Purges, Option<Checks>), StartError> {
+    let (sites, clock) = (sites.clone(), clock.clone());
+    let Some(cluster) = &config.cluster else {
+        return Ok((Purges::none(sites, clock), None));
+    };
+    let watches = !cluster.control_planes.is_empty();
+    let (dir, scopes_max) = (config.data_dir.clone(), config.cache.purge_scopes);
+    let opening = move || Purges::open(&dir, scopes_max, watches, sites, clock);
+    let opened = tokio::task::spawn_blocking(opening).await?;
+    let (purges, checks) = opened.map_err(StartError::Purges)?;
+    Ok((purges, Some(checks)))
 }
 
 /// What to tell others: what the operator says, or else where this node listens, or else where the

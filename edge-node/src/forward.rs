@@ -1,9 +1,12 @@
 //! What goes on to the origin: the client's request without what was meant for this hop, and with
 //! what the origin may want to know about the hops before it. Pure.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use cluster::node::NodeId;
+use cluster::{
+    node::NodeId,
+    site::privacy::{ClientAddress, Privacy},
+};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version, header};
 
 use crate::cache::policy;
@@ -42,6 +45,19 @@ const OVERRIDING: [&str; 9] = [
     "x-rewrite-url",
 ];
 
+/// Fields in which proxies tell the client's address to whoever is behind them.
+const TELLING_ADDRESS: [&str; 9] = [
+    "cf-connecting-ip",
+    "fastly-client-ip",
+    "forwarded",
+    "true-client-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-forwarded-for",
+    "x-original-forwarded-for",
+    "x-real-ip",
+];
+
 /// How many fields [`add_hop`] adds.
 const FIELDS_ADDED: usize = 6;
 
@@ -76,6 +92,27 @@ pub fn join_loop(headers: &mut HeaderMap, me: &NodeId) {
 
 fn loop_member(me: &NodeId) -> String {
     [CDN_ID, "; node=", me.as_str()].concat()
+}
+
+/// Drops what the origin is not to learn of the client; see [`hop_client`] for the address.
+pub fn conceal(headers: &mut HeaderMap, privacy: &Privacy) {
+    if *privacy == Privacy::default() {
+        return;
+    }
+    policy::fields::remove(headers, |name| {
+        let name = name.as_str();
+        let tells_agent = || name == "user-agent" || name.starts_with("sec-ch-ua");
+        !privacy.user_agent && tells_agent()
+            || !privacy.referer && name == "referer"
+            || !privacy.cookies && name == "cookie"
+            || privacy.client_address != ClientAddress::Full && TELLING_ADDRESS.contains(&name)
+    });
+}
+
+/// What the origin learns of the client's address; unspecified for nothing.
+pub fn hop_client(client: IpAddr, privacy: &Privacy) -> IpAddr {
+    let told = privacy.client_address.told(client);
+    told.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
 }
 
 /// Adds this hop to `headers`, which hold no hop-by-hop fields any more: `Via` (RFC 9110 §7.6.3),
@@ -329,6 +366,66 @@ mod tests {
                 .to_str()
                 .unwrap()
                 .starts_with("for=\"[2001:db8::1]\"")
+        );
+    }
+
+    #[test]
+    fn the_origin_learns_of_a_client_what_the_site_lets_it() {
+        let sent = [
+            ("user-agent", "browser"),
+            ("sec-ch-ua-platform", "x"),
+            ("referer", "http://a.test/secret"),
+            ("cookie", "session=1"),
+            ("x-forwarded-for", "192.0.2.7"),
+            ("forwarded", "for=192.0.2.7"),
+            ("x-real-ip", "192.0.2.7"),
+            ("accept", "*/*"),
+        ];
+        let left = |text: &str, client: &str| {
+            let privacy: Privacy = toml::from_str(text).unwrap();
+            let mut headers = HeaderMap::new();
+            for (name, value) in sent {
+                headers.insert(name, HeaderValue::from_static(value));
+            }
+            conceal(&mut headers, &privacy);
+            let mut names: Vec<_> = headers
+                .keys()
+                .map(|name| name.as_str().to_owned())
+                .collect();
+            names.sort_unstable();
+            (
+                names.join(" "),
+                hop_client(client.parse().unwrap(), &privacy).to_string(),
+            )
+        };
+        let all = "accept cookie forwarded referer sec-ch-ua-platform user-agent x-forwarded-for x-real-ip";
+        for (text, names, client) in [
+            ("", all, "198.51.100.9"),
+            (
+                "client_address = 'truncated'",
+                "accept cookie referer sec-ch-ua-platform user-agent",
+                "198.51.100.0",
+            ),
+            (
+                "client_address = 'none'\nuser_agent = false",
+                "accept cookie referer",
+                "0.0.0.0",
+            ),
+            (
+                "cookies = false\nreferer = false",
+                "accept forwarded sec-ch-ua-platform user-agent x-forwarded-for x-real-ip",
+                "198.51.100.9",
+            ),
+        ] {
+            assert_eq!(
+                left(text, "198.51.100.9"),
+                (names.to_owned(), client.to_owned()),
+                "{text}"
+            );
+        }
+        assert_eq!(
+            left("client_address = 'truncated'", "2001:db8:1:2::3").1,
+            "2001:db8:1::"
         );
     }
 

@@ -12,6 +12,7 @@
 //! ([`crate::serve::ConnectionLimits::gated`]).
 
 mod pieces;
+mod purging;
 pub mod uploads;
 
 use std::{
@@ -54,6 +55,7 @@ use crate::{
     metrics::Metrics,
     offering::Offering,
     proxy::{Proxy, Question},
+    purges::Purges,
     serve::{Connection, NotAdmitted},
     upstream::{home::Level, peer, relayed},
     warm::Warmer,
@@ -68,6 +70,8 @@ const LOGGED_MAX: usize = 1024;
 const BATCH_TIMEOUT: Duration = Duration::from_secs(30);
 /// Batches at once: some jobs, of some control planes.
 const BATCHES_MAX: usize = 32;
+/// Pushes of purges at once, each of some MiB at most.
+const PUSHES_MAX: usize = 32;
 
 /// Answers peers. A clone-able handle.
 #[derive(Clone)]
@@ -84,13 +88,20 @@ struct Shared {
     warmer: Warmer,
     offering: Offering,
     batches: Arc<Semaphore>,
+    pushes: Arc<Semaphore>,
+    purges: Purges,
     uploads: Uploads,
     logged: Mutex<HashSet<IpAddr>>,
 }
 
 impl Hold {
     /// Answers whoever `verifier` accepts, as far as `uploads` allow: from `cache`, or with what `proxy`
-    /// fetches, as a home or ahead of demand; tells `offering` what is asked for.
+    /// fetches, as a home or ahead of demand; tells `offering` what is asked for, and `purges` what is
+    /// purged.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a part, and named where it is built"
+    )]
     pub fn new(
         cache: Cache,
         proxy: Proxy,
@@ -99,8 +110,10 @@ impl Hold {
         metrics: Arc<Metrics>,
         clock: Clock,
         offering: Offering,
+        purges: Purges,
     ) -> Self {
         let batches = Arc::new(Semaphore::new(BATCHES_MAX));
+        let pushes = Arc::new(Semaphore::new(PUSHES_MAX));
         let warmer = Warmer::new(proxy.clone(), metrics.clone());
         let logged = Mutex::default();
         Self {
@@ -113,6 +126,8 @@ impl Hold {
                 warmer,
                 offering,
                 batches,
+                pushes,
+                purges,
                 uploads,
                 logged,
             }),
@@ -148,12 +163,21 @@ impl Hold {
         if request.method() == Method::POST && request.uri().path() == wire::WARM {
             return Ok(self.warm(request).await);
         }
+        if request.method() == Method::POST && request.uri().path() == wire::PURGES {
+            return Ok(self.purge(request).await);
+        }
         if request.method() != Method::GET {
             return Ok(answer(StatusCode::METHOD_NOT_ALLOWED, Answer::Empty));
         }
         let path = request.uri().path();
         if path == wire::DIGEST {
             return Ok(self.digest(request.uri().query()).await);
+        }
+        if path == wire::PURGES {
+            return Ok(self.purges(request.uri().query()));
+        }
+        if path == wire::SITES {
+            return Ok(self.nudged(request.uri().query()));
         }
         if path == wire::PING {
             self.shared.metrics.peer_answered("ping");
@@ -232,6 +256,17 @@ impl Hold {
         }
     }
 
+    /// There is a version of the sites that may not be here yet.
+    fn nudged(&self, query: Option<&str>) -> Response<Answer> {
+        let version = query.and_then(|q| q.strip_prefix("version=")?.parse().ok());
+        let Some(version) = version else {
+            return answer(StatusCode::BAD_REQUEST, Answer::Empty);
+        };
+        self.shared.metrics.peer_answered("sites");
+        self.shared.proxy.sites_nudged(version);
+        answer(StatusCode::NO_CONTENT, Answer::Empty)
+    }
+
     async fn digest(&self, query: Option<&str>) -> Response<Answer> {
         let since = query
             .and_then(|q| q.strip_prefix("since="))
@@ -275,6 +310,9 @@ impl Hold {
             let holder = proxy.passed_over(entry.object, asked.pieces.start, late, from)?;
             Some(self.elsewhere(&holder))
         };
+        if proxy.is_gone(request.headers(), None) {
+            return refuse("miss", StatusCode::NOT_FOUND);
+        }
         if let (Some(hash), 1) = (asked.hash, asked.pieces.len())
             && let Some((entry, growing)) = cache.coming_in(key)
         {
@@ -289,12 +327,19 @@ impl Hold {
         let Some(entry) = cache.stored(key, request.headers()).await else {
             return refuse("miss", StatusCode::NOT_FOUND);
         };
+        if proxy.is_gone(request.headers(), Some(&entry)) {
+            return refuse("miss", StatusCode::NOT_FOUND);
+        }
         if let Some(elsewhere) = elsewhere(&entry) {
             return elsewhere;
         }
         let (freshness, now_ms) = (&entry.head.freshness, clock.unix_ms());
         // Who names the pieces judges by the manifest whether they may be used.
         if asked.hash.is_none() && (freshness.no_cache || !freshness.is_fresh(now_ms)) {
+            cache.disclaim(key);
+            return refuse("stale", StatusCode::NOT_FOUND);
+        }
+        if asked.hash.is_none() && self.is_purged(request.headers(), &entry) {
             cache.disclaim(key);
             return refuse("stale", StatusCode::NOT_FOUND);
         }

@@ -10,6 +10,8 @@
 //! it this request gets, and [`payload`] sends it and counts. What the site's owner has to say in all
 //! of this is compiled into a [`ruling`], one for each of the [`sites`].
 //!
+//! What is stored is judged by the [`purges`] before it goes out.
+//!
 //! [`hold`] answers other edges, from storage only; [`warm`] begins journeys that nobody waits for, ahead
 //! of demand; [`offering`] tells a region's other nodes what is hot there, by the [`demand`]. [`admin`] answers the operator. [`workers`] tell
 //! the cluster how this node is and follow the site registry. [`edge`] puts all of it together.
@@ -30,6 +32,7 @@ pub mod metrics;
 pub mod offering;
 pub mod payload;
 pub mod proxy;
+pub mod purges;
 pub mod ruling;
 pub mod serve;
 pub mod sites;

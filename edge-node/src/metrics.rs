@@ -167,6 +167,8 @@ pub struct Metrics {
     origin_requests: IntCounterVec,
     origin_in_flight: IntGaugeVec,
     origin_queue: IntGaugeVec,
+    origin_healthy: IntGaugeVec,
+    taken_down: IntCounterVec,
     shed: [IntCounter; Shed::ALL.len()],
     peer_requests: IntCounterVec,
     peer_served: IntCounterVec,
@@ -185,6 +187,10 @@ pub struct Metrics {
     _members_max: IntGauge,
     gossip: IntCounterVec,
     purge_seq: IntGauge,
+    purge_scopes: IntGauge,
+    purge_table_bytes: IntGauge,
+    purges_applied: IntCounterVec,
+    purge_refused: IntCounterVec,
     sites_version: IntGauge,
     digests: IntGaugeVec,
     digest_pulls: IntCounterVec,
@@ -332,6 +338,16 @@ impl Metrics {
                 "Requests that wait until the origin has answered others",
                 &["site"],
             ),
+            taken_down: counters(
+                "edge_taken_down_total",
+                "Requests answered with 451 because the site has taken down what they want",
+                &["site"],
+            ),
+            origin_healthy: gauges(
+                "edge_origin_healthy",
+                "Whether an origin does well in its checks, for sites that have its origins checked",
+                &["site", "origin"],
+            ),
             shed: Shed::ALL.map(|reason| shed.with_label_values(&[reason.label()])),
             peer_requests: counters(
                 "edge_peer_requests_total",
@@ -402,6 +418,24 @@ impl Metrics {
                 &["result"],
             ),
             purge_seq: gauge("edge_purge_seq_applied", "Number of the last purge applied"),
+            purge_scopes: gauge(
+                "edge_purge_scopes",
+                "Scopes of which the last purge is remembered",
+            ),
+            purge_table_bytes: gauge(
+                "edge_purge_table_bytes",
+                "Memory for what is remembered of purges",
+            ),
+            purges_applied: counters(
+                "edge_purges_applied_total",
+                "Scopes of purges that were applied, by kind",
+                &["kind"],
+            ),
+            purge_refused: counters(
+                "edge_purge_refused_total",
+                "Answers of other nodes that were not taken because they were purged here",
+                &["from"],
+            ),
             sites_version: gauge("edge_sites_version", "Version of the site registry in use"),
             digests: gauges(
                 "edge_digest_objects",
@@ -540,9 +574,28 @@ impl Metrics {
         self.sites_version.set(as_i64(sites_version));
     }
 
+    /// Sets what is remembered of purges, and raises the counters of what they hit to these totals.
+    pub fn purges(&self, scopes: usize, bytes: usize, totals: &[(&str, u64)]) {
+        self.purge_scopes.set(as_i64(scopes as u64));
+        self.purge_table_bytes.set(as_i64(bytes as u64));
+        for (kind, total) in totals {
+            raise(&self.purges_applied.with_label_values(&[kind]), *total);
+        }
+    }
+
+    /// What a `peer` or a `home` brought was purged, as far as is known here.
+    pub fn purge_refused(&self, from: &'static str) {
+        self.purge_refused.with_label_values(&[from]).inc();
+    }
+
     /// Something was given up.
     pub fn shed(&self, reason: Shed) {
         self.shed[reason as usize].inc();
+    }
+
+    /// A request to this site is for something that was taken down.
+    pub fn taken_down(&self, site: &str) {
+        self.taken_down.with_label_values(&[site]).inc();
     }
 
     /// Sets how busy the origins of each site are; sites that are gone disappear.
@@ -556,6 +609,16 @@ impl Metrics {
             ] {
                 gauges.with_label_values(&[site]).set(as_i64(count as u64));
             }
+        }
+    }
+
+    /// Sets which origins, by site and URL, are well; those that are not checked any more disappear.
+    pub fn origins_health(&self, origins: &[(String, String, bool)]) {
+        self.origin_healthy.reset();
+        for (site, origin, is_well) in origins {
+            self.origin_healthy
+                .with_label_values(&[site, origin])
+                .set(i64::from(*is_well));
         }
     }
 
@@ -673,6 +736,7 @@ mod tests {
             waiting: 1,
         };
         metrics.origins(&[("a".to_owned(), traffic)]);
+        metrics.origins_health(&[("a".to_owned(), "http://o".to_owned(), true)]);
         let text = metrics.text();
         for line in [
             "edge_requests_total{outcome=\"hit\",site=\"a\"} 1",
@@ -681,6 +745,7 @@ mod tests {
             "edge_origin_requests_total{site=\"a\"} 0",
             "edge_origin_requests_in_flight{site=\"a\"} 2",
             "edge_origin_queue{site=\"a\"} 1",
+            "edge_origin_healthy{origin=\"http://o\",site=\"a\"} 1",
             "edge_shed_total{reason=\"fills\"} 1",
             "edge_shed_total{reason=\"origin-queue-full\"} 0",
             "edge_peer_requests_total{peer=\"edge-2\",result=\"ok\"} 1",

@@ -16,10 +16,12 @@ mod onward;
 mod order;
 mod part;
 mod pass;
+mod purged;
 mod quick;
 mod relay;
 mod shedding;
 mod swarm;
+mod takedown;
 mod target;
 mod tunnel;
 mod upload;
@@ -33,11 +35,11 @@ pub use self::{
 
 use std::{
     net::IpAddr,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex, OnceLock, atomic::AtomicBool},
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use cluster::{clock::Clock, key::Key, node::NodeId, site::Site};
+use cluster::{clock::Clock, key::Key, node::NodeId, purge::Position, site::Site};
 use http::{Extensions, HeaderMap, Method, Request, Response, StatusCode, Uri, Version, header};
 use http_body::Body as _;
 use hyper::body::Incoming;
@@ -58,9 +60,10 @@ use crate::{
     forward::{self, Hop},
     metrics::{Metrics, Outcome, SiteMetrics},
     payload::Payload,
+    purges::Purges,
     ruling::{
         Ruling,
-        access::{self, Verdict, Visit},
+        access::{Verdict, Visit},
     },
     serve::{Connection, framing::Flaw, interim::Interim},
     sites::{Selected, Sites},
@@ -84,6 +87,7 @@ struct Shared {
     cache: Cache,
     upstream: Upstream,
     sites: Arc<ArcSwap<Sites>>,
+    purges: Purges,
     metrics: Arc<Metrics>,
     clock: Clock,
     refusals: Refusals,
@@ -103,6 +107,8 @@ pub struct ProxyParts {
     pub upstream: Upstream,
     /// The sites served, in their newest version.
     pub sites: Arc<ArcSwap<Sites>>,
+    /// What is known of purges.
+    pub purges: Purges,
     /// Metrics of the process.
     pub metrics: Arc<Metrics>,
     /// The wall clock.
@@ -149,8 +155,13 @@ struct Asked {
     takes_trailers: bool,
     /// The way for interim responses, where the protocol has one.
     interim: Option<Interim>,
-    /// The exchange with the origin that was begun before it was known that all of this is needed.
-    begun: Mutex<Option<Begun>>,
+    /// The exchange with the origin that was begun before it was known that all of this is needed, and
+    /// the place in the purge log that had been reached then.
+    begun: Mutex<Option<(Begun, Position)>>,
+    /// Knows how what is stored stands.
+    purges: Purges,
+    /// Whether this node can answer from its cache.
+    is_sure: AtomicBool,
     now_ms: u64,
     started: Instant,
     /// Who asks: a client, or another node of which.
@@ -221,6 +232,7 @@ impl Proxy {
             cache,
             upstream,
             sites,
+            purges,
             metrics,
             clock,
             refusals,
@@ -232,6 +244,7 @@ impl Proxy {
             cache,
             upstream,
             sites,
+            purges,
             metrics,
             clock,
             refusals,
@@ -243,6 +256,11 @@ impl Proxy {
         Self {
             shared: Arc::new(shared),
         }
+    }
+
+    /// A control plane says that it has this version of the sites.
+    pub fn sites_nudged(&self, version: u64) {
+        self.shared.upstream.sites_nudged(version);
     }
 
     /// Answers one request; errors are answers, too.
@@ -374,17 +392,19 @@ impl Proxy {
                 ..CacheControl::default()
             },
         };
+        let bypasses = ruling.bypass(&path, &parts.headers).is_some();
+        let site = &ruling.site;
+        let key = key::key(&site.name, &host, target, &parts.headers, &ruling.key);
+        let mut headers = parts.headers;
+        // From here on, nobody learns what the origin is not to learn.
+        forward::conceal(&mut headers, &site.privacy);
         Asked {
-            verdict: access::judge(ruling.gates(), visit, |address| sites.country(address)),
-            bypasses: ruling.bypass(&path, &parts.headers).is_some(),
+            verdict: ruling.judge(visit, parts.uri.query(), &host, |address| {
+                sites.country(address)
+            }),
+            bypasses,
             rules,
-            key: key::key(
-                &ruling.site.name,
-                &host,
-                target,
-                &parts.headers,
-                &ruling.key,
-            ),
+            key,
             site_metrics: caller.site_metrics,
             site: ruling.site.clone(),
             ruling,
@@ -394,13 +414,15 @@ impl Proxy {
             uri: parts.uri,
             version: parts.version,
             said,
-            headers: parts.headers,
+            headers,
             client: caller.client,
             extensions: parts.extensions,
             spelling: caller.spelling,
             takes_trailers,
             interim: caller.interim,
             begun: Mutex::default(),
+            purges: self.shared.purges.clone(),
+            is_sure: AtomicBool::new(true),
             now_ms: self.shared.clock.unix_ms(),
             started: caller.started,
             level: Level::Client,
@@ -444,15 +466,7 @@ impl Proxy {
         upgrade: Option<hyper::upgrade::OnUpgrade>,
         body: Option<Incoming>,
     ) -> Result<Response<Payload>, ServeError> {
-        if let Verdict::Deny { status, rule } = asked.verdict {
-            let kind = if status == 451 {
-                Kind::Blocked
-            } else {
-                Kind::Denied
-            };
-            let detail = format!("access rule {} of site {}", rule + 1, asked.site.name);
-            return Err(ServeError::new(kind, detail));
-        }
+        self.admitted(asked)?;
         if let Some(last) = self.last_stop(asked) {
             return last;
         }
@@ -484,6 +498,7 @@ impl Proxy {
         asked: &Arc<Asked>,
         mut filler: Option<Filler>,
     ) -> Result<Response<Payload>, ServeError> {
+        asked.make_sure().await;
         let ask = self.ask(asked);
         let target = asked.uri.path_and_query().map_or("/", |pq| pq.as_str());
         for _ in 0..ROUNDS_MAX {
@@ -555,7 +570,7 @@ impl Proxy {
                         return self.pass(asked, None, Fwd::Request).await;
                     }
                     if self.is_elsewhere(asked, &entry)
-                        && let Some(response) = self.pass_from_holders(asked).await
+                        && let Some(response) = self.pass_from_holders(asked).await?
                     {
                         return Ok(response);
                     }
@@ -564,7 +579,7 @@ impl Proxy {
                     }
                     if deliver::suffices(&asked.method, &asked.headers, &entry)
                         && let Some(response) =
-                            self.deliver(asked, &asked.headers, &entry, how).await
+                            self.deliver(asked, &asked.headers, &entry, how).await?
                     {
                         return Ok(response);
                     }
@@ -582,6 +597,7 @@ impl Proxy {
             headers: &asked.headers,
             said: &asked.said,
             rules: &asked.rules,
+            judge: asked,
             now_ms: asked.now_ms,
         }
     }
@@ -619,6 +635,12 @@ impl Proxy {
         match filled {
             // Under the same URL, but another variant than this request selects.
             Filled::Shared(entry) if !vary::matches(&entry.head.selected_by, &asked.headers) => {
+                Ok(Found::Nothing)
+            }
+            // It was asked for before a purge that is older than this request.
+            Filled::Shared(entry) | Filled::Refreshed(entry)
+                if !leads && !asked.may_have(&entry) =>
+            {
                 Ok(Found::Nothing)
             }
             // What must be validated was fetched for the one who leads; the others ask for themselves, all
@@ -696,7 +718,7 @@ impl Proxy {
     fn hop<'a>(&'a self, asked: &'a Asked) -> Hop<'a> {
         Hop {
             me: &self.shared.me,
-            client: asked.client,
+            client: forward::hop_client(asked.client, &asked.site.privacy),
             host: &asked.host_sent,
             version: asked.version,
         }

@@ -3,8 +3,9 @@
 
 pub mod access;
 pub mod path;
+pub mod takedown;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
 use cluster::site::{
     Site,
@@ -13,8 +14,9 @@ use cluster::site::{
 use http::HeaderMap;
 
 use self::{
-    access::Gate,
+    access::{Gate, Verdict, Visit},
     path::{Prefix, Readings},
+    takedown::Takedowns,
 };
 use crate::cache::{
     cookie::cookies,
@@ -31,6 +33,8 @@ pub struct Ruling {
     pub key: KeyRules,
     /// What names the whole of a URL, where that has several objects.
     pub whole_key: Option<KeyRules>,
+    /// What must not be served.
+    pub takedowns: Takedowns,
     gates: Vec<Gate>,
     bypass_paths: Vec<Prefix>,
     /// By the beginning of the path; the longest first.
@@ -64,6 +68,7 @@ impl Ruling {
         }
         let bypass = &site.bypass;
         let plain = site.access.is_empty()
+            && site.takedown.is_empty()
             && by_path.is_empty()
             && [
                 bypass.paths.len(),
@@ -75,6 +80,7 @@ impl Ruling {
         Self {
             plain,
             whole_key: key.splits().then(|| key.unsplit()),
+            takedowns: Takedowns::new(&site, &key),
             key,
             gates: site.access.iter().map(Gate::new).collect(),
             bypass_paths: site.bypass.paths.iter().map(|p| Prefix::new(p)).collect(),
@@ -88,6 +94,7 @@ impl Ruling {
     pub fn read<'p>(&self, path: &'p [u8]) -> Readings<'p> {
         let matters = !self.by_path.is_empty()
             || !self.bypass_paths.is_empty()
+            || self.takedowns.is_about_urls()
             || self.gates.iter().any(Gate::is_about_paths);
         match matters {
             true => Readings::of(path),
@@ -123,9 +130,19 @@ impl Ruling {
         self.plain
     }
 
-    /// Who is served, in the order in which the rules are looked at.
-    pub fn gates(&self) -> &[Gate] {
-        &self.gates
+    /// Judges a request for `query` under `host`. `country` is asked only when it matters; it says `None`
+    /// for what nobody knows.
+    pub fn judge<'a>(
+        &self,
+        visit: Visit<'_>,
+        query: Option<&str>,
+        host: &str,
+        country: impl Fn(IpAddr) -> Option<&'a str>,
+    ) -> Verdict {
+        match self.takedowns.of_url(visit.path, query, host, &self.key) {
+            Some(place) => Verdict::Gone { place },
+            None => access::judge(&self.gates, visit, country),
+        }
     }
 
     /// The rule by which a request goes straight to the origin, if there is one.

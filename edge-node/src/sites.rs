@@ -5,10 +5,11 @@ use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
 use cluster::{
     geo::GeoDb,
+    purge::{Named, Naming},
     site::{Site, SiteMap},
 };
 
-use crate::ruling::Ruling;
+use crate::{cache::key, ruling::Ruling};
 
 /// All sites of a version.
 #[derive(Clone, Debug, Default)]
@@ -79,6 +80,11 @@ impl Sites {
         })
     }
 
+    /// The rules of the site of this name, if there is one.
+    pub fn ruling(&self, name: &str) -> Option<&Arc<Ruling>> {
+        self.rulings.get(name)
+    }
+
     /// The country of an address, if anybody knows it.
     pub fn country(&self, address: IpAddr) -> Option<&str> {
         self.geo.as_ref()?.country(address)
@@ -87,5 +93,11 @@ impl Sites {
     /// The geo database, where one was needed.
     pub fn geo(&self) -> Option<Arc<GeoDb>> {
         self.geo.clone()
+    }
+}
+
+impl Naming for Sites {
+    fn name(&self, site: &str, sent: &str) -> Named {
+        key::named(sent, self.ruling(site).map(|ruling| &ruling.key))
     }
 }

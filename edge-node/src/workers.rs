@@ -1,8 +1,10 @@
 //! What goes on beside the requests: each worker has one small job and a name.
 
+pub mod checks;
 pub mod gauges;
 pub mod nearness;
 pub mod publish;
+pub mod purges;
 pub mod seeds;
 pub mod sites;
 

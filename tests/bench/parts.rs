@@ -218,7 +218,7 @@ fn entry(key: Key) -> Entry {
         part: None,
         fetched_by: "fra-1".parse().expect("a name"),
         fetched_at: NOW_MS,
-        as_of: 0,
+        as_of: cluster::purge::Position::default(),
     };
     let body = Body::Whole(Bytes::from_static(&[0; BODY_BYTES]));
     Entry::new(key, 1, head, body, Provenance::Origin)

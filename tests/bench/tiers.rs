@@ -290,7 +290,7 @@ impl Policy for Tier {
             part: None,
             fetched_by: "edge-1".parse().expect("a name"),
             fetched_at: 0,
-            as_of: 0,
+            as_of: cluster::purge::Position::default(),
         };
         let body = Body::Whole(self.zeros.slice(..request.size as usize));
         let entry = Entry::new(key, request.key, head, body, Provenance::Origin);

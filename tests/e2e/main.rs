@@ -15,18 +15,33 @@
 //! - [`homing`]: several edges, and how often the origin is asked;
 //! - [`shielding`]: homes that are silent or have too much to do;
 //! - [`ruling`]: what a site's owner rules;
+//! - [`purging`]: what was purged does not come back;
+//! - [`originating`]: several origins of a site, and what they learn of clients;
+//! - [`registering`]: sites that come, change and go while edges serve;
 //! - [`losing`]: processes that are killed, stopped, or cut off;
 //! - [`storing`]: a disk that is full, read-only, damaged or robbed, and a process killed over it;
+//! - [`admitting`]: who may change what, and who may not;
+//! - [`agreeing`]: the stores of a control plane, which do the same;
+//! - [`describing`]: what the control plane says of its API, and whether that is true;
+//! - [`doubled`]: two control planes on one etcd, and what is lost when one is killed: nothing;
 //! - [`regressing`]: bugs that were there once;
 //! - [`refusing`]: what must be refused, and how clearly;
 //! - [`operating`]: what operators see and scrape.
 
+#[cfg(test)]
+mod admitting;
+#[cfg(test)]
+mod agreeing;
 #[cfg(test)]
 mod clients;
 #[cfg(test)]
 mod conforming;
 #[cfg(test)]
 mod crowding;
+#[cfg(test)]
+mod describing;
+#[cfg(test)]
+mod doubled;
 #[cfg(test)]
 mod forwarding;
 #[cfg(test)]
@@ -40,11 +55,17 @@ mod losing;
 #[cfg(test)]
 mod operating;
 #[cfg(test)]
+mod originating;
+#[cfg(test)]
 mod overload;
+#[cfg(test)]
+mod purging;
 #[cfg(test)]
 mod ranging;
 #[cfg(test)]
 mod refusing;
+#[cfg(test)]
+mod registering;
 #[cfg(test)]
 mod regressing;
 #[cfg(test)]

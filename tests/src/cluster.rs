@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use cluster::site::Site;
+use cluster::site::{Site, origin::Origin};
 use tempfile::TempDir;
 use toml::{Table, Value};
 
@@ -39,6 +39,8 @@ pub struct Plan {
     pub regions: Vec<Region>,
     /// Whether there is a control plane; without one, the edges' own files name the site.
     pub control_plane: bool,
+    /// Whether there is a second one, which the edges know as well.
+    pub doubled: bool,
     /// The site.
     pub site: Site,
     /// The lines between the edges.
@@ -49,7 +51,7 @@ pub struct Plan {
     pub data: Option<PathBuf>,
     /// Merged into every edge's configuration.
     pub edge_settings: Table,
-    /// Merged into the control plane's configuration.
+    /// Merged into each control plane's configuration.
     pub control_settings: Table,
     /// Environment of every process.
     pub env: Vec<(String, String)>,
@@ -79,6 +81,7 @@ impl Plan {
         Self {
             regions: REGIONS[..edges].to_vec(),
             control_plane: true,
+            doubled: false,
             site: Site::new("site", &[HOST, "*.site.test"], &[origin]),
             lines: Lines::Direct,
             base_port: None,
@@ -125,7 +128,7 @@ impl Plan {
     /// Something cannot be built, written or started, or does not become ready within a minute.
     pub async fn start(self) -> Result<Cluster> {
         let mut cluster = self.prepare().await?;
-        if let Some(control) = &mut cluster.control {
+        for control in cluster.control.iter_mut().chain(&mut cluster.second) {
             control.start().await?;
         }
         for edge in &mut cluster.edges {
@@ -177,17 +180,24 @@ impl Plan {
                 node
             })
             .collect();
-        let control = self.control_plane.then(|| {
-            let mut node = Node::new("control", &root, &binaries.control_plane, &self.env);
+        let planned = |name: &str, [http, gossip, steer]: [SocketAddr; 3]| {
+            let mut node = Node::new(name, &root, &binaries.control_plane, &self.env);
             node.verb = Some("serve");
-            node.http = ports.at(7900);
-            node.admin = node.http;
-            node.gossip = Some(ports.at(7946));
-            node.steer = Some(ports.at(8088));
+            node.http = http;
+            node.admin = http;
+            node.gossip = Some(gossip);
+            node.steer = Some(steer);
             node
+        };
+        let control = (self.control_plane)
+            .then(|| planned("control", [7900, 7946, 8088].map(|port| ports.at(port))));
+        let second = (self.doubled).then(|| {
+            let ports = [(); 3].map(|()| (Ipv4Addr::LOCALHOST, free_port()).into());
+            planned("control-2", ports)
         });
+        let controls: Vec<&Node> = control.iter().chain(&second).collect();
         let links = self.put_lines(&edges).await?;
-        let seeds: Vec<Value> = (control.iter().chain(edges.first()))
+        let seeds: Vec<Value> = (controls.iter().copied().chain(edges.first()))
             .filter_map(|n| n.gossip)
             .map(|at| at.to_string().into())
             .collect();
@@ -200,14 +210,14 @@ impl Plan {
                 .map(|((_, to), line)| (names[*to].clone(), line.address().to_string().into()))
                 .collect();
             let mut config = edge.listen_config();
-            self.edge_config(&mut config, edge, control.as_ref(), &seeds, &secret, reach)?;
+            self.edge_config(&mut config, edge, &controls, &seeds, &secret, reach)?;
             merge(&mut config, &self.edge_settings);
             edge.write_config(&config)?;
         }
-        if let Some(control) = &control {
+        for control in controls {
             let mut config = control.listen_config();
             set(&mut config, "cluster", "name", "test");
-            set(&mut config, "cluster", "seeds", seeds);
+            set(&mut config, "cluster", "seeds", seeds.clone());
             set(&mut config, "cluster", "secret_file", path_text(&secret));
             config.insert(
                 "site".into(),
@@ -219,6 +229,7 @@ impl Plan {
         Ok(Cluster {
             edges,
             control,
+            second,
             links,
             origin_delays,
             origin_line,
@@ -233,7 +244,7 @@ impl Plan {
         &self,
         config: &mut Table,
         edge: &Node,
-        control: Option<&Node>,
+        controls: &[&Node],
         seeds: &[Value],
         secret: &Path,
         reach: Table,
@@ -246,8 +257,9 @@ impl Plan {
         // The same host on another port: a redirect keeps the cache key.
         let http = format!("http://{{host}}:{}", edge.http.port());
         set(config, "advertise", "http", http);
-        if let Some(control) = control {
-            let urls = vec![Value::from(control.url(""))];
+        if !controls.is_empty() {
+            let urls = controls.iter().map(|control| Value::from(control.url("")));
+            let urls: Vec<_> = urls.collect();
             set(config, "cluster", "control_plane", urls);
         } else {
             config.insert(
@@ -255,7 +267,7 @@ impl Plan {
                 Value::Array(vec![Value::try_from(&self.site)?]),
             );
         }
-        if control.is_some() || self.regions.len() > 1 {
+        if !controls.is_empty() || self.regions.len() > 1 {
             set(config, "cluster", "name", "test");
             set(config, "cluster", "seeds", seeds.to_vec());
             set(config, "cluster", "secret_file", path_text(secret));
@@ -269,10 +281,10 @@ impl Plan {
     /// Puts a line before the origin; its delay depends on which edge calls. A TLS origin is left
     /// alone: its certificate names it.
     async fn put_origin_line(&mut self, delays: &OriginDelays) -> Result<Option<Proxy>> {
-        let Some(url) = self.site.origins.first().cloned() else {
+        let Some(origin) = self.site.origins.first().cloned() else {
             return Ok(None);
         };
-        let Some(authority) = url.strip_prefix("http://") else {
+        let Some(authority) = origin.url.strip_prefix("http://") else {
             return Ok(None);
         };
         let authority = authority.trim_end_matches('/').to_owned();
@@ -294,7 +306,7 @@ impl Plan {
             holder_of(from, &ids).and_then(|id| delays.get(&id).copied())
         };
         let line = Proxy::start_by(&to, Conditions::default(), Arc::new(by)).await?;
-        self.site.origins = vec![format!("http://{}", line.address())];
+        self.site.origins = vec![Origin::from(&*format!("http://{}", line.address()))];
         Ok(Some(line))
     }
 
@@ -359,6 +371,8 @@ pub struct Cluster {
     pub edges: Vec<Node>,
     /// The control plane.
     pub control: Option<Node>,
+    /// The second one, in a plan that is doubled.
+    pub second: Option<Node>,
     /// From one edge to another; from an edge to itself: its uplink.
     links: BTreeMap<(usize, usize), Proxy>,
     origin_delays: OriginDelays,
@@ -389,7 +403,7 @@ impl Cluster {
 
     /// Everything that may run.
     pub fn nodes(&self) -> impl Iterator<Item = &Node> {
-        self.control.iter().chain(&self.edges)
+        self.control.iter().chain(&self.second).chain(&self.edges)
     }
 
     /// Waits until every running edge lists every other running edge as its peer.
@@ -425,7 +439,8 @@ impl Cluster {
             }
         }
         // A second signal would end them at once, so this only waits.
-        for node in self.edges.iter_mut().chain(&mut self.control) {
+        let controls = self.control.iter_mut().chain(&mut self.second);
+        for node in self.edges.iter_mut().chain(controls) {
             if let Some(mut process) = node.process.take() {
                 process.wait().await?;
             }

@@ -191,7 +191,7 @@ mod tests {
             pieces: vec![[7; 32]; 2],
             fetched_by: "edge-1".parse().unwrap(),
             fetched_at: NOW_MS,
-            as_of: 0,
+            as_of: cluster::purge::Position::default(),
         };
         write("manifest", "two-pieces", &manifest.encode().unwrap());
         let lines = "public, max-age=60, s-maxage=\"10\"\nPrivate=\"set-cookie, x\", no-cache, stale-while-revalidate=5";

@@ -9,8 +9,10 @@
 //! - [`client`] and [`cache_status`]: asks, measures, and reads what the edge says it did;
 //! - [`wire`]: connections that a test speaks on byte by byte;
 //! - [`proxy`]: a TCP line with delay, limited rate, stalls and cuts;
-//! - [`process`] and [`cluster`]: the real binaries, alone and together;
+//! - [`process`] and [`cluster`]: the real binaries, alone and together; [`etcd`]: one that is real;
+//! - [`purger`]: a purge log that does as it is told;
 //! - [`mirror`]: fetches a whole directory through an edge and compares every byte;
+//! - [`schema`]: whether JSON is as a schema says;
 //! - [`simulation`]: the network as a simulation;
 //! - [`planet`]: many nodes at real sites, in virtual time;
 //! - [`hostile`]: what arrives from the network, as functions of arbitrary bytes.
@@ -18,6 +20,7 @@
 pub mod cache_status;
 pub mod client;
 pub mod cluster;
+pub mod etcd;
 pub mod hostile;
 pub mod mirror;
 pub mod origin;
@@ -25,6 +28,8 @@ pub mod pattern;
 pub mod planet;
 pub mod process;
 pub mod proxy;
+pub mod purger;
 pub mod region;
+pub mod schema;
 pub mod simulation;
 pub mod wire;

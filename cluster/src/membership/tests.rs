@@ -436,7 +436,7 @@ async fn a_node_that_cannot_be_read_is_left_out_and_named() {
     chitchat.lock().await.self_node_state().set("load", "much");
     sees(&a, &["a"]).await;
     assert_eq!(a.stats().unreadable_nodes.load(Ordering::Relaxed), 1);
-    chitchat.lock().await.self_node_state().set("purge", "1");
+    chitchat.lock().await.self_node_state().set("purge", "0,1");
     sleep(4 * INTERVAL).await;
     assert_eq!(log.lines_with("node left out of the view"), 1);
     chitchat.lock().await.self_node_state().set("load", "1,1");

@@ -460,7 +460,7 @@ pub(super) fn span(field: &'static str, span: Option<Span>) -> Result<(), Bad> {
     }
 }
 
-fn paths(field: &'static str, paths: &[String]) -> Result<(), Bad> {
+pub(super) fn paths(field: &'static str, paths: &[String]) -> Result<(), Bad> {
     bounded(field, paths)?;
     let fits = |path: &&String| {
         path.starts_with('/')

@@ -2,6 +2,7 @@
 
 use super::{
     ORIGIN_CONCURRENCY_DEFAULT, ORIGIN_QUEUE_DEFAULT, ORIGIN_QUEUE_TIMEOUT_DEFAULT, Site,
+    privacy::ClientAddress,
     rules::{Access, Action, PathRule, Pattern, RangeMiss, Shield, Statuses},
 };
 use crate::quantity::Span;
@@ -20,7 +21,9 @@ impl Site {
 
     /// What this site's rules mean, a sentence each.
     pub fn in_words(&self) -> Vec<String> {
-        let mut words = vec![format!("{} from {}", and(&self.hosts), or(&self.origins))];
+        let urls: Vec<_> = self.origins.iter().map(ToString::to_string).collect();
+        let mut words = vec![format!("{} from {}", and(&self.hosts), or(&urls))];
+        words.extend(self.origins_in_words());
         words.push(self.freshness_in_words());
         words.extend(self.rule.iter().flat_map(PathRule::in_words));
         if !self.rule.is_empty() {
@@ -50,6 +53,92 @@ impl Site {
         words.extend(self.key_in_words());
         words.extend(self.bypass_in_words());
         words.extend(self.access_in_words());
+        words.extend(self.privacy_in_words());
+        words.extend(
+            self.takedown
+                .iter()
+                .map(|t| format!("451 for {}", t.in_words())),
+        );
+        words
+    }
+
+    fn origins_in_words(&self) -> Vec<String> {
+        let mut words = Vec::new();
+        let statuses =
+            |list: &[Statuses]| or(&list.iter().map(Statuses::to_string).collect::<Vec<_>>());
+        if self.origins.len() > 1 {
+            let usual = self.origins.iter().filter(|origin| !origin.backup);
+            let total: u32 = usual.clone().map(|origin| origin.weight).sum();
+            let shares = usual.map(|origin| format!("{} of {total} to {origin}", origin.weight));
+            words.push(format!(
+                "objects go by their names, {}",
+                and(&shares.collect::<Vec<_>>())
+            ));
+            let backups = self.origins.iter().filter(|origin| origin.backup);
+            let backups: Vec<_> = backups.map(ToString::to_string).collect();
+            if !backups.is_empty() {
+                words.push(format!(
+                    "only while none of these is well, to {}",
+                    or(&backups)
+                ));
+            }
+            let when = match &self.failover[..] {
+                [] => String::new(),
+                some => format!(", or answers a safe one with {}", statuses(some)),
+            };
+            words.push(format!(
+                "the next origin is asked when one cannot be connected to, fails a safe request{when}"
+            ));
+        }
+        for origin in &self.origins {
+            words.extend(
+                origin
+                    .host
+                    .as_ref()
+                    .map(|h| format!("{origin} is asked for host {h}")),
+            );
+            words.extend(
+                origin
+                    .sni
+                    .as_ref()
+                    .map(|n| format!("{origin} must be {n} by its certificate")),
+            );
+        }
+        words.extend(self.health.as_ref().map(|health| {
+            format!(
+                "each edge asks each origin for {} every {}, and takes it for well after {} answers of \
+                 status {} within {}, and for ill after {} others",
+                health.path,
+                health.interval,
+                health.healthy_after,
+                statuses(&health.expect),
+                health.timeout,
+                health.unhealthy_after,
+            )
+        }));
+        words
+    }
+
+    fn privacy_in_words(&self) -> Vec<String> {
+        let privacy = &self.privacy;
+        let address = match privacy.client_address {
+            ClientAddress::Full => None,
+            ClientAddress::Truncated => {
+                Some("of a client's address, origins learn the network only")
+            }
+            ClientAddress::None => Some("origins do not learn a client's address"),
+        };
+        let hidden = [
+            (privacy.user_agent, "User-Agent"),
+            (privacy.referer, "Referer"),
+            (privacy.cookies, "Cookie"),
+        ];
+        let hidden = hidden.into_iter().filter(|(told, _)| !told);
+        let hidden: Vec<_> = hidden.map(|(_, name)| name.to_owned()).collect();
+        let mut words: Vec<String> = address.map(str::to_owned).into_iter().collect();
+        if !hidden.is_empty() {
+            words.push(format!("origins do not get a client's {}", or(&hidden)));
+        }
         words
     }
 

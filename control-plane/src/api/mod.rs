@@ -20,28 +20,41 @@ use axum::{
 };
 use bytes::Bytes;
 use cluster::{
-    auth::document_mac,
+    auth::{Verifier, document_mac},
     clock::Clock,
     membership::GossipStats,
     network::Network,
     node::NodeId,
     secret::ClusterSecret,
-    wire::{EDGES, MAC_FIELD, NODES, PEERS, SITES, WARM},
+    wire::{CONTROL_PLANES, EDGES, MAC_FIELD, NODES, PEERS, SITES, WARM},
 };
 use serde::Serialize;
 use tokio::sync::watch;
 
+use self::openapi::Description;
+
 use crate::{
-    atlas::Atlas, config::Config, error::ApiError, metrics, metrics::Metrics, places::Places,
-    sites::Sites, warm::Warming,
+    access::{OPENAPI, TOKENS},
+    atlas::Atlas,
+    config::Config,
+    error::ApiError,
+    keyring::Keyring,
+    metrics,
+    metrics::Metrics,
+    places::Places,
+    sites::Sites,
+    warm::Warming,
 };
 
 pub mod edges;
+mod gate;
 pub mod nodes;
+mod openapi;
 pub mod peers;
 pub mod sites;
 pub mod status;
 pub mod steering;
+pub mod tokens;
 pub mod warm;
 
 /// Most entries of a ranking that may be asked for.
@@ -61,6 +74,10 @@ pub struct App {
     clock: Clock,
     warming: Warming,
     secret: ClusterSecret,
+    /// Proves which node asks.
+    verifier: Verifier,
+    keyring: Keyring,
+    public_read: bool,
     trust_forwarded: Vec<Network>,
     /// Counts clients that take turns.
     turn: AtomicU64,
@@ -80,6 +97,8 @@ pub struct AppParts {
     pub sites: Sites,
     /// Jobs that fetch ahead of demand.
     pub warming: Warming,
+    /// The tokens.
+    pub keyring: Keyring,
     /// What gossip counts.
     pub gossip: Arc<GossipStats>,
     /// The wall clock.
@@ -95,6 +114,7 @@ impl App {
             metrics,
             sites,
             warming,
+            keyring,
             gossip,
             clock,
         } = parts;
@@ -108,6 +128,12 @@ impl App {
             clock,
             warming,
             secret: config.secret.clone(),
+            verifier: Verifier::new(
+                config.secret.clone(),
+                CONTROL_PLANES.parse().expect("it is a name"),
+            ),
+            keyring,
+            public_read: config.api.public_read,
             trust_forwarded: config.trust_forwarded.clone(),
             turn: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
@@ -117,6 +143,11 @@ impl App {
     /// From now on it says that it is not ready.
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// So many sites of this version are handed out from now on.
+    pub fn hand_out(&self, version: u64, sites: usize) {
+        self.metrics.handed_out(version, sites);
     }
 
     fn atlas(&self) -> Arc<Atlas> {
@@ -145,13 +176,23 @@ impl App {
 
 /// Everything on the API listener.
 pub fn router(app: Arc<App>) -> Router {
+    resources()
+        .layer(middleware::from_fn_with_state(app.clone(), gate::admitted))
+        .layer(middleware::from_fn_with_state(app.clone(), counted))
+        .with_state(app)
+}
+
+/// What there is, before it is asked who may have it. `openapi/` describes it.
+fn resources() -> Router<Arc<App>> {
+    let description = Description::new();
     Router::new()
         .route(PEERS, get(peers::ranked))
         .route(EDGES, get(edges::ranked))
         .route(NODES, get(nodes::all))
-        .route(SITES, get(sites::all))
-        .route(&format!("{SITES}/{{name}}"), get(sites::one))
+        .merge(sites::routes())
         .merge(warm::routes())
+        .merge(tokens::routes())
+        .route(OPENAPI, get(|| async move { description.answer() }))
         .route("/", get(status::page))
         .route("/metrics", get(scrape))
         .route("/livez", get(|| async { "alive\n" }))
@@ -163,8 +204,6 @@ pub fn router(app: Arc<App>) -> Router {
                 "not possible with this method here; most resources can only be read, with GET",
             )
         })
-        .layer(middleware::from_fn_with_state(app.clone(), counted))
-        .with_state(app)
 }
 
 /// Counts answers; what is right now is not right later, so nobody may keep one unless it says so.
@@ -175,6 +214,8 @@ async fn counted(State(app): State<Arc<App>>, request: Request, next: Next) -> R
         NODES => "nodes",
         path if path.starts_with(SITES) => "sites",
         path if path.starts_with(WARM) => "warm",
+        path if path.starts_with(TOKENS) => "tokens",
+        OPENAPI => "openapi",
         "/metrics" => "metrics",
         "/livez" | "/readyz" => "health",
         "/" => "status",

@@ -20,11 +20,12 @@ td.n,th.n{text-align:right}";
 /// The page. Its words come from other nodes in part, so everything is escaped, and the page may
 /// load nothing.
 pub(super) async fn page(State(app): State<Arc<App>>) -> Response {
+    let sites = app.sites.now();
     let html = render(
         app.id.as_str(),
         &app.atlas().statuses(),
-        app.sites.map().sites().len(),
-        app.sites.version(),
+        sites.map().sites().len(),
+        sites.version(),
         &app.places.describe(),
     );
     let fields = [

@@ -49,7 +49,8 @@ async fn steered(
 
 fn answer(app: &App, socket: SocketAddr, request: &Request) -> Result<Response, Refused> {
     let host = host_of(request.uri(), request.headers()).ok_or(Refused::BadHost)?;
-    let map = app.sites.map();
+    let sites = app.sites.now();
+    let map = sites.map();
     if map.sites().is_empty() {
         return Err(Refused::NoSites);
     }

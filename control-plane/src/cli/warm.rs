@@ -17,7 +17,7 @@ use cluster::{
 };
 use tokio::time::Instant;
 
-use super::{Asking, per_second, print, table};
+use super::{Asking, per_second, print, table, watching::Watch};
 use crate::api::warm::REQUEST_BYTES_MAX;
 
 /// How often a job is looked at while it is waited for.
@@ -61,13 +61,20 @@ pub(super) struct Warm {
     #[arg(long, conflicts_with = "site")]
     jobs: bool,
     #[command(flatten)]
+    watch: Watch,
+    #[command(flatten)]
     asking: Asking,
 }
 
 impl Warm {
     pub(super) fn run(&self) -> anyhow::Result<()> {
         if self.jobs {
-            return self.asking.tell(WARM, |list| jobs_table(&list));
+            let table = |list| jobs_table(&list);
+            return self.watch.tell(&self.asking, WARM, table);
+        }
+        if let (true, Some(id)) = (self.watch.is_asked_for(), &self.status) {
+            let text = |status| status_text(&status);
+            return self.watch.tell(&self.asking, &at(id), text);
         }
         let told = match (&self.status, &self.cancel) {
             (Some(id), _) => self.asking.ask(&at(id))?,

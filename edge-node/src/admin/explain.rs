@@ -11,7 +11,11 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
-use cluster::node::NodeId;
+use cluster::{
+    node::NodeId,
+    purge::{Hit, Position, Verdict},
+    site::takedown::{Takedown, hash_in_hex},
+};
 use serde::Serialize;
 
 use super::{
@@ -25,8 +29,9 @@ use crate::{
         policy::{self, CacheControl},
     },
     deliver,
+    purges::{Named, Purges, tags::tag_names},
     ruling::access::{self, Visit},
-    upstream::{home::HomesReport, paying::Comparison},
+    upstream::{home::HomesReport, paying::Comparison, standing::OriginReport},
 };
 
 /// Why this node would answer a URL as it would.
@@ -37,11 +42,26 @@ struct Explained {
     host: String,
     key: String,
     stored: Option<Stored>,
+    purges: Purged,
     holders: Vec<serde_json::Value>,
     homes: HomesReport,
     order: Comparison,
+    origins: Vec<OriginReport>,
     then: String,
     why: Vec<String>,
+}
+
+/// What purges have to say.
+#[derive(Serialize)]
+struct Purged {
+    /// Up to which place in the log nothing is missing here.
+    applied: Position,
+    /// Of what is stored: `good`, `stale` or `gone`.
+    verdict: Option<&'static str>,
+    /// What hit it, the newest first.
+    hit_by: Vec<Hit>,
+    /// Why this node does not answer from its cache at once, whatever is stored.
+    doubt: Option<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -49,6 +69,8 @@ struct Stored {
     tier: &'static str,
     status: u16,
     length: Option<u64>,
+    /// As a takedown names it; `None` for a part, and while it grows.
+    content_hash: Option<String>,
     variant: Vec<(String, Option<String>)>,
     age_s: f64,
     lifetime_s: f64,
@@ -60,7 +82,7 @@ struct Stored {
     etag: Option<String>,
     last_modified: Option<String>,
     tags: Vec<String>,
-    as_of: u64,
+    as_of: Position,
     fetched_by: NodeId,
     fetched_at_ms: u64,
     from: String,
@@ -162,11 +184,22 @@ pub(super) async fn explain(
     let order = admin.upstream.compare(&ruling.site, question.target.path());
     let homes = admin.upstream.homes_report(&ruling.site, key);
     let refusal = admin.refusals.find(key);
+    let query = question.target.query();
+    let verdict = ruling.judge(visit, query, host, |address| sites.country(address));
+    let content_hash = entry.as_ref().and_then(|entry| entry.content_hash(None));
+    let takedowns = &ruling.takedowns;
+    let taken_down = match verdict {
+        access::Verdict::Gone { place } => Some(place),
+        _ => content_hash.and_then(|hash| takedowns.of_body(&hash)),
+    };
+    let taken_down = taken_down.and_then(|place| takedowns.get(place));
+    let taken_down = taken_down.map(Takedown::in_words);
     let now_ms = admin.clock.unix_ms();
     let case = Case {
         ruling,
         rules: ruling.rules(&path),
-        verdict: access::judge(ruling.gates(), visit, |address| sites.country(address)),
+        verdict,
+        taken_down: taken_down.as_deref(),
         client: question.client,
         method,
         headers,
@@ -185,6 +218,13 @@ pub(super) async fn explain(
             .map(|first| format!("{:?}", first.id.as_str())),
         now_ms,
     };
+    let named = Named {
+        site: name,
+        host,
+        target,
+        rules: &ruling.key,
+    };
+    let purges = Purged::of(&admin.purges, named, entry.as_deref());
     let explained = Explained {
         then: why::then(&case),
         why: why::why(&case),
@@ -192,12 +232,35 @@ pub(super) async fn explain(
         host: host.clone(),
         key: key.to_string(),
         stored: entry.as_ref().map(|entry| Stored::of(entry, now_ms)),
+        purges,
         holders,
         homes,
         order: order.clone(),
+        origins: admin.upstream.origins_report(&ruling.site, key),
         url: question.url,
     };
     Json(explained).into_response()
+}
+
+impl Purged {
+    fn of(purges: &Purges, named: Named<'_>, stored: Option<&Entry>) -> Self {
+        let judged = stored.map(|entry| {
+            let (headers, as_of) = (&entry.head.headers, entry.head.as_of);
+            let verdict = match purges.verdict(named, headers, as_of) {
+                Verdict::Good => "good",
+                Verdict::Stale => "stale",
+                Verdict::Gone => "gone",
+            };
+            (verdict, purges.hits(named, headers, as_of))
+        });
+        let (verdict, hit_by) = judged.unzip();
+        Self {
+            applied: purges.applied(),
+            verdict,
+            hit_by: hit_by.unwrap_or_default(),
+            doubt: purges.doubt(),
+        }
+    }
 }
 
 impl Stored {
@@ -212,6 +275,7 @@ impl Stored {
             },
             status: head.status.as_u16(),
             length: entry.length(),
+            content_hash: entry.content_hash(None).as_ref().map(hash_in_hex),
             variant: head
                 .selected_by
                 .iter()
@@ -231,7 +295,7 @@ impl Stored {
             stale_if_error_s: head.freshness.stale_if_error.as_secs(),
             etag: text(header::ETAG),
             last_modified: text(header::LAST_MODIFIED),
-            tags: entry::tags(&head.headers),
+            tags: tag_names(&head.headers),
             as_of: head.as_of,
             fetched_by: head.fetched_by.clone(),
             fetched_at_ms: head.fetched_at,

@@ -21,6 +21,8 @@ pub(super) struct Case<'a> {
     pub(super) ruling: &'a Ruling,
     pub(super) rules: &'a Rules,
     pub(super) verdict: Verdict,
+    /// The takedown for which it is not served, in words.
+    pub(super) taken_down: Option<&'a str>,
     pub(super) client: Option<IpAddr>,
     pub(super) method: &'a Method,
     pub(super) headers: &'a HeaderMap,
@@ -42,6 +44,9 @@ pub(super) struct Case<'a> {
 /// What becomes of the request.
 pub(super) fn then(case: &Case<'_>) -> String {
     let unavailable = "answered with 504: the request wants nothing but what is stored";
+    if case.taken_down.is_some() {
+        return "denied with 451, and asked of nobody".to_owned();
+    }
     if let Verdict::Deny { status, .. } = case.verdict {
         return format!("denied with {status}");
     }
@@ -90,6 +95,9 @@ pub(super) fn then(case: &Case<'_>) -> String {
 /// Why, a sentence each, in the order in which it is decided.
 pub(super) fn why(case: &Case<'_>) -> Vec<String> {
     let site = &case.ruling.site;
+    if let Some(words) = case.taken_down {
+        return vec![format!("taken down by site {}: {words}", site.name)];
+    }
     if let Verdict::Deny { rule, .. } = case.verdict {
         let words = site.access.get(rule).map(Access::in_words);
         let (number, words) = (rule + 1, words.unwrap_or_default());
@@ -282,10 +290,7 @@ mod tests {
     use super::*;
     use crate::{
         cache::policy::Freshness,
-        ruling::{
-            access::{self, Visit},
-            path::Readings,
-        },
+        ruling::{access::Visit, path::Readings},
     };
 
     const STORED_MS: u64 = 784_111_777_000;
@@ -330,13 +335,14 @@ mod tests {
                 length: None,
                 fetched_by: "edge-1".parse().unwrap(),
                 fetched_at: STORED_MS,
-                as_of: 0,
+                as_of: cluster::purge::Position::default(),
             }
         });
         let case = Case {
             ruling: &ruling,
             rules: ruling.rules(&path),
-            verdict: access::judge(ruling.gates(), visit, |_| None),
+            verdict: ruling.judge(visit, None, "a.test", |_| None),
+            taken_down: None,
             client: None,
             method: &method,
             headers: &headers,

@@ -16,6 +16,8 @@ use cluster::{
     key::Key,
     manifest::{Manifest, PIECE_BYTES, PieceHash},
     node::NodeId,
+    purge::Position,
+    site::takedown::{content_hash, content_hash_of},
 };
 use futures_util::{Stream, StreamExt, stream};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -46,10 +48,10 @@ pub const OFFERS_MAX: usize = 16;
 /// its ring takes, seldom against the hits of a hot entry, each of which would take a lock.
 const TOUCH_EVERY_S: u32 = 8;
 /// First byte of every stored meta block; tells what follows and in which encoding.
-const META_OBJECT: u8 = 3;
+const META_OBJECT: u8 = 6;
 const META_VARIANTS: u8 = 4;
 /// An object with its body beside it, behind the body's CRC.
-const META_SMALL: u8 = 5;
+const META_SMALL: u8 = 7;
 /// Longest meta block of most objects: one allocation instead of several.
 const META_BYTES_USUAL: usize = 512;
 
@@ -74,8 +76,8 @@ pub struct Head {
     pub fetched_by: NodeId,
     /// When, in Unix milliseconds by that edge's clock.
     pub fetched_at: u64,
-    /// The purge it is known to be newer than.
-    pub as_of: u64,
+    /// The place in the purge log that it is known to be newer than.
+    pub as_of: Position,
 }
 
 impl Head {
@@ -243,10 +245,14 @@ pub struct Entry {
     /// Fields that are not stored, for the one client whose request fetched it (RFC 9111 §3.1,
     /// §5.2.2.4, §5.2.2.7; its cookies among them).
     pub withheld: Mutex<Option<Box<HeaderMap>>>,
+    /// What names its body, once somebody wanted to know.
+    content: OnceLock<Box<PieceHash>>,
     /// When the store last heard that it is used, in Unix seconds.
     touched_s: AtomicU32,
     /// It is in memory only, until somebody asks for it again.
     pub held_back: AtomicBool,
+    /// At which generation of the purges it was last found good; 0: it was not judged yet.
+    pub proved: AtomicU64,
 }
 
 impl Entry {
@@ -261,8 +267,10 @@ impl Entry {
             source: Source::Memory,
             hot: OnceLock::new(),
             withheld: Mutex::default(),
+            content: OnceLock::new(),
             touched_s: AtomicU32::new(0),
             held_back: AtomicBool::new(false),
+            proved: AtomicU64::new(0),
         }
     }
 
@@ -341,6 +349,24 @@ impl Entry {
             Body::Shelved(_) | Body::Growing(_) => return None,
         };
         Some((first, hashes))
+    }
+
+    /// What [names its body](content_hash), given `bytes` where they are not here; `None` while it grows, and
+    /// of a part.
+    pub fn content_hash(&self, bytes: Option<&Bytes>) -> Option<PieceHash> {
+        if self.head.part.is_some() {
+            return None;
+        }
+        let known = || self.content.get().map(|hash| **hash);
+        let of_bytes = |bytes: &Bytes| **self.content.get_or_init(|| content_hash_of(bytes).into());
+        match (&self.body, bytes) {
+            (Body::Pieces { hashes, .. }, _) => {
+                Some(**self.content.get_or_init(|| content_hash(hashes).into()))
+            }
+            (Body::Whole(bytes), _) | (Body::Shelved(_), Some(bytes)) => Some(of_bytes(bytes)),
+            (Body::Shelved(_), None) => known(),
+            (Body::Growing(_), _) => None,
+        }
     }
 
     /// Where the bytes that are here begin in the whole body.
@@ -621,7 +647,7 @@ struct ManifestParts<'a> {
     pieces: &'a [PieceHash],
     fetched_by: &'a NodeId,
     fetched_at: u64,
-    as_of: u64,
+    as_of: Position,
 }
 
 impl<'a> StoredParts<'a> {
@@ -732,21 +758,6 @@ impl Meta {
 
 fn encode(tag: u8, what: &impl Serialize) -> Option<Bytes> {
     postcard::to_extend(what, vec![tag]).ok().map(Bytes::from)
-}
-
-/// The tags of a response, from `Surrogate-Key` (spaces), `Cache-Tag` (commas) and `xkey` (both).
-pub fn tags(headers: &HeaderMap) -> Vec<String> {
-    let mut tags = Vec::new();
-    for name in ["surrogate-key", "cache-tag", "xkey"] {
-        for value in headers.get_all(name).iter().filter_map(|v| v.to_str().ok()) {
-            let parts = value
-                .split([' ', ','])
-                .map(str::trim)
-                .filter(|t| !t.is_empty());
-            tags.extend(parts.map(str::to_owned));
-        }
-    }
-    tags
 }
 
 /// The length that a response's own head claims.

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use cluster::{
     key::Key,
+    purge::Named,
     site::{Site, rules::QueryRule},
 };
 use http::{HeaderMap, HeaderName};
@@ -36,6 +37,17 @@ impl KeyRules {
         }
     }
 
+    /// What is left of a query (what is behind the `?`) in a key; what is left of nothing is nothing.
+    pub fn query_of(&self, query: &str) -> Vec<u8> {
+        let sent = ["/?", query].concat();
+        let mut target = canonical(sent.as_bytes());
+        if let Some(rule) = &self.query {
+            target = Cow::Owned(with_ruled_query(&target, rule));
+        }
+        let question = target.iter().position(|b| *b == b'?');
+        question.map_or_else(Vec::new, |at| target[at + 1..].to_vec())
+    }
+
     /// The rules of `site`, which has been checked.
     pub fn of(site: &Site) -> Self {
         let names = site.key.headers.iter();
@@ -63,10 +75,7 @@ pub fn key(
     headers: &HeaderMap,
     rules: &KeyRules,
 ) -> Key {
-    let mut target = canonical(path_and_query.as_bytes());
-    if let Some(rule) = &rules.query {
-        target = Cow::Owned(with_ruled_query(&target, rule));
-    }
+    let target = named_target(path_and_query, rules);
     if rules.headers.is_empty() && rules.cookies.is_empty() {
         return Key::of(&[site.as_bytes(), host.as_bytes(), &target]);
     }
@@ -85,6 +94,28 @@ pub fn key(
         parts.extend(values.flat_map(|(_, value)| [&b"="[..], value]));
     }
     Key::of(&parts)
+}
+
+/// A path and query as they stand in keys.
+pub fn named_target<'t>(path_and_query: &'t str, rules: &KeyRules) -> Cow<'t, [u8]> {
+    let target = canonical(path_and_query.as_bytes());
+    match &rules.query {
+        Some(rule) => Cow::Owned(with_ruled_query(&target, rule)),
+        None => target,
+    }
+}
+
+/// A path and query as purges name them, where the site's rules are these; `None`: they are not known.
+pub fn named(path_and_query: &str, rules: Option<&KeyRules>) -> Named {
+    let canonical = canonical(path_and_query.as_bytes()).into_owned();
+    match rules.map(|rules| &rules.query) {
+        None => Named::Unknown(canonical),
+        Some(None) => Named::AsSent(canonical),
+        Some(Some(rule)) => Named::Ruled {
+            ruled: with_ruled_query(&canonical, rule),
+            canonical,
+        },
+    }
 }
 
 /// The path of a target in the form in which it is named; what is the same object has the same.

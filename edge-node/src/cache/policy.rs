@@ -416,14 +416,17 @@ pub fn may_serve_on_error(
     rules: &Rules,
     now_ms: u64,
 ) -> bool {
-    let wished = request.stale_if_error.filter(|_| rules.honour_client);
-    let window = secs(wished.unwrap_or(0)).max(stored.stale_if_error);
-    let window = if stored.must_revalidate {
-        Duration::ZERO
-    } else {
-        window
-    };
+    let window = stale_if_error(stored, request, rules);
     !stored.no_cache && stored.is_within(window, now_ms)
+}
+
+/// How long past its lifetime `stored` may be used instead of an error.
+pub fn stale_if_error(stored: &Freshness, request: &CacheControl, rules: &Rules) -> Duration {
+    if stored.must_revalidate {
+        return Duration::ZERO;
+    }
+    let wished = request.stale_if_error.filter(|_| rules.honour_client);
+    secs(wished.unwrap_or(0)).max(stored.stale_if_error)
 }
 
 /// Whether a status counts as an error for `stale-if-error` (RFC 5861 §4).

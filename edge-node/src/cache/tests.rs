@@ -7,6 +7,7 @@ use cluster::manifest::PIECE_BYTES;
 use futures_util::StreamExt;
 use http::{HeaderMap, StatusCode};
 
+use super::standing::Lenient;
 use super::{
     entry::{Head, Provenance, Reading},
     fill::BodyError,
@@ -49,6 +50,7 @@ async fn look(cache: &Cache, headers: &HeaderMap) -> Lookup {
             headers,
             said: &said,
             rules: &Rules::default(),
+            judge: &Lenient,
             now_ms: NOW,
         })
         .await
@@ -76,7 +78,7 @@ fn head(headers: HeaderMap, request: &HeaderMap) -> Head {
         part: None,
         fetched_by: "edge-1".parse().unwrap(),
         fetched_at: NOW,
-        as_of: 0,
+        as_of: cluster::purge::Position::default(),
     }
 }
 
@@ -637,6 +639,7 @@ async fn what_replaces_an_object_on_disk_is_written_at_once() {
         headers: &HeaderMap::new(),
         said: &CacheControl::default(),
         rules: &Rules::default(),
+        judge: &Lenient,
         now_ms: NOW + 3_600_000,
     };
     let Lookup::Stale {

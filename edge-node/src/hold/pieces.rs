@@ -39,6 +39,7 @@ pub(super) fn of(entry: &Entry, asked: &peer::Asked) -> Result<(Bytes, Range<u64
 
 #[cfg(test)]
 mod tests {
+    use cluster::purge::Position;
     use http::{HeaderMap, StatusCode};
 
     use super::*;
@@ -59,7 +60,7 @@ mod tests {
             part: part.map(|range| Part { range, of }),
             fetched_by: "edge-1".parse().unwrap(),
             fetched_at: 0,
-            as_of: 0,
+            as_of: Position::default(),
         }
     }
 

@@ -27,13 +27,18 @@ use crate::{
 
 impl Proxy {
     /// Hands `entry` out, as `fields` want it. `None`: a part of it has been evicted meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// Its body is taken down.
     pub(super) async fn deliver(
         &self,
         asked: &Asked,
         fields: &HeaderMap,
         entry: &Arc<Entry>,
         how: How,
-    ) -> Option<Response<Payload>> {
+    ) -> Result<Option<Response<Payload>>, ServeError> {
+        self.body_admitted(asked, entry).await?;
         let source = match &entry.body {
             Body::Growing(_) => entry.from.source(),
             // It came in one.
@@ -61,7 +66,7 @@ impl Proxy {
         };
         let Ok(reading) = opened else {
             self.shared.cache.forget(entry.key).await;
-            return None;
+            return Ok(None);
         };
         // RFC 9111 §5.1: `Age` says that the origin has not answered this very request.
         if how.leads
@@ -115,7 +120,7 @@ impl Proxy {
             (Some(reading), _) => Payload::reading(reading, length, trace),
             (None, _) => Payload::empty(trace),
         };
-        Some(response(head.status, head.headers, payload))
+        Ok(Some(response(head.status, head.headers, payload)))
     }
 
     pub(super) fn passed(

@@ -14,10 +14,10 @@ use http_body_util::BodyExt;
 use tokio::{runtime::Handle, sync::oneshot, time::timeout_at};
 use tracing::debug;
 
-use super::{Asked, Filled, Proxy, shedding::FillPlace};
+use super::{Asked, Filled, Proxy, purged::Moment, shedding::FillPlace};
 use crate::{
     cache::{
-        Filler, Following, Writing,
+        Filler, Following, Judge as _, Standing, Writing,
         entry::{self, Body, Entry, Head, Provenance},
         fill::BodyError,
         policy::{
@@ -75,7 +75,8 @@ impl Filling {
         (&mut self.answer).await.ok()
     }
 
-    fn go_on(&mut self) {
+    /// Leaves what is to be done to a task of its own.
+    pub(super) fn go_on(&mut self) {
         // Without a runtime the process is about to end.
         if let (Some(work), Ok(runtime)) = (self.work.take(), Handle::try_current()) {
             runtime.spawn(work);
@@ -126,7 +127,7 @@ impl Proxy {
         filler: Filler,
         asked: &Arc<Asked>,
         response: Response<OriginBody>,
-        asked_ms: u64,
+        moment: Moment,
         place: FillPlace,
     ) -> Filling {
         let (own, answer) = oneshot::channel();
@@ -135,7 +136,7 @@ impl Proxy {
         let work = async move {
             let _place = place;
             proxy
-                .fill_from_answer(filler, &asked, response, asked_ms, own)
+                .fill_from_answer(filler, &asked, response, moment, own)
                 .await;
         };
         Filling {
@@ -186,7 +187,7 @@ impl Proxy {
         if let (false, Ok(offers)) = (offers.is_empty(), HeaderValue::try_from(offers)) {
             headers.insert(header::IF_NONE_MATCH, offers);
         }
-        let (response, asked_ms) = match self
+        let (response, moment) = match self
             .ask_origin(Some(&filler), asked, Method::GET, headers)
             .await
         {
@@ -198,7 +199,7 @@ impl Proxy {
             return filler.fail(ServeError::new(Kind::BadAnswer, detail));
         }
         if response.status() != StatusCode::NOT_MODIFIED {
-            let answer = self.fill_from_answer(filler, asked, response, asked_ms, own);
+            let answer = self.fill_from_answer(filler, asked, response, moment, own);
             return answer.await;
         }
         let selected = match EntityTag::of(response.headers()) {
@@ -206,17 +207,16 @@ impl Proxy {
             None => None,
         };
         match selected {
-            Some(entry) => {
+            Some(entry) if asked.standing(&entry) != Standing::Gone => {
                 let fresh = policy::freshen(
                     &entry.head.headers,
                     response.headers(),
                     &asked.rules.targets,
                     self.now(),
                 );
-                self.renew(filler, asked, &entry, fresh, asked_ms, own)
-                    .await;
+                self.renew(filler, asked, &entry, fresh, moment, own).await;
             }
-            None => self.fetch_anew(filler, asked, own).await,
+            _ => self.fetch_anew(filler, asked, own).await,
         }
     }
 
@@ -226,8 +226,8 @@ impl Proxy {
             .ask_origin(Some(&filler), asked, Method::GET, self.whole(asked))
             .await
         {
-            Ok((response, asked_ms)) => {
-                self.fill_from_answer(filler, asked, response, asked_ms, own)
+            Ok((response, moment)) => {
+                self.fill_from_answer(filler, asked, response, moment, own)
                     .await;
             }
             Err(error) => filler.fail(error),
@@ -248,21 +248,21 @@ impl Proxy {
             .conditional(asked, stored)
             .unwrap_or_else(|| self.whole(asked));
         let is_head = method == Method::HEAD;
-        let (response, asked_ms) =
-            match self.ask_origin(Some(&filler), asked, method, headers).await {
-                Ok(answered) => answered,
-                Err(error) => return filler.fail(error),
-            };
+        let (response, moment) = match self.ask_origin(Some(&filler), asked, method, headers).await
+        {
+            Ok(answered) => answered,
+            Err(error) => return filler.fail(error),
+        };
         let status = response.status();
         if status == StatusCode::NOT_MODIFIED {
             let fresh =
                 policy::freshen(stored, response.headers(), &asked.rules.targets, self.now());
-            self.renew(filler, asked, entry, fresh, asked_ms, own).await;
+            self.renew(filler, asked, entry, fresh, moment, own).await;
         } else if policy::is_error(status) && self.outlives(asked, entry) {
             let detail = format!("origin answered {status}");
             filler.fail(ServeError::new(Kind::BadAnswer, detail));
         } else if !is_head {
-            self.fill_from_answer(filler, asked, response, asked_ms, own)
+            self.fill_from_answer(filler, asked, response, moment, own)
                 .await;
         } else {
             let length = entry.length().filter(|_| status == StatusCode::OK);
@@ -276,7 +276,7 @@ impl Proxy {
                 )
             });
             if fresh.is_some() {
-                return self.renew(filler, asked, entry, fresh, asked_ms, own).await;
+                return self.renew(filler, asked, entry, fresh, moment, own).await;
             }
             // RFC 9111 §4.3.5: another representation than the stored one.
             if status == StatusCode::OK {
@@ -295,7 +295,7 @@ impl Proxy {
         asked: &Asked,
         entry: &Entry,
         fresh: Option<HeaderMap>,
-        asked_ms: u64,
+        moment: Moment,
         own: Own,
     ) {
         // What this one request does not want stored says nothing of what is stored for others.
@@ -304,7 +304,7 @@ impl Proxy {
         let selects_by = vary::selecting_fields(&entry.head.headers);
         let renewed = fresh.filter(|headers| {
             let rules = &*asked.rules;
-            let storable = policy::storable(&facts, status, headers, rules, asked_ms);
+            let storable = policy::storable(&facts, status, headers, rules, moment.ms);
             if let Err(reason) = storable {
                 let refusal = Refusal::of(reason, status, headers, rules, self.now());
                 self.shared.refusals.remember(asked.key, refusal);
@@ -323,7 +323,7 @@ impl Proxy {
         let head = Head {
             length: entry.length(),
             selected_by: entry.head.selected_by.clone(),
-            ..self.head(asked, status, headers, None, asked_ms)
+            ..self.head(asked, status, headers, None, moment)
         };
         filler.refresh(entry, head, Provenance::Origin).await;
     }
@@ -347,7 +347,7 @@ impl Proxy {
         let mut headers = self.whole(asked);
         headers.insert(header::RANGE, range::field(&wanted, part.of));
         headers.insert(header::IF_RANGE, condition);
-        let (response, asked_ms) = match self
+        let (response, moment) = match self
             .ask_origin(Some(&filler), asked, Method::GET, headers)
             .await
         {
@@ -355,7 +355,7 @@ impl Proxy {
             Err(error) => return filler.fail(error),
         };
         if response.status() != StatusCode::PARTIAL_CONTENT {
-            let answer = self.fill_from_answer(filler, asked, response, asked_ms, own);
+            let answer = self.fill_from_answer(filler, asked, response, moment, own);
             return answer.await;
         }
         let fields = response.headers();
@@ -379,12 +379,12 @@ impl Proxy {
                     self.fetch_anew(filler, asked, own).await;
                 }
                 false => {
-                    self.fill_from_answer(filler, asked, response, asked_ms, own)
+                    self.fill_from_answer(filler, asked, response, moment, own)
                         .await;
                 }
             };
         };
-        let mut head = self.head(asked, StatusCode::OK, headers, None, asked_ms);
+        let mut head = self.head(asked, StatusCode::OK, headers, None, moment);
         head.length = Some(part.of);
         head.part = match joined.extent {
             Extent::Part(part) => Some(part),
@@ -413,8 +413,9 @@ impl Proxy {
 
     /// Whether a stale entry may be used instead of an error.
     pub(super) fn outlives(&self, asked: &Asked, entry: &Entry) -> bool {
-        let now_ms = self.shared.clock.unix_ms();
-        policy::may_serve_on_error(&entry.head.freshness, &asked.said, &asked.rules, now_ms)
+        let (stored, now_ms) = (&entry.head.freshness, self.shared.clock.unix_ms());
+        let standing = asked.standing(entry);
+        standing.may_serve_on_error(stored, &asked.said, &asked.rules, now_ms)
     }
 
     pub(super) async fn fill_from_answer(
@@ -422,7 +423,7 @@ impl Proxy {
         filler: Filler,
         asked: &Asked,
         response: Response<OriginBody>,
-        asked_ms: u64,
+        moment: Moment,
         own: Own,
     ) {
         let facts = asked.facts();
@@ -438,7 +439,7 @@ impl Proxy {
             }
             _ => status,
         };
-        let storable = policy::storable(&facts, status, fields, &asked.rules, asked_ms);
+        let storable = policy::storable(&facts, status, fields, &asked.rules, moment.ms);
         if let Err(reason) = storable {
             debug!(uri = %asked.uri, %reason, "answer is not for everybody");
         }
@@ -482,7 +483,7 @@ impl Proxy {
         if parts.status == StatusCode::PARTIAL_CONTENT {
             headers.remove(header::CONTENT_RANGE);
         }
-        let mut head = self.head(asked, status, headers, storable.ok(), asked_ms);
+        let mut head = self.head(asked, status, headers, storable.ok(), moment);
         head.length = length;
         let expected = match &extent {
             Extent::Whole(told) => *told,
@@ -562,7 +563,7 @@ impl Proxy {
         asked: &Asked,
         method: Method,
         headers: HeaderMap,
-    ) -> Result<(Response<OriginBody>, u64), ServeError> {
+    ) -> Result<(Response<OriginBody>, Moment), ServeError> {
         let answered = self.ask_origin_in_turn(filler, asked, method, headers);
         match asked.deadline.get().filter(|_| filler.is_some()) {
             // Of the time that it may take, homes have used some.
@@ -580,29 +581,29 @@ impl Proxy {
         asked: &Asked,
         method: Method,
         headers: HeaderMap,
-    ) -> Result<(Response<OriginBody>, u64), ServeError> {
-        if let Some(begun) = asked.begun() {
-            let asked_ms = begun.asked_ms;
+    ) -> Result<(Response<OriginBody>, Moment), ServeError> {
+        if let Some((begun, as_of)) = asked.begun() {
+            let ms = begun.asked_ms;
             let request = asked.onward(method, headers, pool::empty());
             let answered = self.shared.upstream.conclude(&asked.site, request, begun);
             let answered = answered.await;
             return answered
-                .map(|response| (response, asked_ms))
+                .map(|response| (response, Moment { ms, as_of }))
                 .map_err(origin_failed);
         }
         let place = match filler {
             Some(filler) => self.fill_origin_place(asked, filler).await?,
             None => self.origin_place(asked).await?,
         };
-        let asked_ms = self.now();
+        let moment = self.moment();
         let request = asked.onward(method, headers, pool::empty());
         let answered = self
             .shared
             .upstream
-            .origin(&asked.site, &asked.host, request, place)
+            .origin(&asked.site, asked.key, &asked.host, request, place)
             .await;
         answered
-            .map(|response| (response, asked_ms))
+            .map(|response| (response, moment))
             .map_err(origin_failed)
     }
 
@@ -614,8 +615,9 @@ impl Proxy {
         status: StatusCode,
         headers: HeaderMap,
         judged: Option<Freshness>,
-        asked_ms: u64,
+        moment: Moment,
     ) -> Head {
+        let asked_ms = moment.ms;
         let selected_by = match vary::selecting_fields(&headers) {
             Vary::Fields(fields) => vary::normal_values(&fields, &asked.headers),
             Vary::None | Vary::Any => Vec::new(),
@@ -631,7 +633,7 @@ impl Proxy {
             part: None,
             fetched_by: self.shared.me.clone(),
             fetched_at: asked_ms,
-            as_of: 0,
+            as_of: moment.as_of,
         }
     }
 }

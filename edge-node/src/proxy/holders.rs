@@ -23,6 +23,7 @@ use crate::{
         self, Content, Delivery,
         cache_status::{CacheStatus, Fwd, Handled},
     },
+    error::ServeError,
     metrics::{Outcome, Source},
     payload::Payload,
     upstream::{
@@ -56,8 +57,13 @@ impl Proxy {
         asked: &Asked,
         candidates: &[Candidate],
     ) -> Result<(), Filler> {
-        let Some(held) = self.held(asked, candidates).await else {
-            return Err(filler);
+        let held = match self.held(asked, candidates).await {
+            Ok(Some(held)) => held,
+            Ok(None) => return Err(filler),
+            Err(error) => {
+                filler.fail(error);
+                return Ok(());
+            }
         };
         let Held {
             holders,
@@ -78,22 +84,42 @@ impl Proxy {
 
     /// Answers a request for a range with its pieces from holders, and keeps nothing of them: for whom it would
     /// take too long until another's fetch comes there. `None` if that cannot be.
-    pub(super) async fn pass_from_holders(&self, asked: &Asked) -> Option<Response<Payload>> {
+    ///
+    /// # Errors
+    ///
+    /// It is taken down.
+    pub(super) async fn pass_from_holders(
+        &self,
+        asked: &Asked,
+    ) -> Result<Option<Response<Payload>>, ServeError> {
         if asked.method != Method::GET || part::pieces_at_first(&asked.headers).is_none() {
-            return None;
+            return Ok(None);
         }
         let upstream = &self.shared.upstream;
         let candidates = upstream.holders(asked.key);
         if candidates.is_empty() {
-            return None;
+            return Ok(None);
         }
-        let place = self.fill_place_at_once()?;
+        let Some(place) = self.fill_place_at_once() else {
+            return Ok(None);
+        };
+        let held = self.held(asked, &candidates).await?;
+        Ok(held.and_then(|held| self.passed_from(asked, held, place)))
+    }
+
+    /// The answer with what is `held`; `None` if that is not one range of it.
+    fn passed_from(
+        &self,
+        asked: &Asked,
+        held: Held,
+        place: FillPlace,
+    ) -> Option<Response<Payload>> {
         let Held {
             holders,
             object,
             mut head,
             pieces,
-        } = self.held(asked, &candidates).await?;
+        } = held;
         let PeerObject {
             manifest,
             pieces: begun,
@@ -134,7 +160,7 @@ impl Proxy {
             (begun.position() == pieces.start && begun.end() > pieces.start).then_some(begun);
         let skipped = range.start - part::bytes_of(&pieces, of).start;
         let rest = Rest {
-            gathering: upstream.gather(
+            gathering: self.shared.upstream.gather(
                 asked.key,
                 &asked.headers,
                 Arc::new(manifest),
@@ -153,8 +179,18 @@ impl Proxy {
     }
 
     /// The first of `candidates` that holds what does for this request.
-    pub(super) async fn held(&self, asked: &Asked, candidates: &[Candidate]) -> Option<Held> {
-        let fields = relayed::question_fields(asked.wanted(&asked.headers)).ok()?;
+    ///
+    /// # Errors
+    ///
+    /// It is taken down.
+    pub(super) async fn held(
+        &self,
+        asked: &Asked,
+        candidates: &[Candidate],
+    ) -> Result<Option<Held>, ServeError> {
+        let Ok(fields) = relayed::question_fields(asked.wanted(&asked.headers)) else {
+            return Ok(None);
+        };
         let most = candidates.len().min(match asked.level {
             Level::Client => HOLDERS_ASKED_MAX,
             _ => HOLDERS_ASKED_BY_HOME_MAX,
@@ -179,6 +215,7 @@ impl Proxy {
                     continue;
                 }
             };
+            self.manifest_admitted(asked, &object.manifest)?;
             let Some(head) = self.usable(asked, &object) else {
                 debug!(peer = %by.id, "peer's object does not fit");
                 continue;
@@ -190,14 +227,14 @@ impl Proxy {
             };
             let others = candidates.iter().filter(|other| other.id != by.id);
             let holders = [by].into_iter().chain(others).cloned().collect();
-            return Some(Held {
+            return Ok(Some(Held {
                 holders,
                 object,
                 head,
                 pieces,
-            });
+            }));
         }
-        None
+        Ok(None)
     }
 
     /// The head of a peer's object, if this request may be answered with it.
@@ -216,7 +253,8 @@ impl Proxy {
                 .cache
                 .is_doubtful(asked.key, object.manifest.fetched_at)
             && vary::matches(&head.selected_by, &asked.headers)
-            && policy::storable(&facts, head.status, &head.headers, rules, now_ms).is_ok();
+            && policy::storable(&facts, head.status, &head.headers, rules, now_ms).is_ok()
+            && self.is_newer(asked, &head.headers, head.as_of, "peer");
         fits.then_some(head)
     }
 

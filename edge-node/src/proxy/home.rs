@@ -15,6 +15,7 @@ use tracing::{debug, info};
 use super::{
     Asked, Proxy,
     fetch::{Own, begins_at},
+    purged::Moment,
 };
 use crate::{
     cache::{
@@ -113,7 +114,7 @@ impl Proxy {
                 }
             };
             match told {
-                Told::Refused(Refusal::Crossed | Refusal::Unknown) => {}
+                Told::Refused(Refusal::Crossed | Refusal::Unknown | Refusal::Behind) => {}
                 Told::Refused(Refusal::Busy) => busy = Some(&home.id),
                 Told::Refused(Refusal::OriginBusy) => {
                     filler.fail(self.shed_by_home(&home.id, Kind::OriginBusy));
@@ -138,11 +139,15 @@ impl Proxy {
                         let detail = format!("origin answered {status} to home {}", home.id);
                         filler.fail(ServeError::new(Kind::BadAnswer, detail));
                     } else {
-                        self.fill_from_answer(filler, asked, response, self.now(), own)
+                        let moment = Moment::unknown(self.now());
+                        self.fill_from_answer(filler, asked, response, moment, own)
                             .await;
                     }
                     return None;
                 }
+                // Another may know better.
+                Told::Same(told) if !self.is_relayed_newer(asked, &told) => {}
+                Told::Object(relayed) if !self.is_relayed_newer(asked, &relayed.head) => {}
                 Told::Same(told) => {
                     let head = stored.and_then(|entry| {
                         let head = self.relayed_head(asked, &told)?;
@@ -169,6 +174,13 @@ impl Proxy {
             }
         }
         Some((filler, own))
+    }
+
+    /// Whether what a home tells of is newer than all purges known here.
+    fn is_relayed_newer(&self, asked: &Asked, told: &RelayHead) -> bool {
+        let as_of = told.about.as_of;
+        asked.purges.is_untouched(&asked.site.name, as_of)
+            || self.is_newer(asked, &entry::fields_of(&told.about), as_of, "home")
     }
 
     /// The head of what a home tells, if this request may be answered with it. The home has looked at what
@@ -446,6 +458,7 @@ impl Asked {
             fields,
             have: None,
             shares: false,
+            purged: self.purges.applied(),
         }
     }
 

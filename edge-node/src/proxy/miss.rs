@@ -20,6 +20,7 @@ use tokio::{runtime::Handle, time::Instant};
 
 use super::{
     InFlight, Proxy,
+    purged::Moment,
     quick::{HEAD_BYTES_USUAL, Known, answered, write_field, write_head},
     shedding::FillPlace,
 };
@@ -137,7 +138,12 @@ impl Proxy {
     }
 
     /// What is stored of an answer to a plain miss, if that is all of it, and it is for everybody.
-    fn storable(&self, rules: &Rules, seen: &Seen<'_>, asked_ms: u64) -> Option<(Head, Bytes)> {
+    fn storable(
+        &self,
+        rules: &Rules,
+        seen: &Seen<'_>,
+        Moment { ms, as_of }: Moment,
+    ) -> Option<(Head, Bytes)> {
         let length = seen.body.len();
         let fits = length as u64 <= rules.object_bytes_max && self.shared.cache.takes_whole(length);
         if seen.status != StatusCode::OK || !fits {
@@ -151,16 +157,16 @@ impl Proxy {
         };
         let status = StatusCode::OK;
         let head = Head {
-            freshness: policy::storable(&facts, status, &headers, rules, asked_ms).ok()?,
+            freshness: policy::storable(&facts, status, &headers, rules, ms).ok()?,
             status,
             headers,
-            asked_ms,
+            asked_ms: ms,
             selected_by: Vec::new(),
             length: Some(length as u64),
             part: None,
             fetched_by: self.shared.me.clone(),
-            fetched_at: asked_ms,
-            as_of: 0,
+            fetched_at: ms,
+            as_of,
         };
         Some((head, Bytes::copy_from_slice(seen.body)))
     }
@@ -206,15 +212,15 @@ impl Miss {
         } = self;
         let metrics = &proxy.shared.metrics;
         let in_flight = InFlight::new(metrics);
-        let asked_ms = proxy.shared.clock.unix_ms();
+        let moment = proxy.moment();
         let rules = known.ruling.usual();
         let sent = || known.metrics.origin_requests.inc();
         let mut stored = None;
         let mut take = |seen: &Seen<'_>| {
-            stored = proxy.storable(rules, seen, asked_ms);
+            stored = proxy.storable(rules, seen, moment);
             stored.is_some()
         };
-        let asked = known.lane.as_ref()?.ask(ready, asked_ms, sent, &mut take);
+        let asked = known.lane.as_ref()?.ask(ready, moment.ms, sent, &mut take);
         let begun = asked.await.err().flatten();
         if let Some((stored, body)) = stored {
             let first = Sample {
@@ -240,7 +246,7 @@ impl Miss {
         drop((in_flight, place));
         let asked = quick::again(&head, |request| {
             let mut asked = proxy.asked_plainly(&known, request, &connection)?;
-            asked.begun = begun.into();
+            asked.begun = begun.map(|begun| (begun, moment.as_of)).into();
             asked.started = started;
             Some(asked)
         })?;

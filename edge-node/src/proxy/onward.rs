@@ -3,6 +3,7 @@
 
 use std::sync::PoisonError;
 
+use cluster::purge::Position;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 
 use super::{Asked, Proxy, answer::response};
@@ -60,8 +61,8 @@ impl Asked {
         request
     }
 
-    /// The exchange that was begun for it, once.
-    pub(super) fn begun(&self) -> Option<Begun> {
+    /// The exchange that was begun for it, once, and the place in the purge log as of which it was.
+    pub(super) fn begun(&self) -> Option<(Begun, Position)> {
         let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
         begun.take()
     }

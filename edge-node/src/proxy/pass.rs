@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header
 use http_body::Body as _;
 use hyper::body::Incoming;
 
-use super::{Asked, Filled, Proxy, answer::How, fetch, invalidation, upload};
+use super::{Asked, Filled, Proxy, answer::How, fetch, invalidation, purged::Moment, upload};
 use crate::{
     cache::{
         Ask, Lookup,
@@ -46,7 +46,7 @@ impl Proxy {
         };
         let Sent {
             response,
-            asked_ms,
+            moment,
             is_unread,
         } = self.send(asked, body, headers).await?;
         if policy::invalidates(&asked.method, response.status()) {
@@ -55,11 +55,11 @@ impl Proxy {
         let mut response = if asked.method == Method::POST && self.is_reusable(asked, &response) {
             // Conditions and ranges of a POST are not about this answer.
             let plain = HeaderMap::new();
-            self.keep(asked, response, asked_ms, Fwd::Method, &plain)
+            self.keep(asked, response, moment, Fwd::Method, &plain)
                 .await?
         } else if may_keep && self.is_for_all(asked, &response) {
             self.shared.cache.stop_passing(asked.key);
-            self.keep(asked, response, asked_ms, fwd, &asked.headers)
+            self.keep(asked, response, moment, fwd, &asked.headers)
                 .await?
         } else {
             self.passed(asked, response, fwd)
@@ -88,7 +88,7 @@ impl Proxy {
             && deliver::suffices(&asked.method, &asked.headers, entry)
         {
             let how = How::refreshed(false, fwd);
-            if let Some(response) = self.deliver(asked, &asked.headers, entry, how).await {
+            if let Some(response) = self.deliver(asked, &asked.headers, entry, how).await? {
                 return Ok(response);
             }
             return self.pass(asked, None, fwd).await;
@@ -127,13 +127,13 @@ impl Proxy {
             None => (pool::empty(), None),
         };
         let place = self.origin_place(asked).await?;
-        let asked_ms = self.shared.clock.unix_ms();
+        let moment = self.moment();
         asked.open_interim();
         let request = asked.onward(asked.method.clone(), headers, body);
         let response = self
             .shared
             .upstream
-            .origin(&asked.site, &asked.host, request, place)
+            .origin(&asked.site, asked.key, &asked.host, request, place)
             .await
             .map_err(|error| match &upload {
                 Some(upload) if upload.is_over() => ServeError::new(Kind::BodyTooLarge, error),
@@ -143,7 +143,7 @@ impl Proxy {
             asked.version == Version::HTTP_11 && upload.is_some_and(|upload| upload.is_untouched());
         Ok(Sent {
             response,
-            asked_ms,
+            moment,
             is_unread,
         })
     }
@@ -169,7 +169,7 @@ impl Proxy {
         &self,
         asked: &Arc<Asked>,
         response: Response<OriginBody>,
-        asked_ms: u64,
+        moment: Moment,
         fwd: Fwd,
         fields: &HeaderMap,
     ) -> Result<Response<Payload>, ServeError> {
@@ -186,10 +186,11 @@ impl Proxy {
             return Ok(self.passed(asked, response, fwd));
         };
         let following = filler.follow();
-        let mut keeping = self.begin_keeping(filler, asked, response, asked_ms, place);
+        let mut keeping = self.begin_keeping(filler, asked, response, moment, place);
         if let Filled::Shared(entry) = keeping.outcome(following).await {
             let how = How::filled(true, fwd, entry.head.status);
-            if let Some(response) = self.deliver(asked, fields, &entry, how).await {
+            keeping.go_on();
+            if let Some(response) = self.deliver(asked, fields, &entry, how).await? {
                 return Ok(response);
             }
         }
@@ -229,7 +230,7 @@ pub(super) fn whole_key(ruling: &Ruling, host: &str, target: &str) -> Option<Key
 struct Sent {
     response: Response<OriginBody>,
     /// When it was asked, which may be long after the request came in.
-    asked_ms: u64,
+    moment: Moment,
     /// Whether the client's body was left unread on HTTP/1.1.
     is_unread: bool,
 }

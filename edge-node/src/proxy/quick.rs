@@ -14,7 +14,7 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
-use cluster::key::Key;
+use cluster::{key::Key, site::privacy::Privacy};
 use futures_util::TryStreamExt;
 use http::{
     Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version,
@@ -41,9 +41,10 @@ use crate::{
     forward,
     metrics::{Outcome, SiteMetrics, Source},
     payload::Payload,
+    purges::Named,
     ruling::{
         Ruling,
-        access::{self, Verdict, Visit},
+        access::{Verdict, Visit},
         path::Readings,
     },
     serve::{
@@ -394,7 +395,9 @@ impl Proxy {
 
     fn lane(&self, ruling: &Ruling) -> Option<Lane> {
         let lane = || self.shared.upstream.lane(&ruling.site);
-        ruling.is_plain().then(lane)?
+        // There, what a client sends goes on as it came.
+        let tells_all = ruling.site.privacy == Privacy::default();
+        (ruling.is_plain() && tells_all).then(lane)?
     }
 
     /// The fresh object in memory that answers a request, if its site serves it from there.
@@ -415,14 +418,19 @@ impl Proxy {
         let rules = if ruling.is_plain() {
             ruling.usual()
         } else {
-            let path = Readings::of(target.split('?').next()?.as_bytes());
+            let (path, query) = match target.split_once('?') {
+                Some((path, query)) => (path, Some(query)),
+                None => (target, None),
+            };
+            let path = Readings::of(path.as_bytes());
             let visit = Visit {
                 path: &path,
                 method,
                 client: Some(client),
             };
             let sites = &known.sites;
-            let verdict = access::judge(ruling.gates(), visit, |address| sites.country(address));
+            let country = |address| sites.country(address);
+            let verdict = ruling.judge(visit, query, &known.host, country);
             if verdict != Verdict::Serve || ruling.bypass(&path, headers).is_some() {
                 return None;
             }
@@ -430,7 +438,15 @@ impl Proxy {
         };
         let now_ms = shared.clock.unix_ms();
         let entry = shared.cache.hot(key, varied, now_ms)?;
-        if self.is_outdated(ruling, &known.host, target, &entry) {
+        let named = Named {
+            site: &ruling.site.name,
+            host: &known.host,
+            target,
+            rules: &ruling.key,
+        };
+        if self.is_outdated(ruling, &known.host, target, &entry)
+            || !shared.purges.lets_pass(named, &entry, now_ms)
+        {
             return None;
         }
         let anything = CacheControl::default();
@@ -443,6 +459,13 @@ impl Proxy {
             Body::Pieces { .. } => None,
             Body::Whole(_) | Body::Shelved(_) => Some(shared.cache.body(&entry)?),
         };
+        if ruling.takedowns.is_about_bodies() {
+            let bytes = body.as_ref().map(|(bytes, _)| bytes);
+            let hash = entry.content_hash(bytes)?;
+            if ruling.takedowns.of_body(&hash).is_some() {
+                return None;
+            }
+        }
         Some(Hit {
             entry,
             rules,

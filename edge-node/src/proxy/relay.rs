@@ -6,7 +6,7 @@
 //! reach lower than itself ([`crate::upstream::home`]). A holder that it asks answers from its storage, and
 //! waits for nobody.
 
-use std::{net::IpAddr, pin::pin, sync::Arc};
+use std::{net::IpAddr, pin::pin, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use cluster::{key::Key, manifest::PIECE_BYTES, node::NodeId};
@@ -41,6 +41,9 @@ use crate::{
 
 /// Frames that may wait for a slow asker, each of a block.
 const FRAMES_WAITING_MAX: usize = 2;
+/// How long a question waits until this node knows of the purges that the asker does: two round trips to a
+/// control plane.
+const CATCH_UP_MAX: Duration = Duration::from_millis(500);
 /// Largest page with which an origin says that it failed that is relayed; for a larger one it is asked again.
 const ERROR_BYTES_MAX: usize = 64 << 10;
 
@@ -133,8 +136,12 @@ impl Proxy {
         let have = question.fields.get(relayed::HAVE_FIELD).cloned();
         let shares = question.fields.contains_key(relayed::FELLOWS_FIELD);
         let asker = question.asker.clone();
+        let purged = relayed::purged_in(&question.fields);
+        let catching_up = self.shared.purges.catch_up(purged, CATCH_UP_MAX);
         let found = match self.asked_by_node(question) {
-            Some(asked) => out.wait(self.found(&Arc::new(asked))).await?,
+            // What it does not know of may be what the asker must not have.
+            Some(_) if !out.wait(catching_up).await? => Found::Refused(Refusal::Behind),
+            Some(asked) => out.wait(self.found_admitted(&Arc::new(asked))).await?,
             None => Found::Refused(Refusal::Unknown),
         };
         let (entry, asked_for_you) = match found {
@@ -274,8 +281,22 @@ impl Proxy {
         (asked.key == question.key).then_some(asked)
     }
 
+    /// What is found for a question, unless it is taken down: who asks mostly knows that, too.
+    async fn found_admitted(&self, asked: &Arc<Asked>) -> Found {
+        if self.admitted_to_nodes(asked).is_err() {
+            return Found::Refused(Refusal::Pass);
+        }
+        match self.found(asked).await {
+            Found::Entry(entry, _) if self.body_admitted(asked, &entry).await.is_err() => {
+                Found::Refused(Refusal::Pass)
+            }
+            found => found,
+        }
+    }
+
     /// The journey of a question: lookup → fetch.
     async fn found(&self, asked: &Arc<Asked>) -> Found {
+        asked.make_sure().await;
         if forward::is_loop(&asked.headers, &self.shared.me) {
             return Found::Refused(Refusal::Pass);
         }
@@ -341,6 +362,11 @@ impl Proxy {
         };
         Some(match outcome {
             Outcome::Shared(entry) if !vary::matches(&entry.head.selected_by, &asked.headers) => {
+                return None;
+            }
+            Outcome::Shared(entry) | Outcome::Refreshed(entry)
+                if !leads && !asked.may_have(&entry) =>
+            {
                 return None;
             }
             // A part of it, for whom it was fetched.

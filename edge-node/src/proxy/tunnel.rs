@@ -71,7 +71,7 @@ impl Proxy {
         let mut answer = self
             .shared
             .upstream
-            .origin(&asked.site, &asked.host, request, place)
+            .origin(&asked.site, asked.key, &asked.host, request, place)
             .await
             .map_err(fetch::origin_failed)?;
         if answer.status() != StatusCode::SWITCHING_PROTOCOLS {

@@ -205,6 +205,7 @@ impl Proxy {
                 let reason = format!("access rule {} of the site denies it", rule + 1);
                 Err(Cold::new(Again::Never, reason))
             }
+            Verdict::Gone { .. } => Err(never("the site has taken it down")),
             Verdict::Serve if asked.bypasses => Err(never("the site has it go past the cache")),
             Verdict::Serve => Ok(asked),
         }

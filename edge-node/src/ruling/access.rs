@@ -32,11 +32,16 @@ pub struct Visit<'a> {
     pub client: Option<IpAddr>,
 }
 
-/// What access rules say.
+/// What a site's rules say of who is served, and what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The request is served.
     Serve,
+    /// What it wants is taken down, for everybody.
+    Gone {
+        /// The takedown that says so, by its place among the site's.
+        place: usize,
+    },
     /// It is not.
     Deny {
         /// The status of the answer: 403 or 451.
@@ -139,7 +144,7 @@ mod tests {
             client: client.parse().ok(),
         };
         match judge(gates, visit, country) {
-            Verdict::Serve => None,
+            Verdict::Serve | Verdict::Gone { .. } => None,
             Verdict::Deny { status, rule } => Some((status, rule + 1)),
         }
     }

@@ -19,15 +19,8 @@ pub struct Prefix {
 impl Prefix {
     /// From the path as an operator writes it: `/café/` and `/caf%c3%a9/` are the same.
     pub fn new(written: &str) -> Self {
-        let mut sendable = String::with_capacity(written.len());
-        for byte in written.bytes() {
-            match byte {
-                b'!'..=b'~' => sendable.push(char::from(byte)),
-                _ => sendable.extend(['%', digit(byte >> 4), digit(byte & 15)]),
-            }
-        }
         Self {
-            canonical: canonical_path(sendable.as_bytes()).into(),
+            canonical: canonical_path(sendable(written).as_bytes()).into(),
             decoded: decoded(written.as_bytes()).into(),
         }
     }
@@ -46,6 +39,18 @@ impl Prefix {
     pub fn begins(&self, form: &[u8]) -> bool {
         form.starts_with(&self.decoded) || form.starts_with(&self.canonical)
     }
+}
+
+/// A path or query as it can be sent, from what an operator writes.
+pub fn sendable(written: &str) -> String {
+    let mut sendable = String::with_capacity(written.len());
+    for byte in written.bytes() {
+        match byte {
+            b'!'..=b'~' => sendable.push(char::from(byte)),
+            _ => sendable.extend(['%', digit(byte >> 4), digit(byte & 15)]),
+        }
+    }
+    sendable
 }
 
 fn digit(value: u8) -> char {
@@ -97,6 +102,11 @@ impl<'a> Readings<'a> {
     /// Whether the path begins so in the form in which objects are named.
     pub fn names(&self, prefix: &Prefix) -> bool {
         self.canonical.starts_with(&prefix.canonical)
+    }
+
+    /// All that it may be read as, first the form in which objects are named.
+    pub fn forms(&self) -> impl Iterator<Item = &[u8]> {
+        std::iter::once(&*self.canonical).chain(self.others())
     }
 
     /// What else it may be read as.

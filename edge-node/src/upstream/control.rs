@@ -5,14 +5,15 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use cluster::{
-    auth,
+    auth::{self, Signer},
+    clock::Clock,
     node::Role,
     secret::ClusterSecret,
     site::{SiteMap, SiteSet},
     view::ClusterView,
     wire,
 };
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::de::DeserializeOwned;
 use tokio::{
     sync::watch,
@@ -33,10 +34,15 @@ const DOCUMENT_TIMEOUT: Duration = Duration::from_secs(15);
 const SITES_BYTES_MAX: usize = 32 << 20;
 /// How often the registry is asked for without any hint in gossip.
 const SITES_INTERVAL: Duration = Duration::from_secs(60);
-/// Least time from a pull that brought something new to the next, whatever gossip says.
-const SITES_INTERVAL_MIN: Duration = Duration::from_secs(1);
-/// The same after a pull that brought nothing: gossip may be behind, or two control planes differ.
+/// Least time from a pull that brought something new to the next, whatever anybody says: many changes in
+/// a row are pulled together.
+const SITES_INTERVAL_MIN: Duration = Duration::from_millis(100);
+/// The same after a pull that brought nothing though there should have been something: gossip may be
+/// behind, or two control planes differ.
 const SITES_INTERVAL_IDLE: Duration = Duration::from_secs(5);
+/// Such pulls that come quicker: the control plane that was asked may be a moment behind the one that
+/// told of the change.
+const SITES_PULLS_QUICK: u32 = 5;
 /// First wait after a failure; doubles up to [`RETRY_MAX`].
 const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(60);
@@ -64,6 +70,7 @@ pub struct ControlPlanes {
     pool: Pool,
     bases: Arc<[String]>,
     secret: Option<ClusterSecret>,
+    signing: Option<(Signer, Clock)>,
 }
 
 impl ControlPlanes {
@@ -78,12 +85,45 @@ impl ControlPlanes {
             pool,
             bases,
             secret,
+            signing: None,
         }
+    }
+
+    /// Proves who asks, to those that do not answer everybody.
+    #[must_use]
+    pub fn signing(mut self, signer: Signer, clock: Clock) -> Self {
+        self.signing = Some((signer, clock));
+        self
+    }
+
+    fn fields(&self, path: &str) -> HeaderMap {
+        let Some((signer, clock)) = &self.signing else {
+            return HeaderMap::new();
+        };
+        let all = wire::CONTROL_PLANES.parse().expect("it is a name");
+        let fields = signer.sign(&all, "GET", path, clock.unix_ms());
+        let fields = fields.into_iter().map(|(name, value)| {
+            let value = HeaderValue::try_from(value).expect("names and digits");
+            (HeaderName::from_static(name), value)
+        });
+        fields.collect()
     }
 
     /// Whether there are any.
     pub fn any(&self) -> bool {
         !self.bases.is_empty()
+    }
+
+    pub(super) fn bases(&self) -> &[String] {
+        &self.bases
+    }
+
+    pub(super) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    pub(super) fn secret(&self) -> Option<&ClusterSecret> {
+        self.secret.as_ref()
     }
 
     /// The document at `path` (with its query) from the first control plane that has a valid one that
@@ -119,7 +159,7 @@ impl ControlPlanes {
     }
 
     async fn bytes(&self, url: &str, path: &str, bytes_max: usize) -> Result<Bytes, String> {
-        let request = || pool::get(url, HeaderMap::new()).map_err(|e| e.to_string());
+        let request = || pool::get(url, self.fields(path)).map_err(|e| e.to_string());
         let deadline = Instant::now() + DOCUMENT_TIMEOUT;
         let document = self
             .pool
@@ -154,21 +194,26 @@ impl fmt::Debug for ControlPlanes {
     }
 }
 
-/// Follows the site registry for as long as it runs: pulls it when a control plane's version in
-/// gossip is not `known`, and once in a while in any case, and publishes each registry that differs.
+/// Follows the site registry for as long as it runs: pulls it when a control plane has told of a version, or
+/// has one in gossip, that is not `known`, and once in a while in any case; and publishes each registry that
+/// differs.
 ///
 /// Control planes decide what is newest: an older version than ours means that an operator restored
-/// one, and is taken as well.
+/// one, and is taken as well. But where somebody has a newer one, that is looked for first.
 pub async fn follow_sites(
     planes: ControlPlanes,
     mut view: watch::Receiver<Arc<ClusterView>>,
+    mut told: watch::Receiver<u64>,
     sites: watch::Sender<Option<Arc<SiteSet>>>,
     mut known: u64,
 ) {
-    let mut failures = 0;
+    let (mut failures, mut in_vain) = (0, 0);
     loop {
-        let accept = |set: &SiteSet| SiteMap::new(set).map(drop).map_err(|e| e.to_string());
-        match planes.document(wire::SITES, SITES_BYTES_MAX, accept).await {
+        let gossiped = control_planes(&view.borrow()).max().unwrap_or(0);
+        let newest = gossiped.max(*told.borrow_and_update());
+        // At the least: what was here already, if anybody still has it.
+        let least = if gossiped >= known { known } else { 0 };
+        match pull(&planes, newest, least).await {
             Err(error) => {
                 failures += 1;
                 match failures {
@@ -180,7 +225,7 @@ pub async fn follow_sites(
                 sleep(retry_after(failures)).await;
                 continue;
             }
-            Ok((set, _)) => {
+            Ok(set) => {
                 failures = 0;
                 let new = set.version != known || sites.borrow().is_none();
                 if new {
@@ -193,23 +238,59 @@ pub async fn follow_sites(
                     known = set.version;
                     sites.send_replace(Some(Arc::new(set)));
                 }
-                sleep(if new {
-                    SITES_INTERVAL_MIN
+                in_vain = if new || newest == known {
+                    0
                 } else {
-                    SITES_INTERVAL_IDLE
-                })
-                .await;
+                    in_vain + 1
+                };
             }
         }
-        let differs = view.wait_for(|view| {
-            view.nodes()
-                .any(|n| n.role == Role::Control && n.sites_version != known)
-        });
-        let gossip_is_gone = matches!(timeout(SITES_INTERVAL, differs).await, Ok(Err(_)));
-        if gossip_is_gone {
+        match in_vain {
+            0 | 1..=SITES_PULLS_QUICK => sleep(SITES_INTERVAL_MIN).await,
+            _ => {
+                // Unless there is other news than that.
+                let _ = timeout(SITES_INTERVAL_IDLE, told.changed()).await;
+                continue;
+            }
+        }
+        let differs = view.wait_for(|view| control_planes(view).any(|version| version != known));
+        let hears = told.wait_for(|told| *told > known);
+        let waited = async {
+            tokio::select! {
+                seen = differs => seen.is_err(),
+                heard = hears => heard.is_err(),
+            }
+        };
+        let is_gone = matches!(timeout(SITES_INTERVAL, waited).await, Ok(true));
+        if is_gone {
             sleep(SITES_INTERVAL).await;
         }
     }
+}
+
+/// The registry: in version `newest` or a newer one if there can be one, else of `least` or newer.
+async fn pull(planes: &ControlPlanes, newest: u64, least: u64) -> Result<SiteSet, ControlError> {
+    let mut pulled = pull_since(planes, newest.max(least)).await;
+    if pulled.is_err() && newest > least {
+        pulled = pull_since(planes, least).await;
+    }
+    pulled
+}
+
+async fn pull_since(planes: &ControlPlanes, least: u64) -> Result<SiteSet, ControlError> {
+    let fits = |set: &SiteSet| {
+        if set.version < least {
+            return Err(format!("has version {} only", set.version));
+        }
+        SiteMap::new(set).map(drop).map_err(|e| e.to_string())
+    };
+    let pulled = planes.document(wire::SITES, SITES_BYTES_MAX, fits).await;
+    pulled.map(|(set, _)| set)
+}
+
+fn control_planes(view: &ClusterView) -> impl Iterator<Item = u64> {
+    let planes = view.nodes().filter(|node| node.role == Role::Control);
+    planes.map(|node| node.sites_version)
 }
 
 #[cfg(test)]
@@ -316,9 +397,11 @@ mod tests {
         let server = control_plane(shelf.clone(), None).await;
         let view = watch::Sender::new(Arc::<ClusterView>::default());
         let published = watch::Sender::new(None);
+        let told = watch::Sender::new(0);
         let follow = follow_sites(
             planes(&[&server], None),
             view.subscribe(),
+            told.subscribe(),
             published.clone(),
             0,
         );
@@ -335,6 +418,34 @@ mod tests {
         control.sites_version = 2;
         view.send_replace(Arc::new(ClusterView::new([control])));
         eventually(|| version() == Some(2)).await;
+        // Told of, it is pulled before gossip knows.
+        shelf.lock().unwrap().version = 3;
+        told.send_replace(3);
+        eventually(|| version() == Some(3)).await;
         running.abort();
+    }
+
+    #[tokio::test]
+    async fn of_two_control_planes_the_one_that_has_the_newer_version_is_believed() {
+        let (old, new) = (shelf(1, &["a.test"]), shelf(2, &["a.test"]));
+        let (behind, ahead) = (
+            control_plane(old, None).await,
+            control_plane(new, None).await,
+        );
+        let planes = planes(&[&behind, &ahead], None);
+        let pulled =
+            async |newest, least| pull(&planes, newest, least).await.map(|set| set.version);
+        assert_eq!(pulled(2, 0).await, Ok(2));
+        assert_eq!(pulled(0, 0).await, Ok(1));
+        // Nobody has it yet: what there is is taken, but nothing older than what is here.
+        assert_eq!(pulled(3, 0).await, Ok(1));
+        assert_eq!(pulled(3, 2).await, Ok(2));
+        assert!(
+            pulled(3, 3)
+                .await
+                .unwrap_err()
+                .reason
+                .contains("has version 2 only")
+        );
     }
 }

@@ -484,6 +484,7 @@ mod tests {
                 fields: &HeaderMap::new(),
                 have: None,
                 shares: false,
+                purged: cluster::purge::Position::default(),
             };
             let told = upstream.fill(&way[0], wanted).await;
             assert_eq!(told.is_err(), ejected);

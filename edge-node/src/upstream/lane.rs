@@ -29,14 +29,14 @@ impl Lane {
         let [origin] = &site.origins[..] else {
             return None;
         };
-        let host = site.origin_host.clone();
+        let host = origin.host.clone().or_else(|| site.origin_host.clone());
         let is_sound = |host: &String| HeaderValue::from_str(host).is_ok();
         host.as_ref().is_none_or(is_sound).then_some(())?;
         Some(Self {
             kept,
             gate,
             limits: Limits::of(site),
-            authority: plain_authority(origin)?.to_owned(),
+            authority: plain_authority(&origin.url)?.to_owned(),
             host,
             patience: site.first_byte_timeout.0,
         })

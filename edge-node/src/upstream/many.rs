@@ -311,7 +311,7 @@ mod tests {
                 .collect(),
             fetched_by: id("edge-9"),
             fetched_at: 1,
-            as_of: 0,
+            as_of: cluster::purge::Position::default(),
         }
     }
 

@@ -1,18 +1,21 @@
 //! Everything this node asks of others: objects of peers and origins, digests, rankings, sites.
 //!
 //! [`Upstream`] is the one handle; in reading order, the modules behind it:
-//! [`origin`] where objects come from, [`lane`] the shortest way there; [`gate`] how many at once;
+//! [`origin`] where objects come from, [`standing`] which origin is asked, [`checks`] whether it is well,
+//! [`lane`] the shortest way there; [`gate`] how many at once;
 //! [`peer`] one question to one peer; [`select`] which peer to ask, [`hedge`] when to ask a second as well;
 //! [`many`] an object from many of them, [`schedule`] which pieces of whom; [`home`] who fetches for
-//! others, [`homes`] how several of them are asked, and [`relayed`] what one says then; [`digest`] what peers hold; [`health`] how they have behaved;
-//! [`changed`] who hears of changes; [`paying`] whether they are faster than the origin; [`ranking`] how far they are, [`probe`] how that is
-//! found out; [`nearness`] how far origins are; [`control`] what the control plane says; [`pool`] the
+//! others, [`homes`] how several of them are asked, and [`relayed`] what one says then; [`digest`] what peers
+//! hold; [`health`] how they have behaved; [`changed`] who hears of changes; [`paying`] whether they are faster
+//! than the origin; [`ranking`] how far they are, [`probe`] how that is found out; [`nearness`] how far origins
+//! are; [`control`] what the control plane says, [`purging`] what was purged; [`pool`] the
 //! connections under all of them, and [`plain`] those that need no HTTP client.
 //!
 //! **Invariant:** nothing here knows of the cache; it takes and gives HTTP messages, keys and
 //! manifests. Nothing here waits for anybody without a deadline.
 
 pub mod changed;
+pub mod checks;
 pub mod control;
 pub mod digest;
 pub mod fellows;
@@ -30,12 +33,14 @@ pub mod peer;
 pub mod plain;
 pub mod pool;
 pub mod probe;
+pub mod purging;
 pub mod ranking;
 pub mod relayed;
 pub mod schedule;
 #[cfg(test)]
 mod scripted;
 pub mod select;
+pub mod standing;
 pub mod wants;
 
 use std::{
@@ -90,6 +95,7 @@ use self::{
     ranking::Placed,
     schedule::FIRST_PIECES,
     select::{Candidate, Claim},
+    standing::{Due, OriginReport},
 };
 
 /// What is counted of all this; implemented where metrics are.
@@ -153,6 +159,8 @@ struct Inner {
     position: Position,
     ranking: Arc<ArcSwapOption<PeersAnswer>>,
     sites: watch::Sender<Option<Arc<SiteSet>>>,
+    /// The last version of them that a control plane has told of.
+    sites_told: watch::Sender<u64>,
     sites_version: u64,
     data_dir: PathBuf,
     reach: Arc<HashMap<NodeId, String>>,
@@ -188,22 +196,27 @@ impl Upstream {
         // Origins get connections of their own, so that their number says nothing of peers.
         let pool = Pool::new(net.clone());
         let signer = secret.clone().map(|secret| Signer::new(secret, me.clone()));
+        let mut planes = ControlPlanes::new(pool.clone(), &control_planes, secret);
+        if let Some(signer) = &signer {
+            planes = planes.signing(signer.clone(), clock.clone());
+        }
         let health = Arc::<Health>::default();
         Self(Arc::new(Inner {
             origins: Origins::new(Pool::new(net.clone()), events.clone()),
             asker: signer.map(|signer| Asker {
-                pool: pool.clone(),
+                pool,
                 signer,
                 clock,
                 health: health.clone(),
             }),
             net,
-            planes: ControlPlanes::new(pool, &control_planes, secret),
+            planes,
             digests: Digests::default(),
             health,
             position: Position::default(),
             ranking: Arc::default(),
             sites: watch::Sender::new(None),
+            sites_told: watch::Sender::new(0),
             me,
             view,
             sites_version,
@@ -243,9 +256,13 @@ impl Upstream {
             let follow =
                 ranking::follow_ranking(planes, me, inner.data_dir.clone(), inner.ranking.clone());
             tasks.push(("ranking", tokio::spawn(follow)));
-            let (planes, view) = (inner.planes.clone(), inner.view.clone());
-            let follow =
-                control::follow_sites(planes, view, inner.sites.clone(), inner.sites_version);
+            let follow = control::follow_sites(
+                inner.planes.clone(),
+                inner.view.clone(),
+                inner.sites_told.subscribe(),
+                inner.sites.clone(),
+                inner.sites_version,
+            );
             tasks.push(("sites", tokio::spawn(follow)));
         }
         tasks
@@ -273,11 +290,33 @@ impl Upstream {
     pub async fn origin(
         &self,
         site: &Site,
+        key: Key,
         host: &str,
         request: Request<Body>,
         place: Place,
     ) -> Result<Response<OriginBody>, OriginError> {
-        self.0.origins.fetch(site, host, request, place).await
+        let origins = &self.0.origins;
+        origins.fetch(site, key, host, request, place).await
+    }
+
+    /// How the site's origins stand for `key`; see [`Origins::report`].
+    pub fn origins_report(&self, site: &Site, key: Key) -> Vec<OriginReport> {
+        self.0.origins.report(site, key)
+    }
+
+    /// From now on the origins of `sites`, which are all there are, are checked where that is wanted.
+    pub fn watch_origins<'a>(&self, sites: impl Iterator<Item = &'a Site>) {
+        self.0.origins.standings().watch(sites, Instant::now());
+    }
+
+    /// At most `most` checks of origins that are due, for [`Upstream::check_origin`].
+    pub fn origins_due(&self, most: usize) -> Vec<Due> {
+        self.0.origins.standings().due(most, Instant::now())
+    }
+
+    /// By site and URL, whether the origins that are checked are well.
+    pub fn origins_health(&self) -> Vec<(String, String, bool)> {
+        self.0.origins.standings().health()
     }
 
     /// Measures how far the origins of `sites` are, where that decides who are the homes of their objects,
@@ -614,6 +653,11 @@ impl Upstream {
         self.0.sites.subscribe()
     }
 
+    /// A control plane says that it has this version of the site registry.
+    pub fn sites_nudged(&self, version: u64) {
+        self.0.sites_told.send_replace(version);
+    }
+
     /// Who is there now.
     pub fn view(&self) -> Arc<ClusterView> {
         self.0.view.borrow().clone()
@@ -916,7 +960,7 @@ mod tests {
             pieces: vec![*blake3::hash(BODY).as_bytes()],
             fetched_by: id("edge-9"),
             fetched_at: 1,
-            as_of: 0,
+            as_of: cluster::purge::Position::default(),
         };
         let mut body = peer::encode_answer_head(&manifest.encode().unwrap()).to_vec();
         match manner {

@@ -11,10 +11,9 @@ use std::{
 use cluster::{
     net::Net,
     node::ORIGINS_MAX,
-    site::{Site, rules::Shield},
+    site::{Site, origin::Origin, rules::Shield},
 };
 use futures_util::{StreamExt as _, stream};
-use http::Uri;
 use tokio::time::{Instant, timeout};
 use tracing::debug;
 
@@ -125,9 +124,10 @@ impl Nearnesses {
 
 /// What a connection to the nearest of the site's origins takes, in milliseconds.
 async fn connect_ms(net: &dyn Net, site: &Site) -> Option<f64> {
-    let addresses = site.origins.iter().filter_map(|origin| address(origin));
+    let addresses = site.origins.iter().filter_map(Origin::address);
     stream::iter(addresses.take(ORIGINS_MEASURED_MAX))
-        .filter_map(|address| async move {
+        .filter_map(|(host, port)| async move {
+            let address = format!("{host}:{port}");
             let asked = Instant::now();
             let connected = timeout(CONNECT_TIMEOUT, net.connect(&address)).await;
             let took = asked.elapsed();
@@ -138,18 +138,6 @@ async fn connect_ms(net: &dyn Net, site: &Site) -> Option<f64> {
         .await
         .into_iter()
         .min_by(f64::total_cmp)
-}
-
-/// `host:port` of an origin.
-fn address(origin: &str) -> Option<String> {
-    let uri: Uri = origin.parse().ok()?;
-    let usual = if uri.scheme_str() == Some("https") {
-        443
-    } else {
-        80
-    };
-    let port = uri.port_u16().unwrap_or(usual);
-    Some(format!("{}:{port}", uri.host()?))
 }
 
 #[cfg(test)]
@@ -224,17 +212,5 @@ mod tests {
         // It is no site any more.
         known.measure(&SystemNet, sites[1..].iter()).await;
         assert!(known.told().is_empty());
-    }
-
-    #[test]
-    fn addresses_have_the_usual_ports() {
-        for (origin, expected) in [
-            ("http://a.test", Some("a.test:80")),
-            ("https://a.test/x", Some("a.test:443")),
-            ("https://[::1]:8443", Some("[::1]:8443")),
-            ("/", None),
-        ] {
-            assert_eq!(address(origin).as_deref(), expected);
-        }
     }
 }

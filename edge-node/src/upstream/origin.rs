@@ -1,4 +1,5 @@
-//! The origin: where objects come from. Tries a site's origins in order and guards what comes back.
+//! The origin: where objects come from. Asks the site's origins in the order in which they
+//! [stand](super::standing) and guards what comes back.
 
 use std::{
     collections::HashMap,
@@ -10,7 +11,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use cluster::site::Site;
+use cluster::{
+    key::Key,
+    site::{Site, origin::Origin, rules::Statuses},
+};
 use http::{
     HeaderMap, HeaderValue, Request, Response, StatusCode, Uri,
     header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE},
@@ -28,11 +32,14 @@ use super::{
         Answer, Arriving, Body, Fault, Heard, Patience, Pool, Reuse, SendError, Silence, Withheld,
         body_fault, empty, in_full,
     },
+    standing::{OriginReport, Standings},
 };
 
-/// How long an origin that could not be reached is tried last: short, since one that came back
-/// should get its place back soon; long enough that not every request pays for the attempt.
-const SHUNNED_FOR: Duration = Duration::from_secs(5);
+/// Most origins that are asked for one request: the client has waited for each of them.
+const ORIGINS_TRIED_MAX: usize = 4;
+/// Most pools for origins that are known by another name over TLS. Each is small; beyond that they begin
+/// anew.
+const NAMED_POOLS_MAX: usize = 256;
 
 /// Why an origin gave no (complete) answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -49,10 +56,10 @@ pub struct OriginError {
 /// Speaks to origins.
 pub struct Origins {
     pool: Pool,
+    /// Connections to origins that have a certificate for another name than that in their URL, by that.
+    named: Mutex<HashMap<String, Pool>>,
     events: Arc<dyn Events>,
-    /// Until when an origin is tried after the others. Origins come from the site registry, which
-    /// is bounded, and leave the map when they are next looked at.
-    shunned: Mutex<HashMap<String, Instant>>,
+    standings: Standings,
     /// By the site's name; those of sites that are gone leave with [`Self::traffic`].
     gates: Mutex<HashMap<String, Gate>>,
 }
@@ -62,8 +69,9 @@ impl Origins {
     pub fn new(pool: Pool, events: Arc<dyn Events>) -> Self {
         Self {
             pool,
+            named: Mutex::default(),
             events,
-            shunned: Mutex::default(),
+            standings: Standings::default(),
             gates: Mutex::default(),
         }
     }
@@ -100,15 +108,44 @@ impl Origins {
         }
     }
 
-    /// Sends `request` to the first of the site's origins that accepts a connection and returns its
-    /// answer. Of `request`, method, path, query, fields, extensions and body are used; the fields must
-    /// already be those meant for the origin, and the method must not be `CONNECT`. `Host` becomes the
-    /// site's `origin_host`, or else `host`.
+    /// How the site's origins stand for `key`, in the order in which they are asked for it.
+    pub fn report(&self, site: &Site, key: Key) -> Vec<OriginReport> {
+        self.standings.report(site, key, Instant::now())
+    }
+
+    /// What is known of how all origins stand.
+    pub(super) fn standings(&self) -> &Standings {
+        &self.standings
+    }
+
+    /// The connections to an origin.
+    pub(super) fn pool(&self, origin: &Origin) -> Pool {
+        let Some(name) = &origin.sni else {
+            return self.pool.clone();
+        };
+        let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pool) = named.get(name) {
+            return pool.clone();
+        }
+        if named.len() >= NAMED_POOLS_MAX {
+            named.clear();
+        }
+        let pool = self.pool.named(name);
+        named.insert(name.clone(), pool.clone());
+        pool
+    }
+
+    /// Sends `request`, which is for the object of `key`, to that of the site's origins whose it is, and
+    /// returns its answer. Of `request`, method, path, query, fields, extensions and body are used; the
+    /// fields must already be those meant for the origin, and the method must not be `CONNECT`. `Host`
+    /// becomes what the origin or the site say, or else `host`.
     ///
     /// An idempotent request without a body is sent once more, over a new connection, when a used
-    /// one closed without a byte of the answer (RFC 9110 §9.2.2). The next origin is tried only when
-    /// this one could not be connected to, so none sees a request twice. The `place` is kept until the
-    /// answer's body has ended, or is dropped; a tunnel does not keep it.
+    /// one closed without a byte of the answer (RFC 9110 §9.2.2). The next origin is asked when this one
+    /// could not be connected to; and for a safe request without a body, which may be repeated, also when
+    /// it fails to answer, or answers with a status for which the site wants that. So no other request is
+    /// seen by two. The `place` is kept until the answer's body has ended, or is dropped; a tunnel does not
+    /// keep it.
     ///
     /// # Errors
     ///
@@ -116,97 +153,122 @@ impl Origins {
     pub async fn fetch(
         &self,
         site: &Site,
+        key: Key,
         host: &str,
         request: Request<Body>,
         place: Place,
     ) -> Result<Response<OriginBody>, OriginError> {
         let (mut parts, mut body) = request.into_parts();
-        let repeatable = body.is_end_stream() && parts.method.is_idempotent();
-        let patience = Patience {
-            connect: site.connect_timeout.0,
-            head: site.first_byte_timeout.0,
-        };
-        let host = site.origin_host.as_deref().unwrap_or(host);
-        let mut last = None;
-        for origin in self.in_order(&site.origins) {
-            let fail = |kind, detail| OriginError {
-                kind,
-                origin: origin.to_owned(),
-                detail,
-            };
-            let host = HeaderValue::try_from(host)
-                .map_err(|e| fail(Fault::Connect, format!("host {host:?}: {e}")))?;
-            if repeatable {
-                parts.headers.insert(HOST, host.clone());
-                let plainly = self.ask_plainly(site, origin, &parts, patience).await;
-                match plainly {
-                    None => {}
-                    Some(Ok(response)) => {
-                        return guarded(response, None, &parts.headers, place, site, origin)
-                            .map_err(|detail| fail(Fault::Garbage, detail.to_owned()));
-                    }
-                    Some(Err(SendError { fault, detail, .. })) => {
-                        last = Some(fail(fault, detail));
-                        if !fault.is_connect() {
-                            break;
-                        }
-                        if site.origins.len() > 1 {
-                            self.shun(origin);
-                        }
-                        continue;
-                    }
-                }
-            }
-            let uri = uri_at(origin, parts.uri.path_and_query())
-                .map_err(|e| fail(Fault::Connect, format!("not a base URL: {e}")))?;
-            let build = |body| {
-                let mut request = Request::new(body);
-                *request.method_mut() = parts.method.clone();
-                *request.uri_mut() = uri.clone();
-                *request.headers_mut() = parts.headers.clone();
-                *request.extensions_mut() = parts.extensions.clone();
-                request.headers_mut().insert(HOST, host.clone());
-                request
-            };
-            self.events.origin_attempt(&site.name);
-            let mut sent = self.pool.send(build(body), patience, Reuse::Allowed).await;
-            if repeatable && matches!(&sent, Err(e) if e.reused) {
-                self.events.origin_attempt(&site.name);
-                sent = self.pool.send(build(empty()), patience, Reuse::Never).await;
-            }
-            match sent {
-                Ok(Answer {
-                    response, withheld, ..
-                }) => {
-                    let response = response.map(Arriving::Stream);
-                    return guarded(response, withheld, &parts.headers, place, site, origin)
-                        .map_err(|detail| fail(Fault::Garbage, detail.to_owned()));
-                }
+        let is_bare = body.is_end_stream();
+        let repeatable = is_bare && parts.method.is_idempotent();
+        let is_safe = is_bare && parts.method.is_safe() && !parts.headers.contains_key(UPGRADE);
+        let (mut last, mut poor) = (None, None);
+        let order = self.standings.order(site, key, Instant::now());
+        let tried = order.len().min(ORIGINS_TRIED_MAX);
+        for (n, (origin, _)) in order.into_iter().take(tried).enumerate() {
+            let host = site.host_towards(origin, host);
+            let asked = self
+                .ask(site, origin, host, &mut parts, body, repeatable)
+                .await;
+            let (response, withheld) = match asked {
+                Ok(answered) => answered,
                 Err(SendError {
                     fault,
                     detail,
                     body: untouched,
                     ..
                 }) => {
-                    last = Some(fail(fault, detail));
-                    if !fault.is_connect() {
-                        break;
+                    last = Some(OriginError {
+                        kind: fault,
+                        origin: origin.url.clone(),
+                        detail,
+                    });
+                    if fault.is_connect() && site.origins.len() > 1 {
+                        self.standings.shun(origin, Instant::now());
                     }
-                    if site.origins.len() > 1 {
-                        self.shun(origin);
-                    }
-                    match untouched {
-                        Some(again) => body = again,
-                        None => break,
-                    }
+                    body = match untouched {
+                        _ if is_safe => empty(),
+                        Some(again) if fault.is_connect() => again,
+                        _ => break,
+                    };
+                    continue;
                 }
+            };
+            let status = response.status().as_u16();
+            let is_poor = || {
+                let within = |s: &Statuses| (s.first..=s.last).contains(&status);
+                site.failover.iter().any(within)
+            };
+            if is_safe && n + 1 < tried && is_poor() {
+                // Should the others fail altogether, it is better than nothing.
+                poor = Some((response, withheld, origin));
+                body = empty();
+                continue;
             }
+            return guarded(response, withheld, &parts.headers, place, site, &origin.url);
+        }
+        if let Some((response, withheld, origin)) = poor {
+            return guarded(response, withheld, &parts.headers, place, site, &origin.url);
         }
         Err(last.unwrap_or_else(|| OriginError {
             kind: Fault::Connect,
             origin: String::new(),
             detail: "the site has no origin".into(),
         }))
+    }
+
+    /// Asks one origin.
+    async fn ask(
+        &self,
+        site: &Site,
+        origin: &Origin,
+        host: &str,
+        parts: &mut Parts,
+        body: Body,
+        repeatable: bool,
+    ) -> Result<(Response<Arriving>, Option<Withheld>), SendError> {
+        let patience = Patience {
+            connect: site.connect_timeout.0,
+            head: site.first_byte_timeout.0,
+        };
+        let unusable = |detail| SendError {
+            fault: Fault::Connect,
+            detail,
+            reused: false,
+            body: None,
+        };
+        let host = match HeaderValue::try_from(host) {
+            Ok(host) => host,
+            Err(e) => return Err(unusable(format!("host {host:?}: {e}"))),
+        };
+        if repeatable {
+            parts.headers.insert(HOST, host.clone());
+            if let Some(plainly) = self.ask_plainly(site, &origin.url, parts, patience).await {
+                return plainly.map(|response| (response, None));
+            }
+        }
+        let uri = uri_at(&origin.url, parts.uri.path_and_query())
+            .map_err(|e| unusable(format!("not a base URL: {e}")))?;
+        let build = |body| {
+            let mut request = Request::new(body);
+            *request.method_mut() = parts.method.clone();
+            *request.uri_mut() = uri.clone();
+            *request.headers_mut() = parts.headers.clone();
+            *request.extensions_mut() = parts.extensions.clone();
+            request.headers_mut().insert(HOST, host.clone());
+            request
+        };
+        let pool = self.pool(origin);
+        self.events.origin_attempt(&site.name);
+        let mut sent = pool.send(build(body), patience, Reuse::Allowed).await;
+        if repeatable && matches!(&sent, Err(e) if e.reused) {
+            self.events.origin_attempt(&site.name);
+            sent = pool.send(build(empty()), patience, Reuse::Never).await;
+        }
+        let Answer {
+            response, withheld, ..
+        } = sent?;
+        Ok((response.map(Arriving::Stream), withheld))
     }
 
     /// The answer to `request`, which was sent in the site's [lane](Self::lane), as [`Self::fetch`] gives
@@ -224,17 +286,15 @@ impl Origins {
         let Begun {
             plainly, by, place, ..
         } = begun;
-        let origin = site.origins.first().map_or("", String::as_str);
-        let fail = |kind, detail| OriginError {
-            kind,
-            origin: origin.to_owned(),
-            detail,
-        };
+        let url = site.origins.first().map_or("", |origin| &origin.url);
         let (parts, _) = request.into_parts();
         match Pool::concluded(plainly, &parts, by).await {
-            Ok(response) => guarded(response, None, &parts.headers, place, site, origin)
-                .map_err(|detail| fail(Fault::Garbage, detail.to_owned())),
-            Err(SendError { fault, detail, .. }) => Err(fail(fault, detail)),
+            Ok(response) => guarded(response, None, &parts.headers, place, site, url),
+            Err(SendError { fault, detail, .. }) => Err(OriginError {
+                kind: fault,
+                origin: url.to_owned(),
+                detail,
+            }),
         }
     }
 
@@ -255,26 +315,6 @@ impl Origins {
         }
         Some(sent)
     }
-
-    fn in_order<'a>(&self, origins: &'a [String]) -> Vec<&'a str> {
-        let mut order: Vec<&str> = origins.iter().map(String::as_str).collect();
-        if order.len() > 1 {
-            let now = Instant::now();
-            let mut shunned = self.shunned.lock().unwrap_or_else(PoisonError::into_inner);
-            order.sort_by_cached_key(|origin| match shunned.get(*origin) {
-                Some(until) if *until > now => true,
-                Some(_) => shunned.remove(*origin).is_none(),
-                None => false,
-            });
-        }
-        order
-    }
-
-    fn shun(&self, origin: &str) {
-        let until = Instant::now() + SHUNNED_FOR;
-        let mut shunned = self.shunned.lock().unwrap_or_else(PoisonError::into_inner);
-        shunned.insert(origin.to_owned(), until);
-    }
 }
 
 impl fmt::Debug for Origins {
@@ -291,11 +331,16 @@ fn guarded(
     place: Place,
     site: &Site,
     origin: &str,
-) -> Result<Response<OriginBody>, &'static str> {
+) -> Result<Response<OriginBody>, OriginError> {
+    let garbage = |detail: &str| OriginError {
+        kind: Fault::Garbage,
+        origin: origin.to_owned(),
+        detail: detail.to_owned(),
+    };
     if response.status() == StatusCode::SWITCHING_PROTOCOLS && !asked.contains_key(UPGRADE) {
-        return Err("switches protocols unasked");
+        return Err(garbage("switches protocols unasked"));
     }
-    frame_once(response.headers_mut())?;
+    frame_once(response.headers_mut()).map_err(garbage)?;
     Ok(response.map(|incoming| OriginBody {
         // Whoever has an answer without a body may need to ask once more; one that is here is done with.
         place: matches!(&incoming, Arriving::Stream(s) if !s.is_end_stream()).then_some(place),
@@ -437,6 +482,8 @@ mod tests {
     use super::*;
     use crate::upstream::scripted::{Counted, Scripted, pending, read_head};
 
+    const KEY: Key = Key(7);
+
     struct Bench {
         origins: Origins,
         events: Arc<Counted>,
@@ -464,7 +511,7 @@ mod tests {
         async fn send(&self, request: Request<Body>) -> Result<Response<OriginBody>, OriginError> {
             let place = self.origins.enter(&self.site).await.unwrap();
             self.origins
-                .fetch(&self.site, "www.example.com", request, place)
+                .fetch(&self.site, KEY, "www.example.com", request, place)
                 .await
         }
 
@@ -496,6 +543,10 @@ mod tests {
             .map_err(|never| match never {})
             .boxed_unsync();
         Request::post("/").body(body).unwrap()
+    }
+
+    fn backup(bench: &mut Bench, n: usize) {
+        bench.site.origins[n].backup = true;
     }
 
     async fn say(mut stream: TcpStream, text: &str) {
@@ -772,7 +823,8 @@ mod tests {
                 .unwrap();
         })
         .await;
-        let bench = Bench::new(&[&gone, &up.url()]);
+        let mut bench = Bench::new(&[&gone, &up.url()]);
+        backup(&mut bench, 1);
         assert_eq!(bench.whole(post("hello")).await.unwrap(), "welcome");
         assert_eq!(bench.attempts(), 2);
         // For a while the one that is up is asked first.
@@ -781,13 +833,104 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_origin_that_took_the_request_is_not_followed_by_another() {
+    async fn an_origin_that_took_what_must_not_be_repeated_is_not_followed_by_another() {
         let bad = answering("").await;
         let good = answering("HTTP/1.1 200 OK\r\n\r\n").await;
-        let bench = Bench::new(&[&bad.url(), &good.url()]);
-        let error = bench.whole(get("/")).await.unwrap_err();
-        assert_eq!((error.kind, error.origin), (Fault::ClosedEarly, bad.url()));
-        assert_eq!((good.connections(), bench.attempts()), (0, 1));
+        let mut bench = Bench::new(&[&bad.url(), &good.url()]);
+        backup(&mut bench, 1);
+        for request in [post("pay"), Request::post("/").body(empty()).unwrap()] {
+            let error = bench.whole(request).await.unwrap_err();
+            assert_eq!((error.kind, error.origin), (Fault::ClosedEarly, bad.url()));
+        }
+        assert_eq!((good.connections(), bench.attempts()), (0, 2));
+    }
+
+    #[tokio::test]
+    async fn what_is_safe_is_asked_of_the_next_when_an_origin_fails_to_answer() {
+        let silent = Scripted::start(|_, mut stream| async move {
+            read_head(&mut stream).await;
+            pending::<()>().await;
+        })
+        .await;
+        let good = answering("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\ngood").await;
+        for bad in [
+            answering("").await,
+            answering("SSH-2.0\r\n\r\n").await,
+            silent,
+        ] {
+            let mut bench = Bench::new(&[&bad.url(), &good.url()]);
+            bench.site.first_byte_timeout = Span(Duration::from_millis(200));
+            backup(&mut bench, 1);
+            assert_eq!(bench.whole(get("/")).await.unwrap(), "good");
+            // It is not shunned for that: it does accept connections.
+            assert_eq!(bench.whole(get("/")).await.unwrap(), "good");
+            assert_eq!((bad.connections(), bench.attempts()), (2, 4));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_status_that_the_site_names_makes_a_safe_request_go_to_the_next() {
+        let busy = answering("HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy").await;
+        let good = answering("HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\ngood").await;
+        let mut bench = Bench::new(&[&busy.url(), &good.url()]);
+        backup(&mut bench, 1);
+        assert_eq!(bench.whole(get("/")).await.unwrap(), "busy");
+        bench.site.failover = vec![Statuses {
+            first: 502,
+            last: 504,
+        }];
+        assert_eq!(bench.whole(get("/")).await.unwrap(), "good");
+        assert_eq!(bench.whole(post("pay")).await.unwrap(), "busy");
+        // If nobody does better, the answer of one that could say something counts.
+        let gone = Scripted::refusing().await;
+        let mut bench = Bench::new(&[&busy.url(), &gone]);
+        backup(&mut bench, 1);
+        bench.site.failover = vec![Statuses {
+            first: 503,
+            last: 503,
+        }];
+        let answer = bench.send(get("/")).await.unwrap();
+        assert_eq!(answer.status(), 503);
+        assert_eq!(
+            answer.into_body().collect().await.unwrap().to_bytes(),
+            "busy"
+        );
+    }
+
+    #[tokio::test]
+    async fn no_request_is_sent_to_more_origins_than_its_client_can_wait_for() {
+        let bad: Vec<_> = [(); ORIGINS_TRIED_MAX + 2].map(|()| ()).to_vec();
+        let mut origins = Vec::new();
+        for () in bad {
+            origins.push(answering("").await);
+        }
+        let urls: Vec<_> = origins.iter().map(Scripted::url).collect();
+        let urls: Vec<_> = urls.iter().map(String::as_str).collect();
+        let bench = Bench::new(&urls);
+        bench.whole(get("/")).await.unwrap_err();
+        assert_eq!(bench.attempts(), ORIGINS_TRIED_MAX);
+    }
+
+    #[tokio::test]
+    async fn an_origin_is_asked_for_its_own_host() {
+        let (seen, mut heads) = mpsc::channel(2);
+        let origin = Scripted::start(move |_, mut stream| {
+            let seen = seen.clone();
+            async move {
+                seen.send(read_head(&mut stream).await).await.unwrap();
+                stream
+                    .write_all(b"HTTP/1.1 204 No Content\r\n\r\n")
+                    .await
+                    .unwrap();
+            }
+        })
+        .await;
+        let mut bench = Bench::new(&[&origin.url()]);
+        bench.site.origin_host = Some("site.test".into());
+        bench.site.origins[0].host = Some("own.test:81".into());
+        bench.whole(get("/")).await.unwrap();
+        let head = heads.recv().await.unwrap();
+        assert!(head.contains("host: own.test:81\r\n"), "{head}");
     }
 
     /// An origin that answers the first request of its first connection, and closes at the second.

@@ -800,7 +800,7 @@ mod tests {
             let place = self.origins.enter(&self.site).await.unwrap();
             let answer = self
                 .origins
-                .fetch(&self.site, "www.test", request, place)
+                .fetch(&self.site, cluster::key::Key(0), "www.test", request, place)
                 .await;
             answer
                 .unwrap()

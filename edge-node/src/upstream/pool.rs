@@ -19,7 +19,7 @@ use cluster::net::{BoxStream, Net};
 use http::{HeaderMap, Request, Response, StatusCode, Uri, Version, header};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::{BodyExt as _, Empty, combinators::UnsyncBoxBody};
-use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
+use hyper_rustls::{FixedServerNameResolver, HttpsConnector, MaybeHttpsStream};
 use hyper_util::{
     client::legacy::{
         Client,
@@ -27,6 +27,7 @@ use hyper_util::{
     },
     rt::{TokioExecutor, TokioIo, TokioTimer},
 };
+use rustls::pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Instant, Sleep, sleep, sleep_until, timeout, timeout_at},
@@ -311,22 +312,33 @@ pub struct Pool {
     pooled: Client<Connector, Upload>,
     fresh: Client<Connector, Upload>,
     kept: Arc<Kept>,
+    net: Arc<dyn Net>,
 }
 
 impl Pool {
     /// A pool over `net` that trusts the certificate authorities Mozilla trusts.
     pub fn new(net: Arc<dyn Net>) -> Self {
+        Self::with_name(net, None)
+    }
+
+    /// The same over connections of their own, on which the other end must have a certificate for `name`.
+    #[must_use]
+    pub fn named(&self, name: &str) -> Self {
+        Self::with_name(self.net.clone(), Some(name))
+    }
+
+    fn with_name(net: Arc<dyn Net>, name: Option<&str>) -> Self {
         let plain = net.clone();
         let roots = hyper_rustls::HttpsConnectorBuilder::new()
             .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())
             .expect("ring offers the default protocol versions");
-        Self::over(
-            roots
-                .https_or_http()
-                .enable_http1()
-                .wrap_connector(Tcp(net)),
-            plain,
-        )
+        let mut builder = roots.https_or_http();
+        // A site's check lets nothing else through; without it, the certificate must be for the URL's host.
+        let name = name.and_then(|name| ServerName::try_from(name.to_owned()).ok());
+        if let Some(name) = name {
+            builder = builder.with_server_name_resolver(FixedServerNameResolver::new(name));
+        }
+        Self::over(builder.enable_http1().wrap_connector(Tcp(net)), plain)
     }
 
     fn over(https: HttpsConnector<Tcp>, plain: Arc<dyn Net>) -> Self {
@@ -345,7 +357,8 @@ impl Pool {
         Self {
             pooled: client(IDLE_PER_HOST_MAX),
             fresh: client(0),
-            kept: Arc::new(Kept::new(plain)),
+            kept: Arc::new(Kept::new(plain.clone())),
+            net: plain,
         }
     }
 
@@ -526,11 +539,31 @@ impl Pool {
         bytes_max: usize,
         deadline: Instant,
     ) -> Result<Document, E> {
+        self.document_over(Reuse::Allowed, request, patience, bytes_max, deadline)
+            .await
+    }
+
+    /// The same over a connection of that kind.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::document`].
+    pub async fn document_over<E: From<SendError>>(
+        &self,
+        reuse: Reuse,
+        request: impl Fn() -> Result<Request<Body>, E>,
+        patience: Patience,
+        bytes_max: usize,
+        deadline: Instant,
+    ) -> Result<Document, E> {
         let Answer {
             response,
             round_trip,
             ..
-        } = self.ask(request, patience).await?;
+        } = match reuse {
+            Reuse::Allowed => self.ask(request, patience).await?,
+            Reuse::Never => self.send(request()?, patience, reuse).await?,
+        };
         let (head, mut body) = response.into_parts();
         let failed = |fault, detail: String| {
             E::from(SendError {

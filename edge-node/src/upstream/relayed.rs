@@ -5,6 +5,9 @@
 //! makes the key of them again, so they need no MAC of their own. `cdn-have` is the entity tag of what the
 //! asker has. The other fields are those of the client that [may reach peers](super::peer::may_reach_peers).
 //!
+//! `cdn-purged` says which purges the asker knows: a home that does not know all of them catches up first, or
+//! says that it is behind.
+//!
 //! `cdn-fellows: 1` says that the asker can get pieces from other nodes that ask at the same time.
 //!
 //! Answered at once by 200, or 503 when busy, and by [frames](Frame) as soon as there is something to say;
@@ -17,6 +20,7 @@ use cluster::{
     key::Key,
     manifest::{FIELDS_MAX, Manifest, PieceHash},
     node::NodeId,
+    purge::Position,
     wire,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -39,6 +43,8 @@ pub const TARGET_FIELD: &str = "cdn-target";
 pub const HAVE_FIELD: &str = "cdn-have";
 /// Question: the object may be [shared out](super::wants).
 pub const FELLOWS_FIELD: &str = "cdn-fellows";
+/// Question: up to which place in the purge log the asker lacks nothing, `LOG,NUMBER`.
+pub const PURGED_FIELD: &str = "cdn-purged";
 /// Question: the nodes that the request has been through (RFC 8586).
 pub const LOOP_FIELD: HeaderName = HeaderName::from_static("cdn-loop");
 
@@ -71,6 +77,8 @@ pub struct Wanted<'a> {
     pub have: Option<&'a HeaderValue>,
     /// Pieces of it may come from others that ask for it.
     pub shares: bool,
+    /// Up to which place in the purge log the asker lacks nothing.
+    pub purged: Position,
 }
 
 /// An object without its bytes, as a home tells it.
@@ -115,6 +123,8 @@ pub enum Refusal {
     },
     /// The origin has as many requests from there as it may have: do not ask it instead.
     OriginBusy,
+    /// It does not know yet of purges that the asker knows.
+    Behind,
 }
 
 /// A piece of an object that is shared out, and where it is to be had.
@@ -148,6 +158,7 @@ impl Refusal {
             Self::Unknown => "unknown",
             Self::Busy => "busy",
             Self::OriginBusy => "origin_busy",
+            Self::Behind => "behind",
             Self::OriginFailed { .. } | Self::OriginError { .. } => "origin_failed",
         }
     }
@@ -447,6 +458,10 @@ pub fn question_fields(wanted: Wanted<'_>) -> Result<HeaderMap, PeerError> {
         let value = HeaderValue::from_bytes(text.as_bytes());
         fields.insert(name, value.map_err(|e| garbage(e.to_string()))?);
     }
+    let Position { log, seq } = wanted.purged;
+    if let Ok(purged) = HeaderValue::try_from(format!("{log},{seq}")) {
+        fields.insert(PURGED_FIELD, purged);
+    }
     if wanted.shares {
         fields.insert(FELLOWS_FIELD, HeaderValue::from_static("1"));
     }
@@ -454,6 +469,18 @@ pub fn question_fields(wanted: Wanted<'_>) -> Result<HeaderMap, PeerError> {
         fields.insert(HAVE_FIELD, tag.clone());
     }
     Ok(fields)
+}
+
+/// Up to which place in the purge log an asker lacks nothing; no place, where it does not say.
+pub fn purged_in(fields: &HeaderMap) -> Position {
+    let place = || {
+        let (log, seq) = fields.get(PURGED_FIELD)?.to_str().ok()?.split_once(',')?;
+        Some(Position {
+            log: log.parse().ok()?,
+            seq: seq.parse().ok()?,
+        })
+    };
+    place().unwrap_or_default()
 }
 
 /// Of the fields of a question, those that say of which URL it is.
@@ -499,7 +526,7 @@ mod tests {
                 pieces: vec![],
                 fetched_by: "edge-1".parse().unwrap(),
                 fetched_at: 1,
-                as_of: 0,
+                as_of: Position::default(),
             },
             length: None,
             age_ms: 5,
@@ -593,6 +620,7 @@ mod tests {
             fields: &HeaderMap::new(),
             have: None,
             shares: false,
+            purged: Position { log: 3, seq: 4 },
         };
         let (frames, round_trip) = asker.fill(&home, wanted).await?;
         let mut heard = Vec::new();

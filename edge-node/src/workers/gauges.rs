@@ -12,6 +12,7 @@ use cluster::{
 use crate::{
     cache::Cache,
     metrics::{Metrics, TierUsage},
+    purges::Purges,
     sites::Sites,
     upstream::Upstream,
 };
@@ -31,6 +32,8 @@ pub struct Gauges {
     pub sites: Arc<ArcSwap<Sites>>,
     /// The wall clock.
     pub clock: Clock,
+    /// What is known of purges.
+    pub purges: Purges,
     /// Where to tell it.
     pub metrics: Arc<Metrics>,
 }
@@ -60,9 +63,12 @@ impl Gauges {
         metrics.store("edge_admission_held_back_total", self.cache.held_back());
         metrics.store_failures(self.cache.store_failures());
         let sites = self.sites.load();
-        metrics.versions(0, sites.version());
+        metrics.versions(self.purges.applied().seq, sites.version());
+        let (scopes, bytes) = self.purges.size();
+        metrics.purges(scopes, bytes, &self.purges.applied_by_kind());
         let origins = self.upstream.origin_traffic(|site| sites.serves(site));
         metrics.origins(&origins);
+        metrics.origins_health(&self.upstream.origins_health());
         let Some(membership) = &self.membership else {
             metrics.members(&[("ready", 1), ("starting", 0), ("draining", 0), ("gone", 0)]);
             return;

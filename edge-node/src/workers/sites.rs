@@ -15,6 +15,10 @@ use tracing::{info, warn};
 
 use crate::{admin::Readiness, config::Config, sites::Sites, upstream::Upstream};
 
+/// How a node begins, before it has sites.
+pub const STARTING: Readiness = Readiness::NotReady("starting");
+/// Before it knows which purges it has missed.
+const CATCHING_UP: Readiness = Readiness::NotReady("catching up with purges");
 /// The registry's copy in the data directory.
 const FILE: &str = "sites.json";
 
@@ -69,12 +73,14 @@ fn kept_or_configured(config: &Config) -> Result<SiteMap, BadSite> {
     SiteMap::new(&config.sites)
 }
 
-/// Takes over what the control plane hands out, until it is dropped. Says when this node is ready.
+/// Takes over what the control plane hands out, until it is dropped. Says when this node is ready: it has
+/// sites, and is `settled` about purges.
 pub async fn follow(
     config: Config,
     upstream: Upstream,
     sites: Arc<ArcSwap<Sites>>,
     membership: Option<Arc<Membership>>,
+    mut settled: watch::Receiver<bool>,
     readiness: watch::Sender<Readiness>,
 ) {
     let mut handed_out = upstream.sites();
@@ -83,17 +89,25 @@ pub async fn follow(
         if let Some(set) = newest {
             take_over(&config, &set, &sites, membership.as_deref()).await;
         }
-        let able = !sites.load().is_empty();
-        if able && *readiness.borrow() == Readiness::NotReady("starting") {
+        let is_settled = *settled.borrow_and_update();
+        let before = readiness.borrow().clone();
+        let is_waiting = before == STARTING || before == CATCHING_UP;
+        if !is_waiting || sites.load().is_empty() {
+        } else if !is_settled {
+            readiness.send_replace(CATCHING_UP);
+        } else {
             readiness.send_replace(Readiness::Ready);
             if let Some(membership) = &membership {
                 membership.update(|me| me.phase = Phase::Ready);
             }
             info!("ready");
         }
-        if handed_out.changed().await.is_err() {
-            // Nobody hands anything out: the file's sites stay. Stay with them, to be stopped.
-            return std::future::pending().await;
+        tokio::select! {
+            changed = handed_out.changed() => if changed.is_err() {
+                // Nobody hands anything out: the file's sites stay. Stay with them, to be stopped.
+                return std::future::pending().await;
+            },
+            Ok(()) = settled.changed() => {}
         }
     }
 }

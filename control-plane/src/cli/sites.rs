@@ -1,0 +1,596 @@
+//! `control-plane sites`: what is served, how it came to be so, and how it becomes something else.
+
+use std::{
+    io::{self, IsTerminal, Read, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use axum::http::{
+    HeaderName, Method,
+    header::{IF_MATCH, IF_NONE_MATCH},
+};
+use bytes::Bytes;
+use clap::{Args, Subcommand};
+use cluster::{
+    site::{SITES_MAX, Site},
+    wire::{
+        SITES, SiteAction, SiteChanged, SiteDifference, SiteHistory, SiteRollback, SitesAnswer,
+    },
+};
+use tokio::time::Instant;
+
+use super::{Asking, print, table};
+use crate::api::sites::BY_FIELD;
+
+/// What `sites diff`, and `sites apply --dry-run`, end with when something differs.
+const DIFFERS: u8 = 3;
+/// Largest file that is read: as much as an edge takes.
+const FILE_BYTES_MAX: u64 = 32 << 20;
+/// From so many sites on, progress is told, and no differences but how many sites have some.
+const MANY: usize = 20;
+/// How often a line of progress is written where it cannot replace the last one.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+/// Columns of a terminal.
+const COLUMNS: usize = 80;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum SitesCommand {
+    /// All of them.
+    List(Asking),
+    /// One of them, in full.
+    Show {
+        /// Its name.
+        name: String,
+        /// As it was in this version.
+        #[arg(long)]
+        version: Option<u64>,
+        #[command(flatten)]
+        asking: Asking,
+    },
+    /// Have sites be as a file says; others stay as they are.
+    Apply {
+        #[command(flatten)]
+        file: SiteFile,
+        /// Check and compare only; ends with 3 if something differs.
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        asking: Asking,
+    },
+    /// What a file would change; ends with 3 if something differs.
+    Diff {
+        #[command(flatten)]
+        file: SiteFile,
+        #[command(flatten)]
+        asking: Asking,
+    },
+    /// Have a site be again what it was.
+    Rollback {
+        /// Its name.
+        name: String,
+        /// In which version; `sites history` lists them.
+        #[arg(long)]
+        version: u64,
+        #[command(flatten)]
+        asking: Asking,
+    },
+    /// Serve a site no longer.
+    Delete {
+        /// Its name.
+        name: String,
+        #[command(flatten)]
+        asking: Asking,
+    },
+    /// The versions of a site, and who made them.
+    History {
+        /// Its name.
+        name: String,
+        #[command(flatten)]
+        asking: Asking,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SiteFile {
+    /// TOML with one site, or many as `[[site]]`; "-" for standard input.
+    #[arg(short, long = "file", value_name = "FILE")]
+    file: PathBuf,
+}
+
+impl SitesCommand {
+    pub(super) fn run(&self) -> anyhow::Result<ExitCode> {
+        let done = |()| ExitCode::SUCCESS;
+        match self {
+            Self::List(asking) => asking.tell(SITES, |answer| sites_table(&answer)).map(done),
+            Self::Show {
+                name,
+                version,
+                asking,
+            } => {
+                let version = version.map_or_else(String::new, |v| format!("?version={v}"));
+                let tell =
+                    |site: Site| toml::to_string_pretty(&site).unwrap_or_else(|e| format!("{e}\n"));
+                asking
+                    .tell(&format!("{}{version}", at(name)), tell)
+                    .map(done)
+            }
+            Self::History { name, asking } => {
+                let path = format!("{}/history", at(name));
+                asking
+                    .tell(&path, |history| history_table(&history))
+                    .map(done)
+            }
+            Self::Rollback {
+                name,
+                version,
+                asking,
+            } => {
+                let wanted = serde_json::to_vec(&SiteRollback { version: *version })?;
+                let path = format!("{}/rollback", at(name));
+                asking
+                    .changed(Method::POST, &path, &[], wanted.into())
+                    .map(done)
+            }
+            Self::Delete { name, asking } => asking
+                .changed(Method::DELETE, &at(name), &[], Bytes::new())
+                .map(done),
+            Self::Apply {
+                file,
+                dry_run,
+                asking,
+            } => apply(file, asking, *dry_run),
+            Self::Diff { file, asking } => apply(file, asking, true),
+        }
+    }
+}
+
+impl Asking {
+    /// Makes a change and shows what it was.
+    fn changed(
+        &self,
+        method: Method,
+        path: &str,
+        fields: &[(HeaderName, String)],
+        body: Bytes,
+    ) -> anyhow::Result<()> {
+        let told = self.send_as(method, path, fields, body)?;
+        if self.json {
+            return print(&format!("{}\n", String::from_utf8_lossy(&told)));
+        }
+        print(&changed_text(&read(&told)?))
+    }
+
+    fn send_as(
+        &self,
+        method: Method,
+        path: &str,
+        fields: &[(HeaderName, String)],
+        body: Bytes,
+    ) -> anyhow::Result<Bytes> {
+        let mut all = fields.to_vec();
+        let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME"));
+        all.extend(
+            user.ok()
+                .filter(|user| user.is_ascii())
+                .map(|user| (BY_FIELD, user)),
+        );
+        self.send_with(method, path, &all, body)
+    }
+}
+
+fn read(told: &Bytes) -> anyhow::Result<SiteChanged> {
+    serde_json::from_slice(told).context("this is not what a control plane answers")
+}
+
+/// Checks every site of a file; if all may be, makes each what the file says, unless this is a `trial`.
+fn apply(file: &SiteFile, asking: &Asking, trial: bool) -> anyhow::Result<ExitCode> {
+    let sites = sites_of(&file.text()?).with_context(|| file.file.display().to_string())?;
+    let mut progress = Progress::new("checked", sites.len());
+    let mut checked = Vec::new();
+    for (name, body) in &sites {
+        let path = format!("{}/check", at(name));
+        let told = asking.send_as(Method::POST, &path, &[], body.clone().into());
+        let told = told.with_context(|| format!("site {name:?} is refused, nothing was changed"));
+        checked.push(read(&told?)?);
+        progress.step();
+    }
+    let differing = checked.iter().filter(|site| site.changed).count();
+    if trial {
+        asking.show(&checked, false)?;
+        return Ok(match differing {
+            0 => ExitCode::SUCCESS,
+            _ => ExitCode::from(DIFFERS),
+        });
+    }
+    let mut progress = Progress::new("applied", differing);
+    let mut made = Vec::new();
+    for ((name, body), check) in sites.into_iter().zip(checked) {
+        if !check.changed {
+            made.push(check);
+            continue;
+        }
+        // What was looked at is what is changed.
+        let condition = match check.version {
+            0 => (IF_NONE_MATCH, "*".to_owned()),
+            version => (IF_MATCH, format!("\"{version}\"")),
+        };
+        let told = asking.send_as(Method::PUT, &at(&name), &[condition], body.into());
+        let told = told.with_context(|| {
+            let count = made
+                .iter()
+                .filter(|site: &&SiteChanged| site.changed)
+                .count();
+            format!("site {name:?} is not changed ({count} before it are); apply the file again")
+        });
+        made.push(read(&told?)?);
+        progress.step();
+    }
+    asking.show(&made, true)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Asking {
+    fn show(&self, sites: &[SiteChanged], is_made: bool) -> anyhow::Result<()> {
+        if self.json {
+            return print(&format!("{}\n", serde_json::to_string(sites)?));
+        }
+        let changed = || sites.iter().filter(|site| site.changed);
+        let (count, all) = (changed().count(), sites.len());
+        let mut text = String::new();
+        if all <= MANY {
+            for site in changed() {
+                text.push_str(&diff_text(&site.site, &site.diff));
+            }
+        }
+        let words = if is_made { "changed" } else { "differ" };
+        text.push_str(&format!("{count} of {all} sites {words}"));
+        if let (true, Some(newest)) = (
+            is_made && count > 0,
+            sites.iter().map(|s| s.set_version).max(),
+        ) {
+            text.push_str(&format!("; the sites are at version {newest}"));
+        }
+        text.push('\n');
+        print(&text)
+    }
+}
+
+impl SiteFile {
+    fn text(&self) -> anyhow::Result<String> {
+        let mut text = String::new();
+        let read = if self.file == Path::new("-") {
+            io::stdin()
+                .take(FILE_BYTES_MAX + 1)
+                .read_to_string(&mut text)
+        } else {
+            std::fs::File::open(&self.file)
+                .and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text))
+        };
+        let name = || self.file.display().to_string();
+        let bytes = read.with_context(name)?;
+        if bytes as u64 > FILE_BYTES_MAX {
+            bail!(
+                "{}: longer than {FILE_BYTES_MAX} bytes: make several files of it",
+                name()
+            );
+        }
+        Ok(text)
+    }
+}
+
+/// The sites of a file, each with its name and as JSON. What is in them is for the control plane to judge.
+fn sites_of(text: &str) -> anyhow::Result<Vec<(String, String)>> {
+    let mut file: toml::Table = toml::from_str(text)?;
+    let sites = match file.remove("site") {
+        None => vec![toml::Value::Table(file)],
+        Some(_) if !file.is_empty() => {
+            let other: Vec<_> = file.keys().map(String::as_str).collect();
+            bail!(
+                "beside [[site]] there is {}; give a file with sites only",
+                other.join(", ")
+            );
+        }
+        Some(toml::Value::Array(sites)) => sites,
+        Some(_) => bail!("`site` is no list; write [[site]]"),
+    };
+    if sites.is_empty() || sites.len() > SITES_MAX {
+        bail!("{} sites in it; 1 to {SITES_MAX} are possible", sites.len());
+    }
+    let mut found: Vec<(String, String)> = Vec::new();
+    for (n, site) in sites.into_iter().enumerate() {
+        let name = site.get("name").and_then(toml::Value::as_str);
+        let name = name.with_context(|| format!("site {} of the file has no name", n + 1))?;
+        if found.iter().any(|(known, _)| known == name) {
+            bail!("site {name:?} is there twice");
+        }
+        found.push((name.to_owned(), serde_json::to_string(&site)?));
+    }
+    Ok(found)
+}
+
+/// Where a site is. A name that cannot be one is for the control plane to refuse.
+fn at(name: &str) -> String {
+    let mut path = format!("{SITES}/");
+    for byte in name.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' => {
+                path.push(char::from(byte))
+            }
+            _ => path.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    path
+}
+
+/// Tells how far something is, beside the output.
+struct Progress {
+    what: &'static str,
+    done: usize,
+    all: usize,
+    written: Instant,
+    on_screen: bool,
+}
+
+impl Progress {
+    fn new(what: &'static str, all: usize) -> Self {
+        Self {
+            what,
+            done: 0,
+            all,
+            written: Instant::now(),
+            on_screen: io::stderr().is_terminal(),
+        }
+    }
+
+    fn step(&mut self) {
+        self.done += 1;
+        if self.all < MANY {
+            return;
+        }
+        let has_ended = self.done == self.all;
+        if self.on_screen || has_ended || self.written.elapsed() >= LINE_EVERY {
+            self.written = Instant::now();
+            let (before, after) = match self.on_screen {
+                true => ("\r\x1b[K", if has_ended { "\n" } else { "" }),
+                false => ("", "\n"),
+            };
+            let Self {
+                what, done, all, ..
+            } = self;
+            // Who cannot see it still has the output.
+            let _ = write!(io::stderr(), "{before}{done} of {all} sites {what}{after}");
+        }
+    }
+}
+
+fn changed_text(changed: &SiteChanged) -> String {
+    if !changed.changed {
+        return format!(
+            "site {} is so already, since version {}\n",
+            changed.site, changed.version
+        );
+    }
+    let diff = diff_text(&changed.site, &changed.diff);
+    format!(
+        "{diff}site {} is at version {}\n",
+        changed.site, changed.version
+    )
+}
+
+fn diff_text(site: &str, diff: &[SiteDifference]) -> String {
+    let mut text = format!("site {site}\n");
+    for difference in diff {
+        let SiteDifference {
+            field,
+            removed,
+            added,
+        } = difference;
+        if removed.is_none() && added.is_none() {
+            text.push_str(&format!("  {field}\n"));
+        }
+        for (sign, value) in [('-', removed), ('+', added)] {
+            if let Some(value) = value {
+                text.push_str(&line(&format!("  {sign} {field}: {value}")));
+            }
+        }
+    }
+    text
+}
+
+/// A line that fits a terminal, with nothing in it that a terminal would obey.
+fn line(text: &str) -> String {
+    let plain = text.chars().map(|c| if c.is_control() { '?' } else { c });
+    let mut line: String = plain.take(COLUMNS + 1).collect();
+    if line.chars().count() > COLUMNS {
+        line = line.chars().take(COLUMNS - 1).collect();
+        line.push('…');
+    }
+    line.push('\n');
+    line
+}
+
+pub(super) fn sites_table(answer: &SitesAnswer) -> String {
+    let rows = answer.sites.iter().map(|site| {
+        let origins: Vec<_> = site.origins.iter().map(ToString::to_string).collect();
+        [site.name.clone(), site.hosts.join(" "), origins.join(" ")]
+    });
+    let table = table(["SITE", "HOSTS", "ORIGINS"], rows, [16, 31, 31]);
+    format!("version {}\n{table}", answer.version)
+}
+
+fn history_table(history: &SiteHistory) -> String {
+    let rows = history.versions.iter().map(|version| {
+        [
+            version.version.to_string(),
+            moment(version.at_ms / 1000),
+            match version.action {
+                SiteAction::Put => "put".to_owned(),
+                SiteAction::File => "from the file".to_owned(),
+                SiteAction::Rollback { to } => format!("back to {to}"),
+                SiteAction::Delete => "deleted".to_owned(),
+            },
+            version.by.clone(),
+            if version.current { "served" } else { "" }.to_owned(),
+        ]
+    });
+    let table = table(
+        ["VERSION", "WHEN (UTC)", "HOW", "BY", ""],
+        rows,
+        [10, 19, 18, 21, 6],
+    );
+    match &history.in_file_of {
+        Some(file) => {
+            format!("{table}in the configuration file of {file}: it is changed there only\n")
+        }
+        None => table,
+    }
+}
+
+/// Date and time of so many seconds since 1970 (the calendar's days by Howard Hinnant's algorithm).
+fn moment(unix_s: u64) -> String {
+    let (days, second) = (unix_s / 86_400, unix_s % 86_400);
+    let since_march = days + 719_468;
+    let (era, day_of_era) = (since_march / 146_097, since_march % 146_097);
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 {
+        shifted + 3
+    } else {
+        shifted - 9
+    };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}")
+}
+
+#[cfg(test)]
+mod tests {
+    use cluster::wire::SiteVersion;
+
+    use super::*;
+
+    fn fits(text: &str) {
+        for line in text.lines() {
+            let columns = line.chars().count();
+            assert!(columns <= COLUMNS, "{columns}: {line}");
+        }
+    }
+
+    #[test]
+    fn a_file_has_one_site_or_many() {
+        let one = "name = 'a'\nhosts = ['a.test']\norigins = ['http://o']";
+        let found = sites_of(one).unwrap();
+        assert_eq!(found[0].0, "a");
+        assert!(
+            found[0].1.contains(r#""hosts":["a.test"]"#),
+            "{}",
+            found[0].1
+        );
+        let many = format!("[[site]]\n{one}\n[[site]]\nname = 'b'\n");
+        let names: Vec<_> = sites_of(&many)
+            .unwrap()
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
+        assert_eq!(names, ["a", "b"]);
+        for (text, told) in [
+            ("", "site 1 of the file has no name"),
+            ("name = 1", "no name"),
+            ("site = 1", "[[site]]"),
+            ("site = []", "0 sites"),
+            (
+                "[[site]]\nname = 'a'\n[[site]]\nname = 'a'",
+                "\"a\" is there twice",
+            ),
+            (
+                "[node]\nid = 'x'\n[[site]]\nname = 'a'",
+                "beside [[site]] there is node",
+            ),
+            ("name = ", "TOML parse error"),
+        ] {
+            let error = format!("{:#}", sites_of(text).unwrap_err());
+            assert!(error.contains(told), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_is_told_fits_80_columns() {
+        let changed = SiteChanged {
+            site: "s".repeat(64),
+            version: 1_790_000_000,
+            set_version: 1_790_000_000,
+            changed: true,
+            diff: vec![
+                SiteDifference {
+                    field: "bypass.paths".into(),
+                    removed: Some("x".repeat(200).into()),
+                    added: Some(serde_json::json!(["a\u{1b}[31m"])),
+                },
+                SiteDifference {
+                    field: "and 7 more".into(),
+                    removed: None,
+                    added: None,
+                },
+            ],
+        };
+        let text = diff_text("www", &changed.diff);
+        fits(&text);
+        assert!(
+            text.contains("  + bypass.paths: [\"a\\u001b[31m\"]\n"),
+            "{text}"
+        );
+        assert!(text.ends_with("  and 7 more\n"), "{text}");
+        let told = changed_text(&SiteChanged {
+            changed: false,
+            ..changed
+        });
+        assert!(
+            told.ends_with("is so already, since version 1790000000\n"),
+            "{told}"
+        );
+        let version = |action| SiteVersion {
+            version: 1_790_000_000,
+            at_ms: 1_790_000_000_000,
+            by: "somebody with a long name on this machine".into(),
+            action,
+            current: true,
+        };
+        let table = history_table(&SiteHistory {
+            site: "www".into(),
+            in_file_of: Some("cp".into()),
+            versions: vec![
+                version(SiteAction::Rollback { to: 1_790_000_000 }),
+                version(SiteAction::File),
+            ],
+        });
+        fits(&table);
+        assert!(
+            table.contains("2026-09-21 14:13:20 back to 1790000000"),
+            "{table}"
+        );
+    }
+
+    #[test]
+    fn a_moment_is_told_as_people_do() {
+        for (unix_s, told) in [
+            (0, "1970-01-01 00:00:00"),
+            (951_782_399, "2000-02-28 23:59:59"),
+            (951_782_400, "2000-02-29 00:00:00"),
+            (4_107_542_400, "2100-03-01 00:00:00"),
+        ] {
+            assert_eq!(moment(unix_s), told);
+        }
+    }
+
+    #[test]
+    fn a_name_in_a_path_cannot_be_another_path() {
+        assert_eq!(at("a.b-c_1"), "/v1/sites/a.b-c_1");
+        assert_eq!(at("../x?y"), "/v1/sites/..%2Fx%3Fy");
+    }
+}

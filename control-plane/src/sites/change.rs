@@ -1,0 +1,495 @@
+//! What becomes of the registry by a change, and whether it may. Pure.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use axum::http::Uri;
+use cluster::{
+    site::{BadSite, Site, SiteMap, origin::Origin, outside::PrivateOrigins},
+    wire::SiteAction,
+};
+
+use super::snapshot::{Record, Records, Snapshot};
+
+/// Largest site, in bytes of JSON: the store has it twice, and takes a megabyte at once.
+pub const SITE_BYTES_MAX: usize = 500 << 10;
+
+/// What a site shall be from now on.
+#[derive(Clone, Debug)]
+pub struct Wish {
+    /// Its name.
+    pub name: String,
+    /// `None`: gone.
+    pub site: Option<Site>,
+    /// How that comes.
+    pub action: SiteAction,
+    /// Who wants it.
+    pub by: String,
+}
+
+/// What must hold of a site before it is changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// Nothing.
+    Anything,
+    /// It is there.
+    There,
+    /// It is not.
+    Absent,
+    /// It has one of these versions.
+    Versions(Vec<u64>),
+}
+
+/// What a change is judged by beside the sites themselves.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings {
+    /// Private origins that may be named.
+    pub private: PrivateOrigins,
+    /// Base URLs of the nodes that serve sites.
+    pub nodes: Vec<String>,
+}
+
+/// Why a change is not made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The site cannot be meant, alone or beside the others.
+    #[error(transparent)]
+    Bad(#[from] BadSite),
+    /// It is too large to be kept.
+    #[error(
+        "the site is {0} bytes of JSON, at most {SITE_BYTES_MAX}; move what is long to another site"
+    )]
+    TooLarge(usize),
+    /// There is no such site.
+    #[error("no site {0:?}; GET /v1/sites lists them")]
+    Unknown(String),
+    /// It is not as expected.
+    #[error("site {name:?} {}; look at it again", found.map_or("is not there".to_owned(), |v| format!("is at version {v}")))]
+    Outdated {
+        /// Its name.
+        name: String,
+        /// The version that it has.
+        found: Option<u64>,
+    },
+    /// The configuration file says what it is.
+    #[error("site {name:?} is in the configuration file of {file}: change it there and restart it")]
+    InFile {
+        /// Its name.
+        name: String,
+        /// The control plane whose file it is.
+        file: String,
+    },
+}
+
+/// The sites after a change, and what it consists of.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    /// Everything from now on.
+    pub after: Snapshot,
+    /// What is new; `None`: nothing differs.
+    pub record: Option<Record>,
+}
+
+/// What becomes of `before` by a wish that comes at `now_ms`.
+///
+/// # Errors
+///
+/// It may not be.
+pub fn plan(
+    before: &Snapshot,
+    wish: &Wish,
+    expected: &Expected,
+    around: &Surroundings,
+    now_ms: u64,
+) -> Result<Planned, Refusal> {
+    let Wish {
+        name,
+        site,
+        action,
+        by,
+    } = wish;
+    let known = before.record(name);
+    let found = known.map(|record| record.version);
+    let outdated = || Refusal::Outdated {
+        name: name.clone(),
+        found,
+    };
+    let unknown = || Refusal::Unknown(name.clone());
+    match (expected, found) {
+        (Expected::There, None) => return Err(unknown()),
+        (Expected::Absent, Some(_)) => return Err(outdated()),
+        (Expected::Versions(versions), found)
+            if !found.is_some_and(|found| versions.contains(&found)) =>
+        {
+            return Err(outdated());
+        }
+        _ => {}
+    }
+    if site.is_none() && known.is_none() {
+        return Err(unknown());
+    }
+    if let Some(file) = known.and_then(|record| record.in_file_of.as_ref()) {
+        return Err(Refusal::InFile {
+            name: name.clone(),
+            file: file.clone(),
+        });
+    }
+    let same = known.and_then(|record| record.site.as_deref()) == site.as_ref();
+    if let Some(site) = site {
+        site.check()?;
+        let bytes = serde_json::to_vec(site).map_or(0, |json| json.len());
+        if bytes > SITE_BYTES_MAX {
+            return Err(Refusal::TooLarge(bytes));
+        }
+        outside(site, &around.private)?;
+    }
+    let version = next_version(before.version(), now_ms / 1000);
+    let record = Record {
+        version,
+        at_ms: now_ms,
+        by: by.clone(),
+        action: *action,
+        in_file_of: None,
+        site: site.clone().map(Arc::new),
+    };
+    let mut records: Records = before.records().clone();
+    match &record.site {
+        Some(_) => drop(records.insert(name.clone(), record.clone())),
+        None => drop(records.remove(name)),
+    }
+    let after = Snapshot::new(version, before.revision, records)?;
+    if let Some(site) = site {
+        no_way_back(site, after.map(), &around.nodes)?;
+    }
+    Ok(match same {
+        true => Planned {
+            after: before.clone(),
+            record: None,
+        },
+        false => Planned {
+            after,
+            record: Some(record),
+        },
+    })
+}
+
+/// The version behind `version`: never the same, and at least the present time, so that it grows even when
+/// the store was lost.
+pub fn next_version(version: u64, now_s: u64) -> u64 {
+    now_s.max(version + 1)
+}
+
+fn bad(site: &Site, reason: String) -> BadSite {
+    BadSite {
+        site: site.name.clone(),
+        field: "origins",
+        reason,
+    }
+}
+
+/// Whether every origin may be named by whoever asks over the API.
+fn outside(site: &Site, private: &PrivateOrigins) -> Result<(), BadSite> {
+    for origin in &site.origins {
+        private.allow(origin).map_err(|kind| {
+            let reason = format!(
+                "{:?} is {kind}; origins.allow_private in the control plane's configuration may allow it",
+                origin.url
+            );
+            bad(site, reason)
+        })?;
+    }
+    Ok(())
+}
+
+/// Whether no origin leads back to the nodes that would ask it: at an address of theirs, or under a host
+/// that they serve, at a port where they do.
+fn no_way_back(site: &Site, map: &SiteMap, nodes: &[String]) -> Result<(), BadSite> {
+    let nodes: BTreeSet<(String, u16)> = nodes.iter().filter_map(|base| place(base)).collect();
+    for origin in &site.origins {
+        let Some((host, port)) = origin.address() else {
+            continue;
+        };
+        let served = || served_under(&host, map).filter(|_| !names_host(site, origin));
+        let reason = if nodes.contains(&(host.clone(), port)) {
+            format!(
+                "{:?} is where an edge serves: it would ask itself",
+                origin.url
+            )
+        } else if let (true, Some(other)) = (nodes.iter().any(|(_, own)| *own == port), served()) {
+            format!(
+                "{:?} leads back to the edges, because {host} is a host of site {other:?}; give the \
+                 origin's own name, or a `host` to ask it for",
+                origin.url
+            )
+        } else {
+            continue;
+        };
+        return Err(bad(site, reason));
+    }
+    Ok(())
+}
+
+fn names_host(site: &Site, origin: &Origin) -> bool {
+    origin.host.is_some() || site.origin_host.is_some()
+}
+
+/// The site of which `host` is a host, other than by a `*` for all.
+fn served_under(host: &str, map: &SiteMap) -> Option<String> {
+    let selected = map.select(host)?;
+    let is_named = selected.site.hosts.iter().any(|own| own != "*");
+    (is_named && !selected.site.hosts.iter().all(|own| own == "*") && named(&selected.site, host))
+        .then(|| selected.site.name.clone())
+}
+
+fn named(site: &Site, host: &str) -> bool {
+    let rest = Site {
+        hosts: site
+            .hosts
+            .iter()
+            .filter(|own| *own != "*")
+            .cloned()
+            .collect(),
+        ..site.clone()
+    };
+    rest.has_host(host)
+}
+
+/// Host and port of a node's base URL; with `{host}` in it, the host is any.
+fn place(base: &str) -> Option<(String, u16)> {
+    let written = base.replace("{host}", "any-host");
+    let uri: Uri = written.parse().ok()?;
+    let usual = match uri.scheme_str() {
+        Some("https") => 443,
+        _ => 80,
+    };
+    let host = uri.host()?.to_ascii_lowercase();
+    Some((host, uri.port_u16().unwrap_or(usual)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW_MS: u64 = 1_700_000_000_000;
+
+    fn site(name: &str, origin: &str) -> Site {
+        Site::new(name, &[&format!("{name}.test")], &[origin])
+    }
+
+    fn put(site: Site) -> Wish {
+        Wish {
+            name: site.name.clone(),
+            site: Some(site),
+            action: SiteAction::Put,
+            by: "me".into(),
+        }
+    }
+
+    fn delete(name: &str) -> Wish {
+        Wish {
+            name: name.into(),
+            site: None,
+            action: SiteAction::Delete,
+            by: "me".into(),
+        }
+    }
+
+    fn around(nodes: &[&str]) -> Surroundings {
+        Surroundings {
+            private: PrivateOrigins::All(false),
+            nodes: nodes.iter().map(|&node| node.to_owned()).collect(),
+        }
+    }
+
+    fn planned(before: &Snapshot, wish: &Wish, expected: &Expected) -> Result<Planned, Refusal> {
+        plan(before, wish, expected, &around(&[]), NOW_MS)
+    }
+
+    fn with(sites: &[Site]) -> Snapshot {
+        let mut all = Snapshot::default();
+        for site in sites {
+            all = planned(&all, &put(site.clone()), &Expected::Anything)
+                .unwrap()
+                .after;
+        }
+        all
+    }
+
+    #[test]
+    fn every_change_has_a_version_and_what_is_no_change_has_none() {
+        let a = site("a", "http://o.example.com");
+        let one = with(std::slice::from_ref(&a));
+        assert_eq!(
+            (one.version(), one.record("a").unwrap().version),
+            (NOW_MS / 1000, NOW_MS / 1000)
+        );
+        let again = planned(&one, &put(a.clone()), &Expected::Anything).unwrap();
+        assert!(again.record.is_none() && again.after.version() == one.version());
+        let two = planned(
+            &one,
+            &put(site("b", "http://o.example.com")),
+            &Expected::Absent,
+        )
+        .unwrap();
+        assert_eq!(two.after.version(), one.version() + 1);
+        assert_eq!(two.after.record("a").unwrap().version, one.version());
+        let gone = planned(&two.after, &delete("a"), &Expected::There).unwrap();
+        assert!(gone.after.site("a").is_none() && gone.after.site("b").is_some());
+        assert_eq!(gone.record.unwrap().site, None);
+        assert_eq!(gone.after.version(), one.version() + 2);
+    }
+
+    #[test]
+    fn what_is_not_as_expected_is_not_changed() {
+        let one = with(&[site("a", "http://o.example.com")]);
+        let version = one.version();
+        let other = put(site("a", "http://p.example.com"));
+        for (wish, expected, told) in [
+            (&other, Expected::Absent, "is at version 1700000000"),
+            (
+                &other,
+                Expected::Versions(vec![7]),
+                "is at version 1700000000",
+            ),
+            (
+                &put(site("b", "http://o.example.com")),
+                Expected::Versions(vec![7]),
+                "is not there",
+            ),
+            (&delete("b"), Expected::Anything, "no site \"b\""),
+            (&delete("b"), Expected::There, "no site \"b\""),
+        ] {
+            let refused = planned(&one, wish, &expected).unwrap_err().to_string();
+            assert!(refused.contains(told), "{expected:?}: {refused}");
+        }
+        assert!(planned(&one, &other, &Expected::Versions(vec![7, version])).is_ok());
+    }
+
+    #[test]
+    fn a_site_that_cannot_be_meant_beside_the_others_is_refused() {
+        let one = with(&[site("a", "http://o.example.com")]);
+        let twice = Site::new("b", &["a.test"], &["http://o.example.com"]);
+        let refused = planned(&one, &put(twice), &Expected::Anything).unwrap_err();
+        let Refusal::Bad(bad) = refused else {
+            panic!("{refused}")
+        };
+        assert_eq!((bad.field, &*bad.site), ("hosts", "b"));
+        let mut large = site("b", "http://o.example.com");
+        large.bypass.paths = (0..200)
+            .map(|n| format!("/{n}{}", "x".repeat(1_000)))
+            .collect();
+        large.rule = (0..90)
+            .map(|n| cluster::site::rules::PathRule {
+                path: format!("/{n}{}", "x".repeat(1_000)),
+                object_max: Some(cluster::quantity::Bytes(1)),
+                ..Default::default()
+            })
+            .collect();
+        large.access = (0..20)
+            .map(|_| cluster::site::rules::Access {
+                action: cluster::site::rules::Action::Allow,
+                status: None,
+                paths: (0..20)
+                    .map(|n| format!("/{n}{}", "x".repeat(1_000)))
+                    .collect(),
+                methods: vec![],
+                addresses: vec![],
+                countries: vec![],
+            })
+            .collect();
+        let refused = planned(&one, &put(large), &Expected::Anything).unwrap_err();
+        assert!(matches!(refused, Refusal::TooLarge(_)), "{refused}");
+    }
+
+    #[test]
+    fn what_is_in_the_file_is_changed_there() {
+        let mut records = Records::new();
+        let record = Record {
+            version: 5,
+            at_ms: 1,
+            by: "file".into(),
+            action: SiteAction::File,
+            in_file_of: Some("cp-1".into()),
+            site: Some(Arc::new(site("a", "http://127.0.0.1"))),
+        };
+        records.insert("a".into(), record);
+        let one = Snapshot::new(5, 1, records).unwrap();
+        for wish in [put(site("a", "http://o.example.com")), delete("a")] {
+            let refused = planned(&one, &wish, &Expected::Anything).unwrap_err();
+            assert!(
+                refused.to_string().contains("configuration file of cp-1"),
+                "{refused}"
+            );
+        }
+    }
+
+    #[test]
+    fn origins_inside_are_for_the_operator_to_allow() {
+        let inside = put(site("a", "http://10.0.0.1"));
+        let refused = planned(&Snapshot::default(), &inside, &Expected::Anything).unwrap_err();
+        let told = refused.to_string();
+        assert!(
+            told.contains("site \"a\": origins: ") && told.contains("a private address"),
+            "{told}"
+        );
+        let allowed = Surroundings {
+            private: PrivateOrigins::In(vec!["10.0.0.0/8".parse().unwrap()]),
+            nodes: vec![],
+        };
+        let planned = plan(
+            &Snapshot::default(),
+            &inside,
+            &Expected::Anything,
+            &allowed,
+            NOW_MS,
+        );
+        assert!(planned.is_ok());
+    }
+
+    #[test]
+    fn an_origin_that_leads_back_is_refused() {
+        let nodes = ["http://{host}:8081", "http://edge-2.cdn.example.net:8080"];
+        let refused = |site: Site| {
+            let before = with(&[Site::new(
+                "w",
+                &["*.w.test", "w.test"],
+                &["http://o.example.com"],
+            )]);
+            let planned = plan(
+                &before,
+                &put(site),
+                &Expected::Anything,
+                &around(&nodes),
+                NOW_MS,
+            );
+            planned.err().map(|refusal| refusal.to_string())
+        };
+        for (origin, told) in [
+            ("http://o.example.com", None),
+            ("http://a.test:8081", Some("a host of site \"a\"")),
+            ("http://A.test:8080", Some("a host of site \"a\"")),
+            ("http://a.test", None),
+            ("http://x.w.test:8081", Some("a host of site \"w\"")),
+            (
+                "http://edge-2.cdn.example.net:8080",
+                Some("would ask itself"),
+            ),
+            ("http://edge-2.cdn.example.net:9000", None),
+        ] {
+            let found = refused(site("a", origin));
+            match told {
+                None => assert_eq!(found, None, "{origin}"),
+                Some(told) => {
+                    let found = found.unwrap_or_default();
+                    assert!(found.contains(told), "{origin}: {found}");
+                }
+            }
+        }
+        // Under another name, it is another server there.
+        let mut other = site("a", "http://a.test:8081");
+        other.origins[0].host = Some("origin.a.test".into());
+        assert_eq!(refused(other), None);
+        // A site for everything says nothing of hosts.
+        let all = Site::new("a", &["*"], &["http://o.example.com:8081"]);
+        assert_eq!(refused(all), None);
+    }
+}

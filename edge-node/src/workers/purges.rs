@@ -1,0 +1,281 @@
+//! Keeps up with the purge log: checks once a second that nothing is missing here, pulls what is, checks for
+//! requests that come while this node is cut off, and tells others how far it is.
+//!
+//! A check asks the control planes, all at once, and where none answers the peers that are furthest. It is
+//! done when nothing is missing of what it was told.
+
+use std::{cmp::Reverse, sync::Arc, time::Duration};
+
+use cluster::{
+    membership::Membership,
+    node::{NodeInfo, Role},
+    purge::{Passage, Position},
+    view::ClusterView,
+    wire::PurgePage,
+};
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use tokio::{
+    sync::{oneshot, watch},
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at},
+};
+use tracing::{debug, info, warn};
+
+use crate::{
+    purges::{
+        Checks, Purges,
+        watch::{CHECK_EVERY, CHECK_WAIT_MAX},
+    },
+    upstream::{Upstream, pool::Reuse},
+};
+
+/// How long a check may take: a slow control plane, and pages of some gap.
+const CHECK_MAX: Duration = Duration::from_secs(3);
+/// Pages that one check pulls at most; the next goes on.
+const PAGES_MAX: usize = 1_000;
+/// Peers that one check asks.
+const PEERS_ASKED: usize = 3;
+/// While a node catches up, it looks so often.
+const CATCHING_UP_EVERY: Duration = Duration::from_millis(200);
+/// How long a node that starts waits for a control plane before the word of peers is enough.
+const CONTROL_WAIT_MAX: Duration = Duration::from_secs(2);
+/// How long it waits for anybody before it is ready all the same, and asks the origin first.
+const SETTLE_MAX: Duration = Duration::from_secs(4);
+/// Checks for requests at once; each takes [`CHECK_WAIT_MAX`] at most …
+const ON_DEMAND_MAX: usize = 8;
+/// … and they begin so far apart, for all requests that wait then.
+const ON_DEMAND_EVERY: Duration = Duration::from_millis(40);
+
+/// Keeps up until it is dropped. Says in `settled` when this node need wait no longer before it is ready.
+pub async fn follow(
+    purges: Purges,
+    upstream: Upstream,
+    membership: Option<Arc<Membership>>,
+    mut checks: Checks,
+    settled: watch::Sender<bool>,
+) {
+    let Some(membership) = membership else {
+        settled.send_replace(true);
+        return std::future::pending().await;
+    };
+    let checker = Checker {
+        purges: purges.clone(),
+        upstream,
+        view: membership.view(),
+        started: Instant::now(),
+    };
+    let mut view = membership.view();
+    let mut applied = purges.applied_watch();
+    let mut ticks = interval(CATCHING_UP_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut next_due = Instant::now();
+    let mut regular = JoinSet::new();
+    let mut is_wanted = false;
+    let mut on_demand = JoinSet::new();
+    let mut on_demand_next = Instant::now();
+    loop {
+        tokio::select! {
+            Some(first) = asked(&mut checks, on_demand_next), if on_demand.len() < ON_DEMAND_MAX => {
+                let mut waiting = vec![first];
+                while let Ok(next) = checks.try_recv() {
+                    waiting.push(next);
+                }
+                on_demand_next = Instant::now() + ON_DEMAND_EVERY;
+                on_demand.spawn(checker.clone().check_for(waiting));
+            }
+            Some(_) = on_demand.join_next(), if !on_demand.is_empty() => {}
+            Some(done) = regular.join_next(), if !regular.is_empty() => {
+                if let Err(error) = done {
+                    warn!(%error, "a check of purges broke off");
+                }
+            }
+            _ = ticks.tick() => {
+                is_wanted |= Instant::now() >= next_due || !purges.has_caught_up();
+            }
+            () = purges.gap() => is_wanted = true,
+            Ok(()) = view.changed() => {
+                let told = newest(&view.borrow_and_update());
+                is_wanted |= told > purges.as_of();
+            }
+            Ok(()) = applied.changed() => {
+                let place = *applied.borrow_and_update();
+                membership.update(|me| me.purged = place);
+            }
+        }
+        if is_wanted && regular.is_empty() {
+            is_wanted = false;
+            next_due = Instant::now() + CHECK_EVERY;
+            let checker = checker.clone();
+            regular.spawn(async move {
+                checker
+                    .check(Reuse::Allowed, Instant::now() + CHECK_MAX)
+                    .await;
+            });
+        }
+        let is_settled = purges.has_caught_up() || checker.started.elapsed() >= SETTLE_MAX;
+        if is_settled && !*settled.borrow() {
+            if !purges.has_caught_up() {
+                warn!(
+                    "nobody tells which purges there were: the origin is asked before answers from cache"
+                );
+            }
+            settled.send_replace(true);
+        }
+    }
+}
+
+/// The next request for a check, not before `from`.
+async fn asked(checks: &mut Checks, from: Instant) -> Option<oneshot::Sender<()>> {
+    sleep_until(from).await;
+    match checks.recv().await {
+        Some(asked) => Some(asked),
+        None => std::future::pending().await,
+    }
+}
+
+/// The furthest place that anybody tells of.
+fn newest(view: &ClusterView) -> Position {
+    let places = view.nodes().map(|node| node.purged);
+    places.max().unwrap_or_default()
+}
+
+#[derive(Clone)]
+struct Checker {
+    purges: Purges,
+    upstream: Upstream,
+    view: watch::Receiver<Arc<ClusterView>>,
+    started: Instant,
+}
+
+impl Checker {
+    /// Checks for requests, which hear of its end by their senders being dropped.
+    async fn check_for(self, waiting: Vec<oneshot::Sender<()>>) {
+        // A connection from before may hang for longer than the way was cut.
+        self.check(Reuse::Never, Instant::now() + CHECK_WAIT_MAX)
+            .await;
+        drop(waiting);
+    }
+
+    /// Makes sure that nothing is missing here; says whether it is so.
+    async fn check(&self, reuse: Reuse, by: Instant) -> bool {
+        let (begun, asked_ms) = (Instant::now(), self.purges.now_ms());
+        let has_control = self.upstream.has_control_planes();
+        let mut is_done = false;
+        if has_control {
+            let half = begun + by.saturating_duration_since(begun) / 2;
+            is_done = timeout_at(half, self.pull_from_control(reuse, half)).await == Ok(true);
+        }
+        let is_starting = !self.purges.has_caught_up() && self.started.elapsed() < CONTROL_WAIT_MAX;
+        if !is_done && !(has_control && is_starting) {
+            is_done = timeout_at(by, self.pull_from_peers(reuse, by)).await == Ok(true);
+        }
+        if is_done {
+            self.purges.heard(asked_ms);
+        }
+        is_done
+    }
+
+    async fn pull_from_control(&self, reuse: Reuse, by: Instant) -> bool {
+        for _ in 0..PAGES_MAX {
+            let after = self.purges.as_of();
+            let page = match self.upstream.purges_by_control(after, reuse, by).await {
+                Ok(page) => page,
+                Err(error) => {
+                    debug!(%error, "purge log cannot be pulled");
+                    return false;
+                }
+            };
+            if page.log < after.log {
+                // It has lost its own, and will see that by what nodes tell it.
+                debug!(log = page.log, "a control plane has an older purge log");
+                return false;
+            }
+            if let Some(is_done) = self.take(after, page).await {
+                return is_done;
+            }
+        }
+        false
+    }
+
+    async fn pull_from_peers(&self, reuse: Reuse, by: Instant) -> bool {
+        let peers = self.furthest_peers();
+        let mut pulls: FuturesUnordered<_> = peers
+            .iter()
+            .map(|peer| self.pull_from_peer(peer, reuse, by))
+            .collect();
+        while let Some(is_done) = pulls.next().await {
+            // What gossip tells of as well, before anything is answered from cache for the first time.
+            let is_all =
+                self.purges.has_caught_up() || newest(&self.view.borrow()) <= self.purges.as_of();
+            if is_done && is_all {
+                return true;
+            }
+        }
+        false
+    }
+
+    async fn pull_from_peer(&self, peer: &NodeInfo, reuse: Reuse, by: Instant) -> bool {
+        for _ in 0..PAGES_MAX {
+            let after = self.purges.as_of();
+            let page = match self.upstream.purges_by_peer(peer, after, reuse, by).await {
+                Ok(page) => page,
+                Err(error) => {
+                    debug!(peer = %peer.id, %error, "peer tells no purges");
+                    return false;
+                }
+            };
+            if let Some(is_done) = self.take(after, page).await {
+                return is_done;
+            }
+        }
+        false
+    }
+
+    /// Takes in a page that was asked for behind `after`. `None`: there is more; else whether nothing is
+    /// missing.
+    async fn take(&self, after: Position, page: PurgePage) -> Option<bool> {
+        let PurgePage {
+            log,
+            head,
+            through,
+            records,
+        } = page;
+        let place = |seq| Position { log, seq };
+        let from = if log == after.log { after } else { place(0) };
+        let passage = Passage {
+            from,
+            to: place(through),
+        };
+        if !records.is_empty() || passage.to > after {
+            let count = records.len();
+            if let Err(error) = self.purges.apply(records, Some(passage)).await {
+                warn!(%error, "purges that were pulled are not kept");
+                return Some(false);
+            }
+            info!(count, log, through, "purges pulled");
+        }
+        let reached = self.purges.as_of();
+        if reached >= place(head) {
+            Some(true)
+        } else if reached == after {
+            Some(false)
+        } else {
+            None
+        }
+    }
+
+    /// The peers that are furthest, in no order where they are equally far.
+    fn furthest_peers(&self) -> Vec<Arc<NodeInfo>> {
+        let view = self.view.borrow().clone();
+        let mut peers: Vec<_> = view
+            .nodes()
+            .filter(|node| {
+                node.role == Role::Edge && !node.peer.is_empty() && node.id != *self.upstream.me()
+            })
+            .map(|node| (Reverse(node.purged), rand::random::<u32>(), node.clone()))
+            .collect();
+        peers.sort_by_key(|(purged, random, _)| (*purged, *random));
+        let peers = peers.into_iter().take(PEERS_ASKED);
+        peers.map(|(_, _, node)| node).collect()
+    }
+}
