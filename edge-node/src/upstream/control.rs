@@ -94,7 +94,8 @@ impl ControlPlanes {
         self
     }
 
-    fn fields(&self, path: &str) -> HeaderMap {
+    /// The fields of a question for `path`: who asks, where that is to be proved.
+    pub(super) fn fields(&self, path: &str) -> HeaderMap {
         let Some((signer, clock)) = &self.signing else {
             return HeaderMap::new();
         };
