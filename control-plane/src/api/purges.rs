@@ -67,14 +67,13 @@ async fn perform(
     caller: &Caller,
 ) -> Result<PurgeStatus, ApiError> {
     let by = caller.name.as_str();
-    if !request.site.is_empty() {
-        let allowed = caller.check_site(&request.site);
-        allowed.inspect_err(|_| app.metrics.purged("refused"))?;
-    }
     let deadline = Instant::now() + WAIT_MAX;
     let wait = request.wait;
-    let purge =
-        asked::purge(request, &app.sites.now()).inspect_err(|_| app.metrics.purged("refused"))?;
+    let purge = asked::purge(request, app.sites.now().map()).and_then(|purge| {
+        caller.check_site(&purge.site)?;
+        Ok(purge)
+    });
+    let purge = purge.inspect_err(|_| app.metrics.purged("refused"))?;
     if app.purge_log.head().borrow().log == 0 {
         app.metrics.purged("failed");
         let reason = "the purge log has not been read yet: try again";

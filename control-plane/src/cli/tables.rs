@@ -211,7 +211,7 @@ mod tests {
                 score: 12_345.6,
             }],
         }));
-        assert_fits(&crate::cli::sites::sites_table(
+        assert_fits(&super::super::sites::sites_table(
             &cluster::wire::SitesAnswer {
                 version: 1,
                 sites: vec![cluster::site::Site::new(&long, &[&long, &long], &[&long])],
