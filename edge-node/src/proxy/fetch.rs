@@ -35,7 +35,7 @@ use crate::{
     upstream::{
         home::{self, Level, Way},
         origin::{OriginBody, OriginError},
-        peer::PeerObject,
+        peer::{PeerError, PeerObject},
         pool::{self, Fault},
         relayed,
         select::{Candidate, HOLDERS_ASKED_BY_HOME_MAX, HOLDERS_ASKED_MAX},
@@ -548,6 +548,11 @@ impl Proxy {
             tried += answered.asked;
             let object = match answered.answer {
                 Ok(object) => object,
+                Err(PeerError::TakenDown) => {
+                    let detail = format!("taken down, says peer {}", by.id);
+                    filler.fail(ServeError::new(Kind::Blocked, detail));
+                    return Ok(());
+                }
                 Err(error) => {
                     debug!(peer = %by.id, %error, "peer could not help");
                     continue;

@@ -123,6 +123,8 @@ pub enum Refusal {
     },
     /// It does not know yet of purges that the asker knows.
     Behind,
+    /// The site has taken it down.
+    TakenDown,
 }
 
 /// A piece of an object that is shared out, and where it is to be had.
@@ -156,6 +158,7 @@ impl Refusal {
             Self::Unknown => "unknown",
             Self::Busy => "busy",
             Self::Behind => "behind",
+            Self::TakenDown => "taken_down",
             Self::OriginFailed { .. } | Self::OriginError { .. } => "origin_failed",
         }
     }
