@@ -20,7 +20,7 @@ use cluster::{
 };
 use tokio::time::Instant;
 
-use super::{Asking, ago, print, table};
+use super::{Asking, ago, print, table, watching::Watch};
 use crate::receipts::WAIT_MAX;
 
 /// How often a purge is looked at while it is waited for.
@@ -81,12 +81,16 @@ pub(super) enum PurgesCommand {
         #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=PURGE_PAGE_MAX as i64))]
         limit: u16,
         #[command(flatten)]
+        watch: Watch,
+        #[command(flatten)]
         asking: Asking,
     },
     /// What became of one of them at each edge.
     Show {
         /// Its number.
         seq: u64,
+        #[command(flatten)]
+        watch: Watch,
         #[command(flatten)]
         asking: Asking,
     },
@@ -194,13 +198,14 @@ impl PurgesCommand {
             Self::List {
                 after,
                 limit,
+                watch,
                 asking,
-            } => asking.tell(&format!("{PURGES}?after={after}&limit={limit}"), |page| {
-                page_text(&page)
-            }),
-            Self::Show { seq, asking } => {
-                let told = asking.ask(&at(*seq))?;
-                show(asking, &told)
+            } => {
+                let path = format!("{PURGES}?after={after}&limit={limit}");
+                watch.tell(asking, &path, |page| page_text(&page))
+            }
+            Self::Show { seq, watch, asking } => {
+                watch.tell(asking, &at(*seq), |status| status_text(&status))
             }
         }
     }

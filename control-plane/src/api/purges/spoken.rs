@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{
     Json,
     body::{self, Body},
-    extract::{Request, State},
+    extract::{FromRequestParts as _, Request, State},
     http::StatusCode,
     middleware::Next,
     response::{IntoResponse, Response},
@@ -19,21 +19,21 @@ use crate::{access::Caller, error::ApiError};
 /// Answers what is asked for in one of these ways; all else goes on.
 pub(in super::super) async fn spoken(
     State(app): State<Arc<App>>,
-    caller: Caller,
     request: Request,
     next: Next,
 ) -> Response {
     if !is_spoken(request.method().as_str(), request.uri().path()) {
         return next.run(request).await;
     }
-    match take(&app, &caller, request).await {
+    match take(&app, request).await {
         Ok(answer) => answer,
         Err(error) => error.into_response(),
     }
 }
 
-async fn take(app: &App, caller: &Caller, request: Request<Body>) -> Result<Response, ApiError> {
-    let (head, body) = request.into_parts();
+async fn take(app: &App, request: Request<Body>) -> Result<Response, ApiError> {
+    let (mut head, body) = request.into_parts();
+    let caller = Caller::from_request_parts(&mut head, &()).await?;
     let body = body::to_bytes(body, REQUEST_BYTES_MAX)
         .await
         .map_err(|_| too_large())?;
@@ -49,8 +49,7 @@ async fn take(app: &App, caller: &Caller, request: Request<Body>) -> Result<Resp
     })?;
     let mut request = spoken.request;
     if let Some(host) = &spoken.host {
-        let sites = app.sites.now();
-        let Some(selected) = sites.map().select(host) else {
+        let Some(selected) = app.sites.now().map().select(host) else {
             app.metrics.purged("refused");
             let host: String = host.chars().take(80).collect();
             let reason = format!("no site has the host {host:?}");
@@ -59,7 +58,7 @@ async fn take(app: &App, caller: &Caller, request: Request<Body>) -> Result<Resp
         request.site.clone_from(&selected.site.name);
     }
     let tags = request.tags.clone();
-    let status = perform(app, request, caller).await?;
+    let status = perform(app, request, &caller).await?;
     let id = format!("{}-{}", status.log, status.seq);
     Ok(match spoken.dialect {
         Dialect::Fastly => Json(json!({"status": "ok", "id": id})).into_response(),
