@@ -1,13 +1,14 @@
 //! `control-plane sites`: what is served, how it came to be so, and how it becomes something else.
 
+mod file;
+
 use std::{
-    io::{self, IsTerminal, Read, Write},
-    path::{Path, PathBuf},
+    io::{self, IsTerminal, Write},
     process::ExitCode,
     time::Duration,
 };
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use axum::http::{
     HeaderName, Method,
     header::{IF_MATCH, IF_NONE_MATCH},
@@ -15,20 +16,19 @@ use axum::http::{
 use bytes::Bytes;
 use clap::{Args, Subcommand};
 use cluster::{
-    site::{SITES_MAX, Site},
+    site::Site,
     wire::{
         SITES, SiteAction, SiteChanged, SiteDifference, SiteHistory, SiteRollback, SitesAnswer,
     },
 };
 use tokio::time::Instant;
 
+use self::file::{Named, SiteFile, sites_of};
 use super::{Asking, print, table};
 use crate::api::sites::BY_FIELD;
 
 /// What `sites diff`, and `sites apply --dry-run`, end with when something differs.
 const DIFFERS: u8 = 3;
-/// Largest file that is read: as much as an edge takes.
-const FILE_BYTES_MAX: u64 = 32 << 20;
 /// From so many sites on, progress is told, and no differences but how many sites have some.
 const MANY: usize = 20;
 /// How often a line of progress is written where it cannot replace the last one.
@@ -100,13 +100,6 @@ pub(super) struct Changing {
     by: Option<String>,
     #[command(flatten)]
     asking: Asking,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct SiteFile {
-    /// TOML with one site, or many as `[[site]]`; "-" for standard input.
-    #[arg(short, long = "file", value_name = "FILE")]
-    file: PathBuf,
 }
 
 impl SitesCommand {
@@ -187,9 +180,6 @@ fn read(told: &Bytes) -> anyhow::Result<SiteChanged> {
     serde_json::from_slice(told).context("this is not what a control plane answers")
 }
 
-/// A site of a file: its name, and the site as JSON.
-type Named = (String, String);
-
 /// The sites of a file, and what each would change. All of them may be, or it is an error.
 fn checked(file: &SiteFile, asking: &Asking) -> anyhow::Result<(Vec<Named>, Vec<SiteChanged>)> {
     let sites = sites_of(&file.text()?).with_context(|| file.file.display().to_string())?;
@@ -269,59 +259,6 @@ impl Asking {
         text.push('\n');
         print(&text)
     }
-}
-
-impl SiteFile {
-    fn text(&self) -> anyhow::Result<String> {
-        let mut text = String::new();
-        let read = if self.file == Path::new("-") {
-            io::stdin()
-                .take(FILE_BYTES_MAX + 1)
-                .read_to_string(&mut text)
-        } else {
-            std::fs::File::open(&self.file)
-                .and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text))
-        };
-        let name = || self.file.display().to_string();
-        let bytes = read.with_context(name)?;
-        if bytes as u64 > FILE_BYTES_MAX {
-            bail!(
-                "{}: longer than {FILE_BYTES_MAX} bytes: make several files of it",
-                name()
-            );
-        }
-        Ok(text)
-    }
-}
-
-/// The sites of a file, each with its name and as JSON. What is in them is for the control plane to judge.
-fn sites_of(text: &str) -> anyhow::Result<Vec<Named>> {
-    let mut file: toml::Table = toml::from_str(text)?;
-    let sites = match file.remove("site") {
-        None => vec![toml::Value::Table(file)],
-        Some(_) if !file.is_empty() => {
-            let other: Vec<_> = file.keys().map(String::as_str).collect();
-            bail!(
-                "beside [[site]] there is {}; give a file with sites only",
-                other.join(", ")
-            );
-        }
-        Some(toml::Value::Array(sites)) => sites,
-        Some(_) => bail!("`site` is no list; write [[site]]"),
-    };
-    if sites.is_empty() || sites.len() > SITES_MAX {
-        bail!("{} sites in it; 1 to {SITES_MAX} are possible", sites.len());
-    }
-    let mut found: Vec<Named> = Vec::new();
-    for (n, site) in sites.into_iter().enumerate() {
-        let name = site.get("name").and_then(toml::Value::as_str);
-        let name = name.with_context(|| format!("site {} of the file has no name", n + 1))?;
-        if found.iter().any(|(known, _)| known == name) {
-            bail!("site {name:?} is there twice");
-        }
-        found.push((name.to_owned(), serde_json::to_string(&site)?));
-    }
-    Ok(found)
 }
 
 /// Where a site is. A name that cannot be one is for the control plane to refuse.
@@ -492,43 +429,6 @@ mod tests {
         for line in text.lines() {
             let columns = line.chars().count();
             assert!(columns <= COLUMNS, "{columns}: {line}");
-        }
-    }
-
-    #[test]
-    fn a_file_has_one_site_or_many() {
-        let one = "name = 'a'\nhosts = ['a.test']\norigins = ['http://o']";
-        let found = sites_of(one).unwrap();
-        assert_eq!(found[0].0, "a");
-        assert!(
-            found[0].1.contains(r#""hosts":["a.test"]"#),
-            "{}",
-            found[0].1
-        );
-        let many = format!("[[site]]\n{one}\n[[site]]\nname = 'b'\n");
-        let names: Vec<_> = sites_of(&many)
-            .unwrap()
-            .into_iter()
-            .map(|(name, _)| name)
-            .collect();
-        assert_eq!(names, ["a", "b"]);
-        for (text, told) in [
-            ("", "site 1 of the file has no name"),
-            ("name = 1", "no name"),
-            ("site = 1", "[[site]]"),
-            ("site = []", "0 sites"),
-            (
-                "[[site]]\nname = 'a'\n[[site]]\nname = 'a'",
-                "\"a\" is there twice",
-            ),
-            (
-                "[node]\nid = 'x'\n[[site]]\nname = 'a'",
-                "beside [[site]] there is node",
-            ),
-            ("name = ", "TOML parse error"),
-        ] {
-            let error = format!("{:#}", sites_of(text).unwrap_err());
-            assert!(error.contains(told), "{text}: {error}");
         }
     }
 

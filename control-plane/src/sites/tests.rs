@@ -2,7 +2,7 @@ use std::{path::Path, time::UNIX_EPOCH};
 
 use cluster::quantity::Span;
 
-use super::*;
+use super::{stored::HISTORY_MAX, *};
 
 fn site(name: &str) -> Site {
     Site::new(name, &[&format!("{name}.test")], &["http://o.example.com"])
