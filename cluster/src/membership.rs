@@ -203,6 +203,7 @@ impl Membership {
                 stats: Arc::clone(&stats),
                 namesake_time: config.interval * NAMESAKE_INTERVALS,
                 namesakes: HashMap::new(),
+                outgrown: false,
                 logged: HashSet::new(),
             }
             .run(),
@@ -491,8 +492,17 @@ struct Reviewer {
     namesake_time: Duration,
     /// Names that two live nodes bear: since when, and whether that was logged.
     namesakes: HashMap<NodeId, (Instant, bool)>,
+    /// There are more nodes than gossip carries, and that was logged.
+    outgrown: bool,
     /// Unreadable nodes and reasons that were logged.
     logged: HashSet<(String, String)>,
+}
+
+/// Whether so many nodes are more than gossip carries, and whether that is news to who knew what was `before`.
+/// It is told once, and again after there were clearly fewer.
+fn outgrown(nodes: usize, before: bool) -> (bool, bool) {
+    let outgrown = nodes > NODES_MAX || before && nodes > NODES_MAX / 10 * 9;
+    (outgrown, outgrown && !before)
 }
 
 impl Reviewer {
@@ -581,9 +591,23 @@ impl Reviewer {
         {
             info!(node = %node.id, gossip = %node.gossip, phase = ?node.phase, "node fell silent");
         }
+        self.complain_of_size(members.len());
         self.departed.note(&before, &members);
         self.view
             .send_replace(Arc::new(ClusterView::new(members.into_values())));
+    }
+
+    /// Logs, once each time that it grows so large, that the cluster has more nodes than gossip carries.
+    fn complain_of_size(&mut self, nodes: usize) {
+        let (outgrown, is_news) = outgrown(nodes, self.outgrown);
+        if is_news {
+            warn!(
+                nodes,
+                most = NODES_MAX,
+                "more nodes than gossip carries: it gets slower, and then stops being sent"
+            );
+        }
+        self.outgrown = outgrown;
     }
 
     /// Logs, once, names that two nodes have borne for longer than a restart explains.

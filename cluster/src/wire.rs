@@ -23,6 +23,9 @@ pub const HOLD: &str = "/v1/hold";
 pub const FILL: &str = "/v1/fill";
 /// Peer listener: `GET {OFFER}/{key}` tells that an object is wanted in the node's region; it may fetch it.
 pub const OFFER: &str = "/v1/offer";
+/// Peer listener: `GET {CHANGED}/{key}` tells that a client has changed what an object is of: what is stored
+/// of it, and what others have from before, is not to be used.
+pub const CHANGED: &str = "/v1/changed";
 /// Peer listener: `GET {DIGEST}?since=epoch,seq` asks for what changed in the digest.
 pub const DIGEST: &str = "/v1/digest";
 /// Peer listener: `POST {WARM}?body={hash}` with a [`WarmBatch`] asks a node to fetch URLs ahead of

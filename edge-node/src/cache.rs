@@ -15,6 +15,7 @@
 
 pub mod admission;
 pub mod buffers;
+mod claims;
 pub mod cookie;
 pub mod entry;
 pub mod fill;
@@ -169,6 +170,7 @@ struct Shared {
     /// When keys were invalidated by requests, in Unix milliseconds.
     doubts: Mutex<HashMap<Key, u64>>,
     holdings: Arc<Mutex<Holdings>>,
+    withdrawals: Mutex<claims::Withdrawals>,
     object_bytes_max: u64,
     store_failures: AtomicU64,
     held_back: AtomicU64,
@@ -310,6 +312,7 @@ impl Cache {
                 passing: Mutex::default(),
                 doubts: Mutex::default(),
                 holdings,
+                withdrawals: Mutex::default(),
                 object_bytes_max,
                 store_failures: AtomicU64::new(0),
                 held_back: AtomicU64::new(0),
@@ -711,7 +714,7 @@ impl Cache {
             match (written, memory.find(key)) {
                 (Err(error), _) => cache.store_failed(&error),
                 (Ok(()), Some(Item::Entry(now))) if now.object == entry.object => {
-                    cache.holdings().add(key);
+                    cache.announce(key, &entry.head);
                 }
                 // The newer one stays where it is; of the two on disk, nobody knows which is which.
                 (Ok(()), Some(_)) => {

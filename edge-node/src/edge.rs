@@ -372,6 +372,7 @@ impl Edge {
             upstream: upstream.clone(),
             membership: membership.clone(),
             sites: sites.clone(),
+            clock: clock.clone(),
             purges: purges.clone(),
             metrics: metrics.clone(),
         };

@@ -51,8 +51,10 @@ pub enum Kind {
     BadAnswer,
     /// The origin did not answer in time.
     Timeout,
-    /// There is more to do than this node, or the origin, is allowed to do at once.
+    /// There is more to do than this node is allowed to do at once.
     Overloaded,
+    /// The origin has as many requests as it may have, here or at the home of what is asked for.
+    OriginBusy,
     /// Something failed here.
     Internal,
 }
@@ -93,7 +95,7 @@ impl ServeError {
             | Kind::RequestBody
             | Kind::BodyTooLarge => Side::Client,
             Kind::Unreachable | Kind::BadAnswer | Kind::Timeout => Side::Origin,
-            Kind::Overloaded | Kind::Internal => Side::Us,
+            Kind::Overloaded | Kind::OriginBusy | Kind::Internal => Side::Us,
         }
     }
 
@@ -156,7 +158,7 @@ impl ServeError {
                 StatusCode::GATEWAY_TIMEOUT,
                 "The origin did not answer in time.",
             ),
-            Kind::Overloaded => (
+            Kind::Overloaded | Kind::OriginBusy => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "There are too many requests right now.",
             ),
@@ -187,13 +189,13 @@ impl ServeError {
             Kind::Unreachable => "origin-unreachable",
             Kind::BadAnswer => "origin-bad-answer",
             Kind::Timeout => "origin-timeout",
-            Kind::Overloaded => "overloaded",
+            Kind::Overloaded | Kind::OriginBusy => "overloaded",
             Kind::Internal => "internal",
         }
     }
 }
 
-/// When to come back after [`Kind::Overloaded`] (RFC 9110 §10.2.3), in seconds: whoever waits for an
+/// When to come back after [`Kind::Overloaded`] and [`Kind::OriginBusy`] (RFC 9110 §10.2.3), in seconds: whoever waits for an
 /// origin at this moment has been answered by then, one way or the other, unless the site rules a longer
 /// wait.
 pub const RETRY_AFTER: HeaderValue = HeaderValue::from_static("5");

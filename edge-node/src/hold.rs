@@ -11,6 +11,7 @@
 //! Who does not prove to know the cluster's secret is cut off without a byte
 //! ([`crate::serve::ConnectionLimits::gated`]).
 
+mod pieces;
 mod purging;
 pub mod uploads;
 
@@ -28,7 +29,7 @@ use cluster::{
     auth::{self, Verifier},
     clock::Clock,
     key::Key,
-    manifest::{PIECE_BYTES, PieceHash, run_hash},
+    manifest::{PieceHash, run_hash},
     node::{DigestVersion, NodeId},
     wire::{self, WarmBatch},
 };
@@ -186,6 +187,11 @@ impl Hold {
         if let Some(key) = key_behind(wire::OFFER) {
             return Ok(self.offered(key, request.headers()));
         }
+        if let Some(key) = key_behind(wire::CHANGED) {
+            self.shared.metrics.peer_answered("changed");
+            self.shared.cache.invalidate(key, now).await;
+            return Ok(answer(StatusCode::NO_CONTENT, Answer::Empty));
+        }
         if let Some(key) = key_behind(wire::FILL) {
             self.shared.offering.asked(key, &from, request.headers());
             let level = Level::of_query(request.uri().query());
@@ -337,27 +343,17 @@ impl Hold {
             cache.disclaim(key);
             return refuse("stale", StatusCode::NOT_FOUND);
         }
-        let Some(manifest) = entry.manifest() else {
-            return refuse("miss", StatusCode::NOT_FOUND);
+        let (head, range) = match pieces::of(&entry, &asked) {
+            Ok(pieces) => pieces,
+            Err(word) => return refuse(word, StatusCode::NOT_FOUND),
         };
-        let head = match asked.hash {
-            None => match manifest.encode() {
-                Ok(encoded) => peer::encode_answer_head(&encoded),
-                Err(_) => return refuse("miss", StatusCode::NOT_FOUND),
-            },
-            Some(hash) => {
-                let at = |piece: u32| (piece as usize).min(manifest.pieces.len());
-                let pieces = at(asked.pieces.start)..at(asked.pieces.end);
-                if run_hash(&manifest.pieces[pieces]) != hash {
-                    return refuse("other", StatusCode::NOT_FOUND);
-                }
-                Bytes::new()
-            }
-        };
-        let at = |piece: u32| (u64::from(piece) * PIECE_BYTES as u64).min(manifest.length);
-        let range = at(asked.pieces.start)..at(asked.pieces.end);
         upload.promise(head.len() as u64 + range.end - range.start);
-        let Ok(reading) = entry.open(range, cache) else {
+        let reading = match range.is_empty() {
+            // The manifest was wanted alone, or there is no more.
+            true => Ok(Reading::Whole(Bytes::new())),
+            false => entry.open(range, cache),
+        };
+        let Ok(reading) = reading else {
             cache.forget(entry.key).await;
             return refuse("miss", StatusCode::NOT_FOUND);
         };

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use cluster::node::NodeId;
+use cluster::{membership::NODES_MAX, node::NodeId};
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
@@ -73,16 +73,19 @@ pub enum Shed {
     OriginQueueFull,
     /// A request to an origin that waited for too long.
     OriginQueueTimeout,
+    /// A miss whose home had more to do than it, or the origin, may do at once.
+    Home,
     /// A connection that waited for its next request, for a new one.
     IdleConnection,
 }
 
 impl Shed {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Unwanted,
         Self::Fills,
         Self::OriginQueueFull,
         Self::OriginQueueTimeout,
+        Self::Home,
         Self::IdleConnection,
     ];
 
@@ -93,6 +96,7 @@ impl Shed {
             Self::Fills => "fills",
             Self::OriginQueueFull => "origin-queue-full",
             Self::OriginQueueTimeout => "origin-queue-timeout",
+            Self::Home => "home",
             Self::IdleConnection => "idle-connection",
         }
     }
@@ -171,6 +175,7 @@ pub struct Metrics {
     warmed: IntCounterVec,
     fill_orders: IntCounterVec,
     offers: IntCounterVec,
+    changes: IntCounterVec,
     hedges: IntCounterVec,
     denied: IntCounter,
     cache_bytes: IntGaugeVec,
@@ -178,6 +183,8 @@ pub struct Metrics {
     evictions: IntCounterVec,
     store: HashMap<&'static str, IntCounter>,
     members: IntGaugeVec,
+    /// Never changes; kept, so that it is told.
+    _members_max: IntGauge,
     gossip: IntCounterVec,
     purge_seq: IntGauge,
     purge_scopes: IntGauge,
@@ -352,6 +359,11 @@ impl Metrics {
                 "Questions of peers answered by this node, by the answer",
                 &["answer"],
             ),
+            changes: counters(
+                "edge_changes_told_total",
+                "Other nodes that were to hear of an unsafe request, by what came of it",
+                &["result"],
+            ),
             offers: counters(
                 "edge_offers_total",
                 "Hot objects offered to other nodes of a region, by what came of it",
@@ -392,6 +404,14 @@ impl Metrics {
                 "Nodes in this node's view, itself included",
                 &["state"],
             ),
+            _members_max: {
+                let most = gauge(
+                    "edge_members_max",
+                    "Nodes that gossip carries; beyond, its messages are not sent",
+                );
+                most.set(as_i64(NODES_MAX as u64));
+                most
+            },
             gossip: counters(
                 "edge_gossip_datagrams_total",
                 "Gossip datagrams, by what came of them",
@@ -492,6 +512,11 @@ impl Metrics {
     /// A URL was fetched ahead of demand, and where it came from; or `failed`.
     pub fn warmed(&self, from: &str) {
         self.warmed.with_label_values(&[from]).inc();
+    }
+
+    /// Another node was to hear of a change: `told`, `failed`, or `busy` when there was too much to tell.
+    pub fn told_changed(&self, result: &'static str) {
+        self.changes.with_label_values(&[result]).inc();
     }
 
     /// A hot object was offered to a node, or could not be.

@@ -6,12 +6,15 @@
 //! client that hangs up does not take the answer away from others.
 
 mod answer;
+mod changed;
 mod fetch;
+mod holders;
 mod home;
 mod invalidation;
 mod miss;
 mod onward;
 mod order;
+mod part;
 mod pass;
 mod purged;
 mod quick;
@@ -91,6 +94,7 @@ struct Shared {
     upload: UploadLimits,
     fills: Fills,
     swarms: swarm::Swarms,
+    telling: changed::Telling,
 }
 
 /// What [`Proxy::new`] needs.
@@ -247,6 +251,7 @@ impl Proxy {
             upload,
             fills: Fills::new(fills_max),
             swarms: swarm::Swarms::default(),
+            telling: changed::Telling::default(),
         };
         Self {
             shared: Arc::new(shared),
@@ -561,7 +566,15 @@ impl Proxy {
             };
             match found {
                 Found::Entry(entry, how) => {
-                    if !self.may_share(asked, &entry) || self.is_far_ahead(asked, &entry) {
+                    if !self.may_share(asked, &entry) {
+                        return self.pass(asked, None, Fwd::Request).await;
+                    }
+                    if self.is_elsewhere(asked, &entry)
+                        && let Some(response) = self.pass_from_holders(asked).await?
+                    {
+                        return Ok(response);
+                    }
+                    if self.is_far_ahead(asked, &entry) {
                         return self.pass(asked, None, Fwd::Request).await;
                     }
                     if deliver::suffices(&asked.method, &asked.headers, &entry)
@@ -677,6 +690,13 @@ impl Proxy {
     /// Whether a stored answer may be shared with this very request (RFC 9111 §3.5).
     fn may_share(&self, asked: &Asked, entry: &Entry) -> bool {
         entry.head.freshness.for_everybody || !asked.headers.contains_key(header::AUTHORIZATION)
+    }
+
+    /// Whether what comes in is not what the client wants, or only much later.
+    fn is_elsewhere(&self, asked: &Asked, entry: &Entry) -> bool {
+        matches!(entry.body, Body::Growing(_))
+            && (self.is_far_ahead(asked, entry)
+                || !deliver::suffices(&asked.method, &asked.headers, entry))
     }
 
     /// Whether the client wants only what is far from arriving.

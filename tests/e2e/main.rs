@@ -9,9 +9,11 @@
 //! - [`leading`]: one edge, and misses over a connection that was kept;
 //! - [`sharing`]: several edges, and where the bytes come from;
 //! - [`warming`]: URLs fetched ahead of demand;
+//! - [`ranging`]: parts of one object from edges that hold it;
 //! - [`gathering`]: one object from many edges at once;
 //! - [`swarming`]: one object that many edges want at once, while it comes in;
 //! - [`homing`]: several edges, and how often the origin is asked;
+//! - [`shielding`]: homes that are silent or have too much to do;
 //! - [`ruling`]: what a site's owner rules;
 //! - [`purging`]: what was purged does not come back;
 //! - [`originating`]: several origins of a site, and what they learn of clients;
@@ -59,6 +61,8 @@ mod overload;
 #[cfg(test)]
 mod purging;
 #[cfg(test)]
+mod ranging;
+#[cfg(test)]
 mod refusing;
 #[cfg(test)]
 mod registering;
@@ -70,6 +74,8 @@ mod ruling;
 mod serving;
 #[cfg(test)]
 mod sharing;
+#[cfg(test)]
+mod shielding;
 #[cfg(test)]
 mod storing;
 #[cfg(test)]

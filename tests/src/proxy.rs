@@ -9,7 +9,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -67,6 +67,7 @@ impl Conditions {
 pub struct Proxy {
     address: SocketAddr,
     conditions: watch::Sender<Conditions>,
+    line: Arc<Line>,
     accepting: JoinHandle<()>,
 }
 
@@ -92,10 +93,12 @@ impl Proxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let (conditions, watched) = watch::channel(conditions);
-        let accepting = tokio::spawn(accept(listener, to.to_owned(), watched, by));
+        let line = Arc::<Line>::default();
+        let accepting = tokio::spawn(accept(listener, to.to_owned(), watched, by, line.clone()));
         Ok(Self {
             address,
             conditions,
+            line,
             accepting,
         })
     }
@@ -103,6 +106,11 @@ impl Proxy {
     /// Where to connect instead of the real place.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Bytes of answers that have come over it so far.
+    pub fn carried(&self) -> u64 {
+        self.line.carried.load(Ordering::Relaxed)
     }
 
     /// Changes the line, for bytes that come in from now on.
@@ -122,9 +130,9 @@ async fn accept(
     to: String,
     conditions: watch::Receiver<Conditions>,
     by: ByClient,
+    line: Arc<Line>,
 ) {
     let mut connections = JoinSet::new();
-    let line = Arc::new(Line::default());
     loop {
         let accepted = listener.accept().await;
         while connections.try_join_next().is_some() {}
@@ -145,6 +153,8 @@ async fn accept(
 #[derive(Default)]
 struct Line {
     requests: AtomicU32,
+    /// Bytes of answers.
+    carried: AtomicU64,
     /// When each way has sent what it took in.
     free: [Mutex<Option<Instant>>; 2],
 }
@@ -160,6 +170,10 @@ impl Line {
     /// What a read becomes on its way, and when the line will have sent it.
     fn take(&self, way: Way, now: &Conditions, bytes: &mut BytesMut, from: Instant) -> Instant {
         let mut sent = from;
+        if way == Way::Back {
+            self.carried
+                .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        }
         if let Some(rate) = now.bytes_per_s {
             let free = &mut *self.free[way as usize]
                 .lock()

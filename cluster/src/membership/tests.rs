@@ -436,7 +436,7 @@ async fn a_node_that_cannot_be_read_is_left_out_and_named() {
     chitchat.lock().await.self_node_state().set("load", "much");
     sees(&a, &["a"]).await;
     assert_eq!(a.stats().unreadable_nodes.load(Ordering::Relaxed), 1);
-    chitchat.lock().await.self_node_state().set("purge", "1");
+    chitchat.lock().await.self_node_state().set("purge", "0,1");
     sleep(4 * INTERVAL).await;
     assert_eq!(log.lines_with("node left out of the view"), 1);
     chitchat.lock().await.self_node_state().set("load", "1,1");
@@ -557,4 +557,23 @@ fn a_source_has_its_allowance_and_many_sources_share_one() {
     assert!(allowed(&mut rates, 5_000, start) < 10_000);
     assert!(rates.allow(source(5_000), start + Duration::from_secs(9)));
     assert_eq!(rates.sources.len(), 1);
+}
+
+#[test]
+fn that_the_cluster_is_too_large_is_told_once() {
+    let mut told = false;
+    for (nodes, is_outgrown, is_news) in [
+        (1, false, false),
+        (NODES_MAX, false, false),
+        (NODES_MAX + 1, true, true),
+        (NODES_MAX + 2, true, false),
+        (NODES_MAX, true, false),
+        (NODES_MAX + 1, true, false),
+        (NODES_MAX / 10 * 9, false, false),
+        (NODES_MAX + 1, true, true),
+    ] {
+        let said = outgrown(nodes, told);
+        assert_eq!(said, (is_outgrown, is_news), "{nodes}");
+        told = said.0;
+    }
 }

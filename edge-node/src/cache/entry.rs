@@ -334,6 +334,23 @@ impl Entry {
         }
     }
 
+    /// The hashes of the pieces that a part has, and the number of the first; `None` of what is no part, or
+    /// one that begins within a piece.
+    pub fn part_pieces(&self) -> Option<(u32, Vec<PieceHash>)> {
+        let start = self.head.part.as_ref()?.range.start;
+        let first = u32::try_from(start / PIECE_BYTES as u64).ok()?;
+        let hashes = match &self.body {
+            _ if !start.is_multiple_of(PIECE_BYTES as u64) => return None,
+            Body::Whole(bytes) => bytes
+                .chunks(PIECE_BYTES)
+                .map(|piece| *blake3::hash(piece).as_bytes())
+                .collect(),
+            Body::Pieces { hashes, .. } => hashes.to_vec(),
+            Body::Shelved(_) | Body::Growing(_) => return None,
+        };
+        Some((first, hashes))
+    }
+
     /// What [names its body](content_hash), given `bytes` where they are not here; `None` while it grows, and
     /// of a part.
     pub fn content_hash(&self, bytes: Option<&Bytes>) -> Option<PieceHash> {

@@ -299,7 +299,7 @@ impl Filler {
         {
             self.cache.store_failed(&error);
         }
-        self.cache.holdings().add(self.primary);
+        self.cache.announce(self.primary, &fresh.head);
         if let Some(manifest) = fresh.manifest() {
             let body = match &fresh.body {
                 Body::Whole(bytes) => store::Body::Inline(bytes.clone()),
@@ -356,7 +356,7 @@ impl Filler {
             let flags = match is_part {
                 true => 0,
                 false => {
-                    self.cache.holdings().add(key);
+                    self.cache.announce(key, &entry.head);
                     CLAIMED
                 }
             };

@@ -137,12 +137,7 @@ impl Writing {
     pub async fn commit(mut self) {
         let length = self.growing.length();
         let cache = self.filler.cache.clone();
-        let Shared {
-            memory,
-            store,
-            holdings,
-            ..
-        } = &*cache.shared;
+        let Shared { memory, store, .. } = &*cache.shared;
         let (object, key) = (self.entry.object, self.entry.key);
         // A body of one piece goes into one record together with its head.
         let whole: Option<Bytes> = if length <= PIECE_BYTES as u64 && self.hashes.is_empty() {
@@ -239,8 +234,8 @@ impl Writing {
                 } else if is_whole && !fits {
                     memory.remove(key);
                 }
-                if !is_part && let Ok(mut holdings) = holdings.lock() {
-                    holdings.add(primary);
+                if !is_part {
+                    cache.announce(primary, &self.entry.head);
                 }
             }
             Err(error) => {

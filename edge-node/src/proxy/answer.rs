@@ -226,7 +226,7 @@ impl Proxy {
         {
             headers.insert(header::LINK, link); // RFC 7725 §4
         }
-        if error.kind == Kind::Overloaded {
+        if matches!(error.kind, Kind::Overloaded | Kind::OriginBusy) {
             headers.insert(header::RETRY_AFTER, RETRY_AFTER);
         }
         if matches!(error.kind, Kind::Connect | Kind::Trace) {

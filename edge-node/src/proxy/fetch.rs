@@ -8,12 +8,11 @@ use std::{
     sync::Arc,
 };
 
-use bytes::Bytes;
-use cluster::manifest::{Manifest, PIECE_BYTES};
+use cluster::manifest::PIECE_BYTES;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use tokio::{runtime::Handle, sync::oneshot, time::timeout_at};
-use tracing::{debug, info};
+use tracing::debug;
 
 use super::{Asked, Filled, Proxy, purged::Moment, shedding::FillPlace};
 use crate::{
@@ -22,7 +21,7 @@ use crate::{
         entry::{self, Body, Entry, Head, Provenance},
         fill::BodyError,
         policy::{
-            self, Freshness, RequestFacts, Reuse, Unstorable,
+            self, Freshness, RequestFacts, Unstorable,
             part::{Extent, Part},
             validator::{self, EntityTag},
         },
@@ -35,10 +34,7 @@ use crate::{
     upstream::{
         home::{self, Level, Way},
         origin::{OriginBody, OriginError},
-        peer::{PeerError, PeerObject},
         pool::{self, Fault},
-        relayed,
-        select::{Candidate, HOLDERS_ASKED_BY_HOME_MAX, HOLDERS_ASKED_MAX},
     },
 };
 
@@ -522,193 +518,6 @@ impl Proxy {
                 writing.fail(error);
             }
         }
-    }
-
-    /// Asks the holders, best first. Gives the filler back when none of them could help.
-    pub(super) async fn fill_from_peers(
-        &self,
-        filler: Filler,
-        asked: &Asked,
-        candidates: &[Candidate],
-    ) -> Result<(), Filler> {
-        let Ok(fields) = relayed::question_fields(asked.wanted(&asked.headers)) else {
-            return Err(filler);
-        };
-        let most = candidates.len().min(match asked.level {
-            Level::Client => HOLDERS_ASKED_MAX,
-            _ => HOLDERS_ASKED_BY_HOME_MAX,
-        });
-        let mut tried = 0;
-        while tried < most {
-            let left = &candidates[tried..most];
-            let upstream = &self.shared.upstream;
-            // Most fills ask no peer, and should not be as large as those that do.
-            let answered = Box::pin(upstream.ask_first(left, asked.key, &fields)).await;
-            let by = &left[answered.by];
-            tried += answered.asked;
-            let object = match answered.answer {
-                Ok(object) => object,
-                Err(PeerError::TakenDown) => {
-                    let detail = format!("taken down, says peer {}", by.id);
-                    filler.fail(ServeError::new(Kind::Blocked, detail));
-                    return Ok(());
-                }
-                Err(error) => {
-                    debug!(peer = %by.id, %error, "peer could not help");
-                    continue;
-                }
-            };
-            if let Err(error) = self.manifest_admitted(asked, &object.manifest) {
-                filler.fail(error);
-                return Ok(());
-            }
-            let Some(head) = self.usable(asked, &object) else {
-                debug!(peer = %by.id, "peer's object does not fit");
-                continue;
-            };
-            let writing = filler.share(head, Provenance::Peer(by.id.clone()));
-            let others = candidates.iter().filter(|other| other.id != by.id);
-            let holders = [by].into_iter().chain(others).cloned().collect();
-            Box::pin(self.fill_from_pieces(writing, asked, object, holders)).await;
-            return Ok(());
-        }
-        Err(filler)
-    }
-
-    /// The head of a peer's object, if this request may be answered with it.
-    fn usable(&self, asked: &Asked, object: &PeerObject) -> Option<Head> {
-        let now_ms = self.shared.clock.unix_ms();
-        let (facts, rules) = (asked.facts(), &*asked.rules);
-        let mut headers = entry::fields_of(&object.manifest);
-        headers.insert(header::AGE, object.age.as_secs().into());
-        let status = entry::status_of(&object.manifest);
-        let freshness = Freshness::of(status, &headers, rules, now_ms);
-        let head = Head::from_manifest(&object.manifest, headers, freshness, now_ms);
-        let fits = policy::reuse(&head.freshness, &asked.said, rules, now_ms) == Reuse::Fresh
-            && object.manifest.length <= self.shared.cache.object_bytes_max()
-            && !self
-                .shared
-                .cache
-                .is_doubtful(asked.key, object.manifest.fetched_at)
-            && vary::matches(&head.selected_by, &asked.headers)
-            && policy::storable(&facts, head.status, &head.headers, rules, now_ms).is_ok()
-            && self.is_newer(asked, &head.headers, head.as_of, "peer");
-        fits.then_some(head)
-    }
-
-    /// Writes verified pieces from whoever has them, the first of `holders` first, which sends `object`;
-    /// when nobody is left, the origin finishes.
-    async fn fill_from_pieces(
-        &self,
-        mut writing: Writing,
-        asked: &Asked,
-        object: PeerObject,
-        holders: Vec<Candidate>,
-    ) {
-        let PeerObject {
-            manifest,
-            mut pieces,
-            ..
-        } = object;
-        let mut under_way = None;
-        if manifest.pieces.len() > 1 {
-            under_way = Some(pieces);
-        } else if let Some(Ok(bytes)) = pieces.next().await {
-            // What is small comes at once and takes no task.
-            return match writing.write(bytes).await {
-                Ok(()) => writing.commit().await,
-                Err(error) => writing.fail(error),
-            };
-        }
-        let manifest = Arc::new(manifest);
-        let mut gathering = self.shared.upstream.gather(
-            asked.key,
-            &asked.headers,
-            manifest.clone(),
-            0,
-            under_way,
-            holders,
-        );
-        while let Some(piece) = gathering.next().await {
-            match piece {
-                Ok(bytes) => {
-                    if let Err(error) = writing.write(bytes).await {
-                        return writing.fail(error);
-                    }
-                }
-                Err(error) => {
-                    info!(uri = %asked.uri, %error, "the origin sends the rest");
-                    drop(gathering);
-                    return self
-                        .finish_from_origin(writing, asked, &manifest, error.piece)
-                        .await;
-                }
-            }
-        }
-        // Whoever sees the end of the body also finds what was learnt, and room for the next.
-        drop(gathering);
-        writing.commit().await;
-    }
-
-    /// Fetches what is missing from piece `next` on from the origin; only bytes that match the
-    /// manifest go on, so two versions are never mixed.
-    async fn finish_from_origin(
-        &self,
-        mut writing: Writing,
-        asked: &Asked,
-        manifest: &Manifest,
-        next: u32,
-    ) {
-        let start = u64::from(next) * PIECE_BYTES as u64;
-        let mut headers = self.whole(asked);
-        let stored = &writing.entry().head.headers;
-        let strong = EntityTag::of(stored).is_some_and(|tag| !tag.weak);
-        if let (true, true, Some(validator)) = (start > 0, strong, stored.get(header::ETAG)) {
-            let validator = validator.clone();
-            let range = HeaderValue::from_str(&format!("bytes={start}-"));
-            headers.insert(header::RANGE, range.expect("digits and a dash"));
-            headers.insert(header::IF_RANGE, validator);
-        }
-        let response = match self.ask_origin(None, asked, Method::GET, headers).await {
-            Ok((response, _)) => response,
-            Err(error) => return writing.fail(BodyError::Source(error.detail)),
-        };
-        let mut skip = match response.status() {
-            StatusCode::PARTIAL_CONTENT if begins_at(response.headers(), start) => 0,
-            StatusCode::OK => start,
-            status => {
-                let error = format!("origin answered {status} to the rest of an object");
-                return writing.fail(BodyError::Source(error));
-            }
-        };
-        let mut body = response.into_body();
-        let mut piece: Vec<u8> = Vec::new();
-        for index in next..u32::try_from(manifest.pieces.len()).unwrap_or(u32::MAX) {
-            let length = manifest.piece_length(index);
-            while piece.len() < length {
-                let bytes = match body.frame().await {
-                    Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
-                    Some(Err(error)) => return writing.fail(BodyError::Source(error.to_string())),
-                    None => {
-                        let error = "the origin's body is shorter than the peer's".to_owned();
-                        return writing.fail(BodyError::Source(error));
-                    }
-                };
-                let skipped = usize::try_from(skip).unwrap_or(usize::MAX).min(bytes.len());
-                skip -= skipped as u64;
-                piece.extend_from_slice(&bytes[skipped..]);
-            }
-            let rest = piece.split_off(length);
-            let bytes = Bytes::from(std::mem::replace(&mut piece, rest));
-            if *blake3::hash(&bytes).as_bytes() != manifest.pieces[index as usize] {
-                let error = "the object has changed at the origin meanwhile".to_owned();
-                return writing.fail(BodyError::Source(error));
-            }
-            if let Err(error) = writing.write(bytes).await {
-                return writing.fail(error);
-            }
-        }
-        writing.commit().await;
     }
 
     /// The client's fields as they go to the origin with a request for the whole object.

@@ -32,7 +32,7 @@ use crate::{
         fellows::SharedOut,
         home::{Home, Way},
         origin::OriginBody,
-        peer,
+        peer::{self, PeerError},
         relayed::{
             self, BLOCK_BYTES, OriginFault, PieceAt, Refusal, RelayError, RelayHead, Relayed, Said,
             Told, Wanted,
@@ -88,24 +88,38 @@ impl Proxy {
             shares: true,
             ..asked.wanted(&fields)
         };
-        for (index, home) in way.iter().enumerate() {
-            let told = timeout_at(deadline, self.shared.upstream.fill(home, wanted)).await;
-            let told = match told {
-                Ok(Ok(told)) => told,
-                Ok(Err(error)) => {
-                    debug!(home = %home.id, %error, "home could not help");
+        let mut homes = self.shared.upstream.homes(way, wanted);
+        let mut busy = None;
+        loop {
+            let (home, told) = match timeout_at(deadline, homes.next()).await {
+                Ok(None) => match busy {
+                    None => break,
+                    Some(home) => {
+                        filler.fail(self.shed_by_home(home, Kind::Overloaded));
+                        return None;
+                    }
+                },
+                Ok(Some((index, Ok(told)))) => (&way[index], told),
+                Ok(Some((index, Err(error)))) => {
+                    if error == PeerError::Busy {
+                        busy = Some(&way[index].id);
+                    }
+                    debug!(home = %way[index].id, %error, "home could not help");
                     continue;
                 }
                 Err(_) => {
-                    let detail = format!("home {} waits for the origin", home.id);
+                    let detail = "a home waits for the origin";
                     filler.fail(ServeError::new(Kind::Timeout, detail));
                     return None;
                 }
             };
             match told {
-                Told::Refused(
-                    Refusal::Crossed | Refusal::Unknown | Refusal::Busy | Refusal::Behind,
-                ) => {}
+                Told::Refused(Refusal::Crossed | Refusal::Unknown | Refusal::Behind) => {}
+                Told::Refused(Refusal::Busy) => busy = Some(&home.id),
+                Told::Refused(Refusal::OriginBusy) => {
+                    filler.fail(self.shed_by_home(&home.id, Kind::OriginBusy));
+                    return None;
+                }
                 Told::Refused(Refusal::Pass) => break,
                 Told::Refused(Refusal::TakenDown) => {
                     let detail = format!("taken down, says home {}", home.id);
@@ -155,7 +169,7 @@ impl Proxy {
                         debug!(home = %home.id, "home's object does not fit");
                         break;
                     };
-                    let others = &way[index + 1..];
+                    let others = &way[homes.asked()..];
                     let kept = self.keep_relayed(filler, asked, head, *relayed, home, others);
                     match Box::pin(kept).await {
                         Ok(()) => return None,

@@ -50,10 +50,7 @@ impl Proxy {
             is_unread,
         } = self.send(asked, body, headers).await?;
         if policy::invalidates(&asked.method, response.status()) {
-            for key in self.invalidated(asked, response.headers()) {
-                let now_ms = self.shared.clock.unix_ms();
-                self.shared.cache.invalidate(key, now_ms).await;
-            }
+            self.changed(asked, response.headers()).await;
         }
         let mut response = if asked.method == Method::POST && self.is_reusable(asked, &response) {
             // Conditions and ranges of a POST are not about this answer.
@@ -208,20 +205,6 @@ impl Proxy {
         policy::storable(&asked.facts(), status, headers, &asked.rules, asked.now_ms).is_ok()
     }
 
-    /// The keys that an unsafe request makes doubtful: its own, and those of same-host `Location`
-    /// and `Content-Location` (RFC 9111 §4.4).
-    fn invalidated(&self, asked: &Asked, headers: &HeaderMap) -> Vec<Key> {
-        let (site, rules) = (&asked.site.name, &asked.ruling.key);
-        let named = invalidation::named(headers, &asked.uri, &asked.host_sent);
-        let target = asked.uri.path_and_query().map_or("/", |pq| pq.as_str());
-        let mut keys = Vec::new();
-        for target in std::iter::once(target.to_owned()).chain(named) {
-            keys.push(key::key(site, &asked.host, &target, &asked.headers, rules));
-            keys.extend(whole_key(&asked.ruling, &asked.host, &target));
-        }
-        keys
-    }
-
     /// Whether an object that its site keys by fields or cookies is from before its URL was invalidated,
     /// by a request with others.
     pub(super) fn is_outdated(
@@ -237,7 +220,7 @@ impl Proxy {
 }
 
 /// The name of all objects of a URL, where its site has several.
-fn whole_key(ruling: &Ruling, host: &str, target: &str) -> Option<Key> {
+pub(super) fn whole_key(ruling: &Ruling, host: &str, target: &str) -> Option<Key> {
     let rules = ruling.whole_key.as_ref()?;
     let site = &ruling.site.name;
     Some(key::key(site, host, target, &HeaderMap::new(), rules))

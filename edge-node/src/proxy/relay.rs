@@ -388,6 +388,7 @@ impl Proxy {
             Outcome::Again => return None,
             Outcome::Failed(error) => match stored {
                 Some(entry) if self.outlives(asked, &entry) => Found::Entry(entry, true),
+                _ if self.is_ending() => Found::Refused(Refusal::Unknown),
                 _ => Found::Refused(refusal_of(&error)),
             },
         })
@@ -401,8 +402,10 @@ fn refusal_of(error: &ServeError) -> Refusal {
         Kind::BadAnswer => OriginFault::BadAnswer,
         Kind::Timeout => OriginFault::Timeout,
         Kind::Blocked => return Refusal::TakenDown,
+        Kind::OriginBusy => return Refusal::OriginBusy,
+        Kind::Overloaded => return Refusal::Busy,
         // Its own fault; another may do better.
-        _ => return Refusal::Busy,
+        _ => return Refusal::Unknown,
     };
     Refusal::OriginFailed {
         fault,

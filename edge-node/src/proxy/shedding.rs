@@ -4,6 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use cluster::node::NodeId;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::timeout,
@@ -74,7 +75,7 @@ impl Proxy {
                 Refused::Full => Shed::OriginQueueFull,
                 Refused::Late => Shed::OriginQueueTimeout,
             };
-            self.shed(reason, refused)
+            self.shed_for(Kind::OriginBusy, reason, refused)
         })
     }
 
@@ -92,8 +93,24 @@ impl Proxy {
         }
     }
 
+    /// What a home has too much of is not done from here instead: then nodes that ask for a crowd would
+    /// have as many requests at the origin as they are many times the home's limits.
+    pub(super) fn shed_by_home(&self, home: &NodeId, kind: Kind) -> ServeError {
+        let detail = format!("home {home} has too much to do");
+        self.shed_for(kind, Shed::Home, detail)
+    }
+
+    /// Whether this process is about to end, and begins no fill any more.
+    pub(super) fn is_ending(&self) -> bool {
+        self.shared.fills.places.is_closed()
+    }
+
     fn shed(&self, reason: Shed, detail: impl ToString) -> ServeError {
+        self.shed_for(Kind::Overloaded, reason, detail)
+    }
+
+    fn shed_for(&self, kind: Kind, reason: Shed, detail: impl ToString) -> ServeError {
         self.shared.metrics.shed(reason);
-        ServeError::new(Kind::Overloaded, detail)
+        ServeError::new(kind, detail)
     }
 }

@@ -59,7 +59,7 @@ impl Cold {
 impl From<ServeError> for Cold {
     fn from(error: ServeError) -> Self {
         let again = match (error.kind, error.side()) {
-            (Kind::Overloaded, _) => Again::WhenIdle,
+            (Kind::Overloaded | Kind::OriginBusy, _) => Again::WhenIdle,
             (_, Side::Client) => Again::Never,
             (_, Side::Origin | Side::Us) => Again::Later,
         };

@@ -5,6 +5,8 @@
 //! a question may wait only for a fill that reaches lower than itself ([`may_join`]). So along any chain
 //! of questions and waiting fills the level falls, whatever each node thinks of who is home.
 
+use std::time::Duration;
+
 use cluster::{
     key::Key,
     node::{NodeId, NodeInfo},
@@ -15,9 +17,9 @@ use cluster::{
 use serde::Serialize;
 
 use super::{
-    Inner, Upstream,
-    peer::PeerError,
-    relayed::{Told, Wanted},
+    Inner, Question, Upstream,
+    peer::{Frames, PeerError},
+    relayed::{self, Told, Wanted},
 };
 
 /// How far a fill reaches, or from how high a question comes.
@@ -142,26 +144,25 @@ impl Upstream {
     ///
     /// The home failed.
     pub async fn fill(&self, home: &Home, wanted: Wanted<'_>) -> Result<Told, PeerError> {
+        self.reach_home(home, wanted).await?.told().await
+    }
+
+    /// The same, until the home begins to answer: from then on it says once a second that it is there.
+    pub(super) async fn reach_home(
+        &self,
+        home: &Home,
+        wanted: Wanted<'_>,
+    ) -> Result<Reached, PeerError> {
         let asker = self.0.asker.as_ref().ok_or(PeerError::Denied)?;
         let question = self.0.question(&home.id)?;
-        match asker.fill(home, wanted).await {
-            Ok((mut told, round_trip)) => {
-                self.0.measured(&home.id, round_trip);
-                match &mut told {
-                    Told::Object(relayed) => {
-                        relayed.verdict =
-                            Some(Box::new(move |result| question.end_as("filled", result)));
-                    }
-                    Told::Same(_) => question.end_as("same", Ok(())),
-                    Told::Refused(refusal) => question.end_as(refusal.label(), Ok(())),
-                }
-                Ok(told)
-            }
-            Err(error) => {
-                question.end(Err(&error));
-                Err(error)
-            }
-        }
+        let asked = asker.fill(home, wanted).await;
+        let ((frames, round_trip), question) = question.begun(asked)?;
+        self.0.measured(&home.id, round_trip);
+        Ok(Reached {
+            question,
+            frames,
+            round_trip,
+        })
     }
 
     /// The homes of `key`, and why, for people.
@@ -184,9 +185,37 @@ impl Upstream {
     }
 }
 
+/// A home that has begun to answer.
+pub(super) struct Reached {
+    question: Question,
+    frames: Frames,
+    round_trip: Duration,
+}
+
+impl Reached {
+    /// What it says.
+    pub(super) async fn told(self) -> Result<Told, PeerError> {
+        let told = relayed::told(self.frames, self.round_trip).await;
+        let (mut told, question) = self.question.begun(told)?;
+        match &mut told {
+            Told::Object(relayed) => {
+                relayed.verdict = Some(Box::new(move |result| question.end_as("filled", result)));
+            }
+            Told::Same(_) => question.end_as("same", Ok(())),
+            Told::Refused(refusal) => question.end_as(refusal.label(), Ok(())),
+        }
+        Ok(told)
+    }
+}
+
 impl Inner {
     /// The homes of `key` for this node's region and for the cluster, as far as the site has such.
-    fn homes<'a>(&self, view: &'a ClusterView, site: &Site, key: Key) -> [Vec<&'a NodeInfo>; 2] {
+    pub(super) fn homes<'a>(
+        &self,
+        view: &'a ClusterView,
+        site: &Site,
+        key: Key,
+    ) -> [Vec<&'a NodeInfo>; 2] {
         let nodes = || view.nodes().map(|node| &**node);
         let region = view.node(&self.me).map_or("", |me| &me.region);
         match site.shield() {

@@ -87,21 +87,23 @@ enum Told {
 }
 
 impl Gathering {
-    /// The pieces of `manifest` from `from` on. `holders` are asked, the first of which is sending
+    /// These `pieces` of `manifest`. `holders` are asked, the first of which is sending
     /// `under_way` already.
     pub(super) fn new(
         upstream: Upstream,
         key: Key,
         fields: &HeaderMap,
         manifest: Arc<Manifest>,
-        from: u32,
+        pieces: Range<u32>,
         under_way: Option<PieceStream>,
         holders: Vec<Candidate>,
     ) -> Self {
         let now = Instant::now();
         let count = u32::try_from(manifest.pieces.len()).unwrap_or(u32::MAX);
-        let (window, room) = upstream.0.spare.window(count.saturating_sub(from));
-        let mut schedule = Schedule::new(from, count, window, now);
+        let Range { start: from, end } = pieces;
+        let end = end.min(count);
+        let (window, room) = upstream.0.spare.window(end.saturating_sub(from));
+        let mut schedule = Schedule::new(from, end, window, now);
         for holder in &holders {
             let health = upstream.0.health.of(&holder.id);
             let piece_time = health
@@ -285,6 +287,8 @@ mod tests {
     };
 
     const PIECES: usize = 12;
+    const ALL: Range<u32> = 0..u32::MAX;
+    const FIRST: Range<u32> = 0..FIRST_PIECES;
 
     fn id(name: &str) -> NodeId {
         name.parse().unwrap()
@@ -428,14 +432,14 @@ mod tests {
         /// All bytes, and what it ended with if they are not.
         async fn gather(&self) -> (Vec<u8>, Option<NobodyLeft>) {
             let (key, fields, holders) = (Key(7), HeaderMap::new(), self.candidates());
-            let answered = self.upstream.ask_first(&holders, key, &fields).await;
+            let answered = self.upstream.ask_first(&holders, key, &fields, FIRST).await;
             let object = answered.answer.unwrap();
             assert_eq!((answered.by, answered.asked), (0, 1));
             assert_eq!(object.pieces.end(), FIRST_PIECES);
             let manifest = Arc::new(object.manifest);
             let mut gathering =
                 self.upstream
-                    .gather(key, &fields, manifest, 0, Some(object.pieces), holders);
+                    .gather(key, &fields, manifest, ALL, Some(object.pieces), holders);
             let mut bytes = Vec::new();
             while let Some(piece) = gathering.next().await {
                 match piece {
@@ -521,13 +525,19 @@ mod tests {
             bench.upstream.hedge_after(&holders[0]);
         }
         let begun = Instant::now();
-        let first = bench.upstream.ask_first(&holders, Key(7), &fields).await;
+        let first = bench
+            .upstream
+            .ask_first(&holders, Key(7), &fields, FIRST)
+            .await;
         assert!(first.answer.is_ok() && begun.elapsed() < Duration::from_millis(1_400));
         assert_eq!((first.by, first.asked), (1, 2));
         assert_eq!(bench.events.of("hedge won"), 1);
         assert_eq!(bench.standing(0), Standing::Good, "lateness is no failure");
         // What was saved up is spent: the next one waits.
-        let next = bench.upstream.ask_first(&holders, Key(7), &fields).await;
+        let next = bench
+            .upstream
+            .ask_first(&holders, Key(7), &fields, FIRST)
+            .await;
         assert!(next.answer.is_ok());
         assert_eq!((next.by, next.asked), (0, 1));
         assert_eq!(bench.events.of("hedge denied"), 1);

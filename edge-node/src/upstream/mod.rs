@@ -5,14 +5,16 @@
 //! [`lane`] the shortest way there; [`gate`] how many at once;
 //! [`peer`] one question to one peer; [`select`] which peer to ask, [`hedge`] when to ask a second as well;
 //! [`many`] an object from many of them, [`schedule`] which pieces of whom; [`home`] who fetches for
-//! others, and [`relayed`] what it says then; [`digest`] what peers hold; [`health`] how they have behaved;
-//! [`paying`] whether they are faster than the origin; [`ranking`] how far they are, [`probe`] how that is
-//! found out; [`nearness`] how far origins are; [`control`] what the control plane says, [`purging`] what was purged; [`pool`] the
+//! others, [`homes`] how several of them are asked, and [`relayed`] what one says then; [`digest`] what peers
+//! hold; [`health`] how they have behaved; [`changed`] who hears of changes; [`paying`] whether they are faster
+//! than the origin; [`ranking`] how far they are, [`probe`] how that is found out; [`nearness`] how far origins
+//! are; [`control`] what the control plane says, [`purging`] what was purged; [`pool`] the
 //! connections under all of them, and [`plain`] those that need no HTTP client.
 //!
 //! **Invariant:** nothing here knows of the cache; it takes and gives HTTP messages, keys and
 //! manifests. Nothing here waits for anybody without a deadline.
 
+pub mod changed;
 pub mod checks;
 pub mod control;
 pub mod digest;
@@ -21,6 +23,7 @@ pub mod gate;
 pub mod health;
 pub mod hedge;
 pub mod home;
+pub mod homes;
 pub mod lane;
 pub mod many;
 pub mod nearness;
@@ -43,6 +46,7 @@ pub mod wants;
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
+    ops::Range,
     path::PathBuf,
     pin::pin,
     sync::{Arc, Mutex, PoisonError},
@@ -449,7 +453,7 @@ impl Upstream {
 
     /// Asks the first of `candidates` for `key`, and when its answer is late the second as well: who
     /// answers first counts. `fields` are the client's; of these, the ones that tell of it stay here. The
-    /// object comes with its first [`FIRST_PIECES`]; [`Upstream::gather`] gets the others.
+    /// object comes with the pieces of `wanted`, some [`FIRST_PIECES`]; [`Upstream::gather`] gets the others.
     ///
     /// # Panics
     ///
@@ -459,11 +463,12 @@ impl Upstream {
         candidates: &[Candidate],
         key: Key,
         fields: &HeaderMap,
+        wanted: Range<u32>,
     ) -> Answered {
         let answered = |by, asked, answer| Answered { answer, by, asked };
         let (first, second) = (&candidates[0], candidates.get(1));
         let asked = Instant::now();
-        let mut answer = pin!(self.ask(first, key, fields));
+        let mut answer = pin!(self.ask(first, key, fields, &wanted));
         let Some((second, delay)) = second.zip(self.hedge_after(first)) else {
             return answered(0, 1, answer.await);
         };
@@ -476,7 +481,7 @@ impl Upstream {
             self.0.events.hedged("denied");
             return answered(0, 1, answer.await);
         }
-        let mut hedge = pin!(self.ask(second, key, fields));
+        let mut hedge = pin!(self.ask(second, key, fields, &wanted));
         let result = tokio::select! {
             biased;
             first = &mut answer => match first {
@@ -522,10 +527,11 @@ impl Upstream {
         candidate: &Candidate,
         key: Key,
         fields: &HeaderMap,
+        wanted: &Range<u32>,
     ) -> Result<PeerObject, PeerError> {
         let (asker, question) = self.admitted(candidate)?;
         let held = asker
-            .hold(&candidate.id, &candidate.addr, key, fields, 0..FIRST_PIECES)
+            .hold(&candidate.id, &candidate.addr, key, fields, wanted.clone())
             .await;
         let ((mut object, round_trip), question) = question.begun(held)?;
         let ms = round_trip.as_secs_f64() * 1e3;
@@ -552,14 +558,14 @@ impl Upstream {
         Ok(pieces)
     }
 
-    /// The pieces of `manifest` from `from` on, in order, from all of `holders`; the first of these is
-    /// sending `under_way` already.
+    /// These `pieces` of `manifest`, in order, from all of `holders`; the first of these is sending
+    /// `under_way` already, from the first of them on.
     pub fn gather(
         &self,
         key: Key,
         fields: &HeaderMap,
         manifest: Arc<Manifest>,
-        from: u32,
+        pieces: Range<u32>,
         under_way: Option<PieceStream>,
         holders: Vec<Candidate>,
     ) -> Gathering {
@@ -568,7 +574,7 @@ impl Upstream {
             key,
             fields,
             manifest,
-            from,
+            pieces,
             under_way,
             holders,
         )
@@ -903,6 +909,7 @@ mod tests {
     use crate::upstream::scripted::{Counted, Scripted, eventually, serving};
 
     const BODY: &[u8] = b"the very bytes";
+    const FIRST: Range<u32> = 0..FIRST_PIECES;
 
     fn id(name: &str) -> NodeId {
         name.parse().unwrap()
@@ -1038,7 +1045,7 @@ mod tests {
             let candidate = self.upstream.holders(key()).remove(0);
             let asked = self
                 .upstream
-                .ask(&candidate, key(), &HeaderMap::new())
+                .ask(&candidate, key(), &HeaderMap::new(), &FIRST)
                 .await;
             let mut pieces = asked?.pieces;
             let mut bytes = Vec::new();
@@ -1116,8 +1123,8 @@ mod tests {
         let candidate = bench.upstream.holders(key()).remove(0);
         let fields = HeaderMap::new();
         let (one, two) = tokio::join!(
-            bench.upstream.ask(&candidate, key(), &fields),
-            bench.upstream.ask(&candidate, key(), &fields),
+            bench.upstream.ask(&candidate, key(), &fields, &FIRST),
+            bench.upstream.ask(&candidate, key(), &fields, &FIRST),
         );
         assert!(matches!(one, Err(PeerError::Connect(_))));
         assert_eq!(two.unwrap_err(), PeerError::Ejected);
@@ -1160,7 +1167,7 @@ mod tests {
         drop(
             bench
                 .upstream
-                .ask(&candidate, key(), &HeaderMap::new())
+                .ask(&candidate, key(), &HeaderMap::new(), &FIRST)
                 .await
                 .unwrap(),
         );

@@ -121,6 +121,8 @@ pub enum Refusal {
         /// Its body.
         body: Vec<u8>,
     },
+    /// The origin has as many requests from there as it may have: do not ask it instead.
+    OriginBusy,
     /// It does not know yet of purges that the asker knows.
     Behind,
     /// The site has taken it down.
@@ -157,6 +159,7 @@ impl Refusal {
             Self::Crossed => "crossed",
             Self::Unknown => "unknown",
             Self::Busy => "busy",
+            Self::OriginBusy => "origin_busy",
             Self::Behind => "behind",
             Self::TakenDown => "taken_down",
             Self::OriginFailed { .. } | Self::OriginError { .. } => "origin_failed",
@@ -374,8 +377,8 @@ async fn next_frame(frames: &mut Frames, block: u32) -> Result<Frame, PeerError>
 }
 
 impl Asker {
-    /// Asks `home` for what is `wanted`, and waits until it is known what comes of it. Also returns how long
-    /// the head of its answer took. The caller knows how long it wants to wait.
+    /// Asks `home` for what is `wanted`, until it begins to answer: it does at once, whatever it waits for.
+    /// Also returns how long that took.
     ///
     /// # Errors
     ///
@@ -384,7 +387,7 @@ impl Asker {
         &self,
         home: &Home,
         wanted: Wanted<'_>,
-    ) -> Result<(Told, Duration), PeerError> {
+    ) -> Result<(Frames, Duration), PeerError> {
         let path = format!("{}/{}?level={}", wire::FILL, wanted.key, home.level.word());
         let fields = question_fields(wanted)?;
         let patience = self.patience(&home.id);
@@ -404,27 +407,35 @@ impl Asker {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(PeerError::Denied),
             other => return Err(garbage(format!("status {other}"))),
         }
-        let mut frames = Frames::new(incoming);
-        let told = loop {
-            match next_frame(&mut frames, 0).await? {
-                Frame::Wait => {}
-                Frame::Head(head) => {
-                    break Told::Object(Box::new(Relayed {
-                        head: received(*head, round_trip),
-                        frames,
-                        total: 0,
-                        blocks: 0,
-                        ended: false,
-                        verdict: None,
-                    }));
-                }
-                Frame::Same(head) => break Told::Same(Box::new(received(*head, round_trip))),
-                Frame::Refused(refusal) => break Told::Refused(refusal),
-                _ => return Err(garbage("a frame out of place".into())),
-            }
-        };
-        Ok((told, round_trip))
+        Ok((Frames::new(incoming), round_trip))
     }
+}
+
+/// What comes of a question, whose answer began after this `round_trip`. The caller knows how long it wants
+/// to wait.
+///
+/// # Errors
+///
+/// The home failed.
+pub(super) async fn told(mut frames: Frames, round_trip: Duration) -> Result<Told, PeerError> {
+    Ok(loop {
+        match next_frame(&mut frames, 0).await? {
+            Frame::Wait => {}
+            Frame::Head(head) => {
+                break Told::Object(Box::new(Relayed {
+                    head: received(*head, round_trip),
+                    frames,
+                    total: 0,
+                    blocks: 0,
+                    ended: false,
+                    verdict: None,
+                }));
+            }
+            Frame::Same(head) => break Told::Same(Box::new(received(*head, round_trip))),
+            Frame::Refused(refusal) => break Told::Refused(refusal),
+            _ => return Err(garbage("a frame out of place".into())),
+        }
+    })
 }
 
 /// It is older by the time on its way (RFC 9111 §4.2.3), of which the head's round trip is a bound; the time
@@ -541,6 +552,7 @@ mod tests {
             Frame::End(5),
             Frame::Failed("why".into()),
             Frame::Refused(Refusal::Crossed),
+            Frame::Refused(Refusal::OriginBusy),
             Frame::Refused(Refusal::OriginError {
                 status: 503,
                 fields: vec![],
@@ -613,9 +625,9 @@ mod tests {
             shares: false,
             purged: Position { log: 3, seq: 4 },
         };
-        let (told, _) = asker.fill(&home, wanted).await?;
+        let (frames, round_trip) = asker.fill(&home, wanted).await?;
         let mut heard = Vec::new();
-        if let Told::Object(mut relayed) = told {
+        if let Told::Object(mut relayed) = told(frames, round_trip).await? {
             while let Some(bytes) = relayed.next().await {
                 heard.push(bytes);
             }

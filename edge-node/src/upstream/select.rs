@@ -24,6 +24,11 @@ const NEAR_HOLDERS_MAX: usize = 4;
 const NEAR_FACTOR: f64 = 2.0;
 /// And by no more than this many milliseconds: twice as far as the next continent is no equal.
 const NEAR_MS: f64 = 10.0;
+/// Once in so many choices somebody is asked first who is as near as the best and fell behind by what it did:
+/// a rate or failures of long ago would stand for ever while nobody asks it again. Round trips need no such
+/// trial, they are measured in turn ([`probe`](super::probe)). More often, and one choice in a hundred would
+/// show it in its p99.
+const TRIED_AGAIN_ONE_IN: u32 = 128;
 /// Where everything fails, the cost is this many times higher (plus one).
 const ERRORS_WEIGHT: f64 = 10.0;
 /// What it costs to have said lately that one is busy.
@@ -78,7 +83,8 @@ pub fn score(cost_ms: f64, load: Load, standing: Standing, errors: f64) -> f64 {
 }
 
 /// The holders to ask one after the other, at most [`HOLDERS_MAX`]: the better of two taken at random from
-/// the best few, then the best of the rest. Whoever does not serve or is ejected is not among them.
+/// the best few, then the best of the rest; now and then one that is tried again. Whoever does not serve or is
+/// ejected is not among them.
 /// `bytes` is what an object usually has, or a first answer of it.
 pub fn choose(claims: &[Claim<'_>], bytes: f64, rng: &mut impl Rng) -> Vec<Candidate> {
     let mut ranked: Vec<(f64, &Claim<'_>)> = claims
@@ -104,16 +110,37 @@ pub fn choose(claims: &[Claim<'_>], bytes: f64, rng: &mut impl Rng) -> Vec<Candi
         let near = ranked
             .iter()
             .take(NEAR_HOLDERS_MAX)
-            .filter(|(s, _)| *s <= (best * NEAR_FACTOR).min(best + NEAR_MS))
+            .filter(|(score, _)| is_near(*score, best))
             .count();
-        // The lower index is the better one.
-        let first = if near > 2 { two_of(near, rng) } else { 0 };
+        let nearest = ranked.iter().map(|(_, claim)| claim.placed.cost_ms);
+        let nearest = nearest.fold(f64::MAX, f64::min);
+        let fallen: Vec<usize> = (1..ranked.len())
+            .filter(|&at| {
+                let (score, claim) = ranked[at];
+                !is_near(score, best)
+                    && is_near(claim.placed.cost_ms, nearest)
+                    && claim.standing != Standing::Busy
+            })
+            .collect();
+        let first = if !fallen.is_empty() && rng.random_range(0..TRIED_AGAIN_ONE_IN) == 0 {
+            fallen[rng.random_range(0..fallen.len())]
+        } else if near > 2 {
+            // The lower index is the better one.
+            two_of(near, rng)
+        } else {
+            0
+        };
         ranked[..=first].rotate_right(1);
     }
     let taken = ranked.into_iter().take(HOLDERS_MAX);
     taken
         .map(|(score, claim)| candidate(score, claim))
         .collect()
+}
+
+/// Whether what costs so much is as good as the best.
+fn is_near(cost: f64, best: f64) -> bool {
+    cost <= (best * NEAR_FACTOR).min(best + NEAR_MS)
 }
 
 /// The lower of two different numbers below `n`, taken at random.
@@ -260,6 +287,41 @@ mod tests {
             .map(|seed| names(&claims, seed).remove(0))
             .collect();
         assert_eq!(first, ["a", "b"].map(String::from).into());
+    }
+
+    #[test]
+    fn who_was_slow_is_tried_again_now_and_then_unless_it_is_far() {
+        let peers = [("quick", 10.0), ("once-slow", 10.0), ("once-failing", 11.0)];
+        let [quick, slow, failing] = peers.map(|(id, ms)| placed(id, ms));
+        let far = placed("far", 60.0);
+        let claims = [
+            Claim {
+                bytes_per_s: Some(100e6),
+                ..claim(&quick)
+            },
+            Claim {
+                bytes_per_s: Some(1e5),
+                ..claim(&slow)
+            },
+            Claim {
+                errors: 0.9,
+                ..claim(&failing)
+            },
+            claim(&far),
+        ];
+        let mut first: BTreeMap<String, u32> = BTreeMap::new();
+        for seed in 0..10_000 {
+            let chosen = choose(&claims, 1e6, &mut SmallRng::seed_from_u64(seed));
+            assert_eq!(chosen.len(), 4);
+            *first.entry(chosen[0].id.to_string()).or_default() += 1;
+        }
+        assert!(!first.contains_key("far"), "{first:?}");
+        let tried = first["once-slow"] + first["once-failing"];
+        let expected = 10_000 / TRIED_AGAIN_ONE_IN;
+        assert!(
+            (expected / 2..expected * 2).contains(&tried) && first["once-slow"] > 10,
+            "{first:?}"
+        );
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use arc_swap::ArcSwap;
 use cluster::{
+    clock::Clock,
     membership::Membership,
     node::{NodeId, Phase},
 };
@@ -29,6 +30,8 @@ pub struct Gauges {
     pub membership: Option<Arc<Membership>>,
     /// The sites served.
     pub sites: Arc<ArcSwap<Sites>>,
+    /// The wall clock.
+    pub clock: Clock,
     /// What is known of purges.
     pub purges: Purges,
     /// Where to tell it.
@@ -83,6 +86,7 @@ impl Gauges {
             ("sent", stats.datagrams_sent.load(Ordering::Relaxed)),
             ("received", stats.datagrams_received.load(Ordering::Relaxed)),
             ("rejected", stats.datagrams_rejected.load(Ordering::Relaxed)),
+            ("unsent", stats.send_failures.load(Ordering::Relaxed)),
         ]);
         let digests: Vec<_> = self
             .upstream

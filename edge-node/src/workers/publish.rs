@@ -33,6 +33,7 @@ pub async fn run(gauges: Gauges, membership: Option<Arc<Membership>>) {
         let bytes_per_s = ((sent - before.1) as f64 / took) as u64;
         before = (now, sent);
         let in_flight = u32::try_from(gauges.metrics.in_flight().get()).unwrap_or(0);
+        gauges.cache.withdraw_ended(gauges.clock.unix_ms());
         let digest = gauges.cache.digest_version();
         let nodes = u32::try_from(gauges.upstream.view().len()).unwrap_or(u32::MAX);
         let trips_due = trips_told.is_none_or(|told| now - told >= pause(nodes));
