@@ -18,6 +18,8 @@ pub use self::{
     table::{Hit, Object, Passage, Table, Verdict},
 };
 
+pub mod spoken;
+
 use serde::{Deserialize, Serialize};
 
 /// Most scopes of one purge.

@@ -54,6 +54,8 @@ pub const PING: &str = "/v1/ping";
 /// Control plane: the site registry. Peer listener: `GET {SITES}?version=V` tells that there is such a
 /// version of it, to be pulled at once; answered by 204.
 pub const SITES: &str = "/v1/sites";
+/// Largest site registry, in bytes of JSON: [`crate::site::SITES_MAX`] sites of 3 KiB.
+pub const SITES_BYTES_MAX: usize = 32 << 20;
 /// Control plane: ranked peers of one node.
 pub const PEERS: &str = "/v1/peers";
 /// Control plane: ranked edges for one client.

@@ -7,7 +7,7 @@
 //! **Invariant:** what is not listed in [`need`] needs an administrator. A new resource is closed until it
 //! says otherwise.
 
-use cluster::{auth::Denied, node::NodeId, wire::PURGES};
+use cluster::{auth::Denied, node::NodeId, purge::spoken::is_spoken, wire::PURGES};
 
 use crate::tokens::{NotTaken, Role, Token, Tokens};
 
@@ -15,10 +15,6 @@ use crate::tokens::{NotTaken, Role, Token, Tokens};
 pub const TOKENS: &str = "/v1/tokens";
 /// What the API can do, in OpenAPI.
 pub const OPENAPI: &str = "/v1/openapi.json";
-/// What Fastly's plugins send begins with this.
-const FASTLY: &str = "/service/";
-/// Methods of purging proxies, which are sent to the address of what shall go.
-const PURGING: [&str; 3] = ["PURGE", "BAN", "PURGEKEYS"];
 
 /// What a request needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,8 +44,8 @@ pub fn need(method: &str, path: &str) -> Need {
             _ if path.strip_prefix(PURGES).is_some_and(|r| r.len() > 1) => Need::Receipt,
             _ => Need::Read,
         },
-        "POST" if path == PURGES || path.starts_with(FASTLY) => Need::Purge,
-        _ if PURGING.contains(&method) => Need::Purge,
+        "POST" if path == PURGES => Need::Purge,
+        _ if is_spoken(method, path) => Need::Purge,
         _ => Need::Admin,
     }
 }
@@ -394,6 +390,9 @@ mod tests {
             ("GET", "/v1/tokensandmore", Need::Read),
             ("POST", "/v1/purges", Need::Purge),
             ("POST", "/service/www/purge/a", Need::Purge),
+            ("POST", "/purge/www.test/a", Need::Purge),
+            ("PUT", "/service/www/purge/a", Need::Admin),
+            ("PURGETAGS", "/", Need::Purge),
             ("PURGE", "/a/b", Need::Purge),
             ("PURGE", "/v1/tokens", Need::Purge),
             ("BAN", "/", Need::Purge),

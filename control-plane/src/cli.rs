@@ -1,24 +1,23 @@
 //! The command line: to serve, to check a configuration, and to ask a running control plane.
 
+mod asking;
 mod paper;
 mod sites;
+mod tables;
 mod tokens;
 mod warm;
 mod watching;
 
 use std::{
     ffi::OsString,
-    io::{self, Read, Write},
+    io::{self, Write},
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
-    time::Duration,
 };
 
-use anyhow::{Context, anyhow, bail};
-use axum::http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
-use bytes::Bytes;
+use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use cluster::{
     clock::Clock,
@@ -26,36 +25,26 @@ use cluster::{
     node::NodeId,
     process::{in_one_line, init_telemetry, shutdown_signal},
     settings,
-    wire::{EDGES, EdgesAnswer, ErrorAnswer, NODES, NodesAnswer, PEERS, PeersAnswer, Place, SITES},
+    wire::{EDGES, NODES, PEERS},
 };
-use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::{client::legacy::Client, rt::TokioExecutor};
-use serde::de::DeserializeOwned;
 use toml::Value;
 
+use self::{
+    asking::Asking,
+    tables::{ago, edges_table, nodes_table, peers_table, per_second, table},
+};
 use crate::{
-    api::status::{phase, role},
-    config::{
-        API_VARIABLE, COMMAND_VARIABLES, Config, ConfigFile, ENV_PREFIX, TOKEN_FILE_VARIABLE,
-        TOKEN_VARIABLE,
-    },
+    config::{COMMAND_VARIABLES, Config, ConfigFile, ENV_PREFIX},
     control::{Control, Environment},
-    tokens::Secret,
 };
 
-/// How long a control plane may take to answer a command.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Largest answer a command reads: ten thousand generous sites.
-const ANSWER_BYTES_MAX: usize = 64 << 20;
-/// Most bytes of a token's file that are read: a token is shorter.
-const TOKEN_FILE_BYTES_MAX: u64 = 1024;
 /// What scripts go by.
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
   1  it failed; why, and what to do about it, is said on standard error
   2  the command line cannot be meant
-  3  a purge is in the log, but not acknowledged by everybody yet";
+  3  a purge is in the log, but not acknowledged by every edge yet; a site differs (`sites diff`)";
 /// Exit code of whatever went wrong but the usage, which is 2 as everywhere.
 const FAILED: u8 = 1;
 
@@ -126,26 +115,6 @@ enum Command {
         /// The directory; it is made if it is not there.
         dir: PathBuf,
     },
-}
-
-#[derive(Debug, Args)]
-struct Asking {
-    /// Where the control plane is.
-    #[arg(
-        long,
-        env = API_VARIABLE,
-        default_value = "http://127.0.0.1:7900"
-    )]
-    api: String,
-    /// The token to ask with; in the environment it is seen by nobody else.
-    #[arg(long, env = TOKEN_VARIABLE, hide = true, hide_env_values = true)]
-    token: Option<Secret>,
-    /// A file with the token to ask with, in place of CONTROL_PLANE_TOKEN.
-    #[arg(long, env = TOKEN_FILE_VARIABLE, value_name = "FILE")]
-    token_file: Option<PathBuf>,
-    /// The answer as JSON, for scripts.
-    #[arg(long)]
-    json: bool,
 }
 
 /// Flags beat the environment (CONTROL_PLANE_LISTEN__HTTP=…), which beats the file.
@@ -362,352 +331,9 @@ fn write_out(text: &str) -> anyhow::Result<bool> {
     }
 }
 
-impl Asking {
-    /// Asks for `path` and prints the answer: as it is, or as `table` tells it.
-    fn tell<T: DeserializeOwned>(
-        &self,
-        path: &str,
-        table: impl FnOnce(T) -> String,
-    ) -> anyhow::Result<()> {
-        print(&self.told(path, table)?)
-    }
-
-    /// What [`Asking::tell`] prints.
-    fn told<T: DeserializeOwned>(
-        &self,
-        path: &str,
-        table: impl FnOnce(T) -> String,
-    ) -> anyhow::Result<String> {
-        let body = self.ask(path)?;
-        if self.json {
-            let mut text = String::from_utf8(body.to_vec()).context("the answer is not text")?;
-            text.push('\n');
-            return Ok(text);
-        }
-        let answer = serde_json::from_slice(&body)
-            .with_context(|| format!("{} did not answer as a control plane does", self.api))?;
-        Ok(table(answer))
-    }
-
-    fn ask(&self, path: &str) -> anyhow::Result<Bytes> {
-        self.send(Method::GET, path, Bytes::new())
-    }
-
-    /// The token to ask with; the file is closer to the command than the environment.
-    fn token(&self) -> anyhow::Result<Option<Secret>> {
-        let Some(path) = &self.token_file else {
-            return Ok(self.token.clone());
-        };
-        let token = std::fs::File::open(path).and_then(|file| {
-            let mut text = String::new();
-            file.take(TOKEN_FILE_BYTES_MAX).read_to_string(&mut text)?;
-            Ok(Secret::from(text.trim().to_owned()))
-        });
-        let token = token.with_context(|| format!("--token-file: {}", path.display()))?;
-        Ok(Some(token))
-    }
-
-    /// Sends a request, with a body of JSON if it has one, and gives the body of a good answer.
-    fn send(&self, method: Method, path: &str, body: Bytes) -> anyhow::Result<Bytes> {
-        self.send_with(method, path, &[], body)
-    }
-
-    /// The same with more fields.
-    fn send_with(
-        &self,
-        method: Method,
-        path: &str,
-        fields: &[(HeaderName, String)],
-        body: Bytes,
-    ) -> anyhow::Result<Bytes> {
-        let api = self.api.trim_end_matches('/');
-        let uri: Uri = format!("{api}{path}")
-            .parse()
-            .with_context(|| format!("{api:?} is not a URL"))?;
-        if uri.scheme_str() != Some("http") {
-            bail!("{api:?} must begin with http://");
-        }
-        let mut request = Request::builder()
-            .method(method)
-            .uri(uri)
-            .header(header::CONTENT_TYPE, "application/json");
-        for (name, value) in fields {
-            request = request.header(name, value);
-        }
-        if let Some(token) = self.token()? {
-            let mut bearer = HeaderValue::try_from(format!("Bearer {}", token.reveal()))
-                .map_err(|_| anyhow!("the token is not one: it holds strange characters"))?;
-            bearer.set_sensitive(true);
-            request = request.header(header::AUTHORIZATION, bearer);
-        }
-        let request = request.body(Full::new(body))?;
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?
-            .block_on(async {
-                tokio::time::timeout(ANSWER_TIMEOUT, fetch(request))
-                    .await
-                    .map_err(|_| anyhow!("no answer within {ANSWER_TIMEOUT:?}"))?
-            })
-            .with_context(|| format!("control plane at {api}"))
-    }
-}
-
-async fn fetch(request: Request<Full<Bytes>>) -> anyhow::Result<Bytes> {
-    let client = Client::builder(TokioExecutor::new()).build_http();
-    let path = request.uri().path().to_owned();
-    let answer = client
-        .request(request)
-        .await
-        .map_err(|error| innermost(&error))?;
-    let status = answer.status();
-    let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX)
-        .collect()
-        .await
-        .map_err(|error| anyhow!("the answer broke off: {error}"))?
-        .to_bytes();
-    if status.is_success() {
-        return Ok(body);
-    }
-    match serde_json::from_slice::<ErrorAnswer>(&body) {
-        Ok(answer) => bail!("{} ({status}){}", answer.error, next_step(status, &path)),
-        Err(_) => bail!("answered {status}; --api says where a control plane is: is that one?"),
-    }
-}
-
-/// What to do about a refusal that does not say it itself.
-fn next_step(status: StatusCode, path: &str) -> &'static str {
-    match status {
-        StatusCode::NOT_FOUND if path.starts_with(PEERS) => "; `control-plane nodes` lists them",
-        StatusCode::NOT_FOUND if path.starts_with(SITES) => {
-            "; `control-plane sites list` lists them"
-        }
-        StatusCode::METHOD_NOT_ALLOWED => "; is the control plane older than this command?",
-        _ => "",
-    }
-}
-
-/// What really happened is at the end of a chain of "error trying to …".
-fn innermost(error: &(dyn std::error::Error + 'static)) -> anyhow::Error {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    anyhow!("cannot be reached: {cause}; does it run? --api or {API_VARIABLE} says where it is")
-}
-
-fn nodes_table(answer: &NodesAnswer) -> String {
-    let rows = answer.nodes.iter().map(|node| {
-        [
-            node.id.to_string(),
-            role(node).to_owned(),
-            if node.alive { phase(node) } else { "gone" }.to_owned(),
-            node.region.clone(),
-            node.location.as_ref().map_or_else(String::new, place),
-            node.load.in_flight.to_string(),
-            per_second(node.load.bytes_per_s),
-            node.sites_version.to_string(),
-        ]
-    });
-    table(
-        [
-            "NODE", "ROLE", "STATE", "REGION", "PLACE", "REQS", "RATE", "SITES",
-        ],
-        rows,
-        [14, 7, 8, 8, 14, 5, 6, 10],
-    )
-}
-
-fn peers_table(answer: &PeersAnswer) -> String {
-    let rows = answer.peers.iter().map(|peer| {
-        [
-            peer.id.to_string(),
-            peer.region.clone(),
-            peer.peer_addr.clone(),
-            kilometres(peer.distance_km),
-            peer.rtt_ms
-                .map_or_else(String::new, |ms| format!("{ms:.1}")),
-            peer.load.in_flight.to_string(),
-            format!("{:.1}", peer.score),
-        ]
-    });
-    table(
-        [
-            "PEER", "REGION", "ADDRESS", "KM", "RTT MS", "REQS", "SCORE MS",
-        ],
-        rows,
-        [16, 10, 21, 6, 7, 5, 8],
-    )
-}
-
-fn edges_table(answer: &EdgesAnswer) -> String {
-    let rows = answer.edges.iter().map(|edge| {
-        [
-            edge.id.to_string(),
-            edge.region.clone(),
-            edge.http.clone(),
-            kilometres(edge.distance_km),
-            edge.load.in_flight.to_string(),
-            format!("{:.1}", edge.score),
-        ]
-    });
-    let at = answer.location.as_ref().map_or_else(
-        || "an unknown place".to_owned(),
-        |p| format!("{} ({})", place(p), p.source),
-    );
-    let table = table(
-        ["EDGE", "REGION", "CLIENTS", "KM", "REQS", "SCORE MS"],
-        rows,
-        [16, 12, 28, 6, 5, 8],
-    );
-    format!("{} is in {at}\n{table}", answer.client)
-}
-
-fn place(place: &Place) -> String {
-    match (&place.city, &place.country) {
-        (Some(city), Some(country)) => format!("{city}, {country}"),
-        (_, Some(country)) => country.clone(),
-        _ => format!("{:.2}, {:.2}", place.latitude, place.longitude),
-    }
-}
-
-/// How long it is from one time to another, in its largest unit.
-fn ago(from_ms: u64, to_ms: u64) -> String {
-    let s = to_ms.saturating_sub(from_ms) / 1_000;
-    match s {
-        0..60 => format!("{s}s"),
-        60..3_600 => format!("{}m", s / 60),
-        3_600..86_400 => format!("{}h", s / 3_600),
-        _ => format!("{}d", s / 86_400),
-    }
-}
-
-fn kilometres(km: Option<f64>) -> String {
-    km.map_or_else(String::new, |km| format!("{km:.0}"))
-}
-
-fn per_second(bytes: u64) -> String {
-    match bytes {
-        0..1_000 => format!("{bytes}B"),
-        1_000..1_000_000 => format!("{}kB", bytes / 1_000),
-        1_000_000..1_000_000_000 => format!("{}MB", bytes / 1_000_000),
-        _ => format!("{}GB", bytes / 1_000_000_000),
-    }
-}
-
-/// Columns as wide as they need to be, but not wider than `widths`: what is longer is cut, so that
-/// a line has at most the widths and a space between each.
-fn table<const N: usize>(
-    head: [&str; N],
-    rows: impl Iterator<Item = [String; N]>,
-    widths: [usize; N],
-) -> String {
-    let mut lines = vec![head.map(str::to_owned)];
-    lines.extend(rows);
-    let mut fitting = [0; N];
-    for line in &lines {
-        for ((fit, cell), width) in fitting.iter_mut().zip(line).zip(widths) {
-            *fit = cell.chars().count().min(width).max(*fit);
-        }
-    }
-    let mut text = String::new();
-    for line in lines {
-        let mut row = String::new();
-        for (cell, fit) in line.iter().zip(fitting) {
-            let cell: String = if cell.chars().count() > fit {
-                cell.chars().take(fit - 1).chain(['…']).collect()
-            } else {
-                // What a terminal would obey comes from other nodes; none of it is wanted.
-                cell.clone()
-            };
-            let cell: String = cell
-                .chars()
-                .map(|c| if c.is_control() { '?' } else { c })
-                .collect();
-            row.push_str(&format!("{cell:fit$} "));
-        }
-        text.push_str(row.trim_end());
-        text.push('\n');
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
-    use cluster::{
-        node::{Load, NodeInfo, Phase, Role},
-        view::ClusterView,
-        wire::RankedPeer,
-    };
-
     use super::*;
-    use crate::{atlas::Atlas, places::Places};
-
-    fn assert_fits(table: &str) {
-        for line in table.lines() {
-            assert!(
-                line.chars().count() <= 80,
-                "{} {line:?}",
-                line.chars().count()
-            );
-        }
-    }
-
-    #[test]
-    fn tables_fit_80_columns_whatever_nodes_are_called() {
-        let long = "x".repeat(64);
-        let mut node = NodeInfo::new(long.parse().unwrap(), Role::Control);
-        node.region = "eu\x1b[31m-central-1-and-more".into();
-        node.phase = Phase::Draining;
-        node.location = cluster::geo::GeoPoint::new(-50.111_111, -108.682_222);
-        node.sites_version = 1_780_000_000;
-        node.load = Load {
-            in_flight: 12_345,
-            bytes_per_s: 999_000_000,
-        };
-        let view = ClusterView::new([node.clone()]);
-        let atlas = Atlas::new(&view, vec![], &Places::new(vec![], None), |_| None);
-        let nodes = nodes_table(&NodesAnswer {
-            nodes: atlas.statuses(),
-        });
-        assert_fits(&nodes);
-        assert!(
-            nodes.contains("xxxxxxxxxxxxx… control draining eu?[31m… "),
-            "{nodes}"
-        );
-        let peer = RankedPeer {
-            id: node.id.clone(),
-            region: long.clone(),
-            peer_addr: format!("{long}:7947"),
-            distance_km: Some(20_015.0),
-            rtt_ms: Some(12_345.6),
-            load: node.load,
-            score: 12_345.6,
-            why: String::new(),
-        };
-        assert_fits(&peers_table(&PeersAnswer {
-            node: node.id.clone(),
-            generated_at: 0,
-            ttl_s: 30,
-            peers: vec![peer.clone()],
-        }));
-        assert_fits(&edges_table(&EdgesAnswer {
-            client: "1.2.3.4".into(),
-            location: None,
-            edges: vec![cluster::wire::RankedEdge {
-                id: node.id,
-                region: long.clone(),
-                http: long.clone(),
-                distance_km: Some(20_015.0),
-                load: peer.load,
-                score: 12_345.6,
-            }],
-        }));
-        assert_fits(&sites::sites_table(&cluster::wire::SitesAnswer {
-            version: 1,
-            sites: vec![cluster::site::Site::new(&long, &[&long, &long], &[&long])],
-        }));
-    }
 
     #[test]
     fn flags_become_the_keys_they_name() {

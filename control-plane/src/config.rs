@@ -1,12 +1,8 @@
 //! What the operator wrote ([`ConfigFile`]) and what it means ([`Config`]); checked once, at start.
 
-use std::{
-    fs::File,
-    io::Read,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+mod store;
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use cluster::{
     geo::Database,
@@ -19,10 +15,8 @@ use cluster::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    places::{NETWORKS_MAX, NetworkPlace},
-    store::EtcdConfig,
-};
+pub use self::store::{ETCD_MEMBERS_MAX, ETCD_PREFIX_BYTES_MAX, EtcdSection, StoreAddress};
+use crate::places::{NETWORKS_MAX, NetworkPlace};
 
 /// What environment variables of this process begin with.
 pub const ENV_PREFIX: &str = "CONTROL_PLANE_";
@@ -34,13 +28,6 @@ pub const TOKEN_VARIABLE: &str = "CONTROL_PLANE_TOKEN";
 pub const TOKEN_FILE_VARIABLE: &str = "CONTROL_PLANE_TOKEN_FILE";
 /// The variables with the prefix that are no configuration keys.
 pub const COMMAND_VARIABLES: [&str; 3] = [API_VARIABLE, TOKEN_VARIABLE, TOKEN_FILE_VARIABLE];
-
-/// Most members of etcd: it recommends seven at most.
-pub const ETCD_MEMBERS_MAX: usize = 9;
-/// Longest prefix of keys in etcd, in bytes.
-pub const ETCD_PREFIX_BYTES_MAX: usize = 128;
-/// Most bytes of a file with a user and a password that are read.
-const CREDENTIALS_BYTES_MAX: u64 = 4096;
 
 /// The configuration file, as written. Every key can also come from the environment
 /// (`CONTROL_PLANE_LISTEN__HTTP=127.0.0.1:7900`).
@@ -169,26 +156,6 @@ pub struct ApiSection {
 impl Default for ApiSection {
     fn default() -> Self {
         Self { public_read: true }
-    }
-}
-
-/// `[etcd]`: only with a store that is one.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct EtcdSection {
-    /// What all keys begin with, so that others may use the same etcd.
-    pub prefix: String,
-    /// File with one line, `user:password`; without, nobody in particular asks.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub credentials_file: Option<PathBuf>,
-}
-
-impl Default for EtcdSection {
-    fn default() -> Self {
-        Self {
-            prefix: "geo-cdn/".into(),
-            credentials_file: None,
-        }
     }
 }
 
@@ -370,70 +337,6 @@ impl ConfigFile {
             sites: sites.sites,
         })
     }
-}
-
-/// Which store a control plane keeps in what it answers for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum StoreAddress {
-    /// A part of this process, in the data directory.
-    #[default]
-    Embedded,
-    /// etcd.
-    Etcd(EtcdConfig),
-}
-
-impl StoreAddress {
-    fn named(name: Option<&str>, etcd: &EtcdSection) -> Result<Self, BadConfig> {
-        let members = match name {
-            None | Some("embedded") => return Ok(Self::Embedded),
-            Some(other) => other.strip_prefix("etcd://").ok_or_else(|| {
-                let told = "\"embedded\" or \"etcd://host:2379,host2:2379\"";
-                bad("store", format!("{told}, not {other:?}"))
-            })?,
-        };
-        let members: Vec<String> = members.split(',').map(|m| m.trim().to_owned()).collect();
-        if members.len() > ETCD_MEMBERS_MAX {
-            return Err(bad("store", format!("at most {ETCD_MEMBERS_MAX} members")));
-        }
-        for member in &members {
-            host_and_port("store", member)?;
-        }
-        let fits = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
-        if etcd.prefix.len() > ETCD_PREFIX_BYTES_MAX || !etcd.prefix.chars().all(fits) {
-            let reason = format!(
-                "at most {ETCD_PREFIX_BYTES_MAX} letters, digits, slashes, dots, dashes and \
-                 underscores, not {:?}",
-                etcd.prefix
-            );
-            return Err(bad("etcd.prefix", reason));
-        }
-        let user = etcd.credentials_file.as_deref().map(credentials);
-        Ok(Self::Etcd(EtcdConfig {
-            members,
-            prefix: etcd.prefix.clone(),
-            user: user.transpose()?,
-        }))
-    }
-}
-
-/// The user and the password in a file.
-fn credentials(path: &Path) -> Result<(String, String), BadConfig> {
-    let fail = |reason: String| {
-        bad(
-            "etcd.credentials_file",
-            format!("{}: {reason}", path.display()),
-        )
-    };
-    let mut text = String::new();
-    File::open(path)
-        .and_then(|file| file.take(CREDENTIALS_BYTES_MAX).read_to_string(&mut text))
-        .map_err(|error| fail(format!("cannot be read: {error}")))?;
-    let pair = text.trim().split_once(':');
-    let pair = pair.filter(|(user, password)| {
-        !user.is_empty() && !password.is_empty() && !password.contains('\n')
-    });
-    let (user, password) = pair.ok_or_else(|| fail("must be one line, user:password".into()))?;
-    Ok((user.to_owned(), password.to_owned()))
 }
 
 fn check_network(network: &NetworkPlace) -> Result<(), BadConfig> {

@@ -8,6 +8,7 @@ use cluster::{
     membership::{Membership, MembershipConfig},
     net::{Listener, Net},
     node::{NodeInfo, Phase, Role},
+    purge::Position,
 };
 use tokio::{sync::watch, task::JoinSet};
 use tracing::{info, warn};
@@ -18,10 +19,13 @@ use crate::{
     config::Config,
     data_dir::DataDir,
     error::StartError,
+    fanout::Fanout,
     keyring::Keyring,
     metrics::Metrics,
     nudge::Nudger,
     places::Places,
+    purge_log::{self, PurgeLog},
+    receipts::Receipts,
     serve::Server,
     sites::{Sites, SitesParts, snapshot::Snapshot},
     store::Store,
@@ -53,6 +57,7 @@ pub struct Control {
     data_dir: Arc<DataDir>,
     sites: Sites,
     clock: Clock,
+    fanout: Fanout,
 }
 
 impl Control {
@@ -84,7 +89,7 @@ impl Control {
         }
         info!(database = places.describe(), "addresses are located");
         let sites = Sites::open(SitesParts {
-            store,
+            store: store.clone(),
             me: config.id.clone(),
             configured: std::mem::take(&mut config.sites),
             private: config.private_origins.clone(),
@@ -127,13 +132,24 @@ impl Control {
             me.peer = api;
         });
 
+        let metrics = Arc::new(Metrics::new(version, sites.now().map().sites().len()));
+        let fanout = Fanout {
+            log: PurgeLog::new(store, clock.clone()),
+            receipts: Arc::new(Receipts::new(clock.clone())),
+            metrics: metrics.clone(),
+            net: net.clone(),
+            signer: Signer::new(config.secret.clone(), config.id.clone()),
+            clock: clock.clone(),
+        };
         let (atlas, atlases) = watch::channel(Arc::new(Atlas::default()));
         let places = Arc::new(places);
         let parts = AppParts {
             atlas: atlases,
             places: places.clone(),
-            metrics: Metrics::new(version, sites.now().map().sites().len()),
+            metrics,
             sites: sites.clone(),
+            purge_log: fanout.log.clone(),
+            receipts: fanout.receipts.clone(),
             warming: warming.clone(),
             keyring: keyring.clone(),
             gossip: membership.stats(),
@@ -154,6 +170,7 @@ impl Control {
             data_dir,
             sites,
             clock,
+            fanout,
         })
     }
 
@@ -178,7 +195,11 @@ impl Control {
         let (stop, stopping) = watch::channel(false);
         let membership = Arc::new(self.membership);
         let mut keeper = JoinSet::new();
-        let signer = Signer::new(self.config.secret.clone(), self.config.id.clone());
+        let signer = self.fanout.signer.clone();
+        let (told, arrivals) = purge_log::arrivals();
+        keeper.spawn(self.fanout.log.clone().run(told));
+        keeper.spawn(announce(self.fanout.log.head(), membership.clone()));
+        keeper.spawn(self.fanout.run(self.atlas.subscribe(), arrivals));
         let atlases = self.atlas.subscribe();
         let nudger = Nudger {
             net: self.net.clone(),
@@ -233,6 +254,17 @@ impl Control {
 impl fmt::Debug for Control {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Control({})", self.config.id)
+    }
+}
+
+/// Tells in gossip where the purge log ends: that is how an edge learns that it lacks something.
+async fn announce(mut head: watch::Receiver<Position>, membership: Arc<Membership>) {
+    loop {
+        let end = *head.borrow_and_update();
+        membership.update(|me| me.purged = end);
+        if head.changed().await.is_err() {
+            return;
+        }
     }
 }
 

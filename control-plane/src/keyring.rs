@@ -370,3 +370,113 @@ async fn on_disk<T: Send + 'static>(
         .await
         .expect("file operations neither panic nor are aborted")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tokens::Role;
+
+    fn request(name: &str, role: Role) -> TokenRequest {
+        TokenRequest {
+            name: name.into(),
+            role,
+            sites: vec![],
+            expires: None,
+        }
+    }
+
+    async fn keyring(store: &Store) -> Keyring {
+        Keyring::open(store.clone(), Clock::system()).await.unwrap()
+    }
+
+    fn names(keyring: &Keyring) -> Vec<String> {
+        let tokens = keyring.tokens().unwrap();
+        let tokens = tokens.in_order();
+        tokens.iter().map(|token| token.name.clone()).collect()
+    }
+
+    async fn eventually(mut holds: impl FnMut() -> bool) {
+        for _ in 0..500 {
+            if holds() {
+                return;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        panic!("not within five seconds");
+    }
+
+    #[tokio::test]
+    async fn of_two_that_would_be_first_one_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::embedded(&dir.path().join("store")).unwrap();
+        // Neither follows the other.
+        let (one, two) = (keyring(&store).await, keyring(&store).await);
+        let here = Caller::loopback();
+        let first = one.create(&request("a", Role::Admin), &here).await;
+        first.unwrap();
+        let second = two.create(&request("b", Role::Admin), &here).await;
+        assert_eq!(second.unwrap_err(), KeyringError::NoLongerFirst);
+        assert_eq!((names(&one), names(&two)), (vec!["a".to_owned()], vec![]));
+    }
+
+    #[tokio::test]
+    async fn what_one_changes_the_other_follows_and_changes_meet() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = Arc::new(DataDir::open(parent.path()).unwrap());
+        let store = Store::embedded(&parent.path().join("store")).unwrap();
+        let (one, two) = (keyring(&store).await, keyring(&store).await);
+        let keeping = tokio::spawn(two.clone().keep(dir.clone()));
+        let here = Caller::loopback();
+        let (token, secret) = one
+            .create(&request("ops", Role::Admin), &here)
+            .await
+            .unwrap();
+        eventually(|| names(&two) == ["ops"]).await;
+        let tokens = two.tokens().unwrap();
+        let credentials = crate::access::Credentials {
+            token: Some(secret.reveal()),
+            node: None,
+            is_here: false,
+        };
+        let ops = crate::access::caller(&tokens, credentials, two.now_ms()).unwrap();
+        let (left, right) = (request("left", Role::Read), request("right", Role::Read));
+        let (left, right) = tokio::join!(one.create(&left, &ops), two.create(&right, &ops));
+        let (left, _) = (left.unwrap(), right.unwrap());
+        assert_eq!(left.0.created_by, "ops");
+        eventually(|| names(&two).len() == 3).await;
+        let (_, new) = one.rotate(&token.id, Duration::ZERO, &ops).await.unwrap();
+        one.revoke(&left.0.id, &ops).await.unwrap();
+        let is_good = |text: &str| two.tokens().unwrap().find(text, two.now_ms()).is_ok();
+        eventually(|| is_good(new.reveal()) && !is_good(secret.reveal())).await;
+        eventually(|| names(&two).len() == 2).await;
+        keeping.abort();
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_read_lets_nobody_in_until_it_is_reset() {
+        let parent = tempfile::tempdir().unwrap();
+        let dir = Arc::new(DataDir::open(parent.path()).unwrap());
+        let store = Store::embedded(&parent.path().join("store")).unwrap();
+        let damage = vec![Change::put(KEY, "[{}]")];
+        store.commit(vec![], damage).await.unwrap();
+        let keyring = keyring(&store).await;
+        assert_eq!(keyring.tokens().unwrap_err(), KeyringError::Unreadable);
+        let here = Caller::loopback();
+        let made = keyring.create(&request("a", Role::Admin), &here).await;
+        assert_eq!(made.unwrap_err(), KeyringError::Unreadable);
+        let rescue = request("reset", Role::Admin);
+        let secret = Rescue::leave(parent.path(), &rescue, false, keyring.now_ms()).unwrap();
+        assert!(!Rescue::is_taken(parent.path()));
+        let kept = dir.read(RESCUE_FILE).unwrap().unwrap();
+        assert!(!String::from_utf8_lossy(&kept).contains(secret.reveal()));
+        for _ in 0..2 {
+            keyring.take_rescue(&dir).await.unwrap();
+            assert!(Rescue::is_taken(parent.path()));
+            assert_eq!(names(&keyring), ["reset"]);
+            // Killed before the file was removed: it is taken once.
+            DataDir::leave(parent.path(), RESCUE_FILE, &kept).unwrap();
+        }
+        let tokens = keyring.tokens().unwrap();
+        assert!(tokens.find(secret.reveal(), keyring.now_ms()).is_ok());
+    }
+}

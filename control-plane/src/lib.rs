@@ -16,6 +16,8 @@
 //!   of a new one;
 //! - [`tokens`] (pure): bearer tokens, their secrets and their roles; [`access`] (pure): who asks, and what
 //!   that lets them do; [`keyring`]: the tokens of the cluster, in the store;
+//! - [`purge_log`]: purges in their order; [`fanout`]: how every edge gets them; [`receipts`]: what became
+//!   of each of them at each edge;
 //! - [`warm`]: jobs that have edges fetch URLs ahead of demand;
 //! - [`api`]: one file per resource; [`serve`]: connections, their limits and their end;
 //! - [`cli`]: the operator's commands against a running control plane.
@@ -31,11 +33,14 @@ pub mod config;
 pub mod control;
 pub mod data_dir;
 pub mod error;
+pub mod fanout;
 pub mod keyring;
 pub mod metrics;
 pub mod nudge;
 pub mod places;
+pub mod purge_log;
 pub mod rank;
+pub mod receipts;
 pub mod serve;
 pub mod sites;
 pub mod steer;

@@ -4,8 +4,8 @@ use std::{collections::HashSet, sync::Mutex, sync::PoisonError, sync::atomic::Or
 
 use cluster::{membership::GossipStats, node::NodeId};
 use prometheus::{
-    IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
-    process_collector::ProcessCollector,
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder, core::Collector, process_collector::ProcessCollector,
 };
 
 /// Most edges with a series of their own; further ones are counted together as `other`.
@@ -13,6 +13,20 @@ pub const EDGES_MAX: usize = 256;
 
 /// What a scrape is answered with.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
+
+/// Bounds of `control_plane_purge_duration_seconds`: from a cluster in one room to what is late.
+const PURGE_SECONDS: [f64; 10] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 1.0, 5.0];
+
+/// How purges stand at a scrape.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Purges {
+    /// The last number of the log.
+    pub head: u64,
+    /// Scopes that are retained.
+    pub scopes: usize,
+    /// Receipts by state, of the purges of which they are kept.
+    pub receipts: [(&'static str, usize); 4],
+}
 
 /// The metrics of one control plane, in a registry of their own.
 #[derive(Debug)]
@@ -32,6 +46,16 @@ pub struct Metrics {
     sites_version: IntGauge,
     /// `control_plane_sites`.
     sites: IntGauge,
+    /// `control_plane_purges_total{outcome}`.
+    purges: IntCounterVec,
+    /// `control_plane_purge_duration_seconds`.
+    purge_duration: Histogram,
+    /// `control_plane_purge_receipts{state}`.
+    receipts: IntGaugeVec,
+    /// `control_plane_purge_scopes`.
+    purge_scopes: IntGauge,
+    /// `control_plane_purge_log_head`.
+    purge_head: IntGauge,
     edges: Mutex<HashSet<NodeId>>,
 }
 
@@ -55,6 +79,16 @@ impl Metrics {
         if let Err(error) = registry.register(Box::new(ProcessCollector::for_self())) {
             tracing::warn!(%error, "no metrics of the process itself");
         }
+        let duration = HistogramOpts::new(
+            "purge_duration_seconds",
+            "Time from taking a purge until every live edge has acknowledged it.",
+        )
+        .namespace("control_plane")
+        .buckets(PURGE_SECONDS.to_vec());
+        let receipts = opts(
+            "purge_receipts",
+            "Receipts by state, of the purges of which they are kept.",
+        );
         let nodes = IntGaugeVec::new(opts("nodes", "Nodes known, by state."), &["state"]);
         let metrics = Self {
             sites_version: version_gauge,
@@ -83,6 +117,24 @@ impl Metrics {
                 "geo_lookups_total",
                 "Clients looked up, by how their place became known.",
                 &["result"],
+            ),
+            purges: counters(
+                &registry,
+                "purges_total",
+                "Purges asked for here, by what the answer said.",
+                &["outcome"],
+            ),
+            purge_duration: registered(&registry, Histogram::with_opts(duration)),
+            receipts: registered(&registry, IntGaugeVec::new(receipts, &["state"])),
+            purge_scopes: gauge(
+                &registry,
+                "purge_scopes",
+                "Distinct scopes that the purge log retains.",
+            ),
+            purge_head: gauge(
+                &registry,
+                "purge_log_head",
+                "Number of the last record of the purge log.",
             ),
             edges: Mutex::new(HashSet::new()),
             registry,
@@ -118,13 +170,37 @@ impl Metrics {
         self.answers.with_label_values(&[resource, &code]).inc();
     }
 
+    /// A purge was answered: `complete`, `incomplete`, `accepted` (nobody, or not everybody, was waited
+    /// for), `refused` (the asker's mistake), `failed` (the store's).
+    pub fn purged(&self, outcome: &'static str) {
+        self.purges.with_label_values(&[outcome]).inc();
+    }
+
+    /// A purge was acknowledged by every live edge, the last one after this long.
+    pub fn purge_complete(&self, elapsed_ms: u64) {
+        let ms = u32::try_from(elapsed_ms).unwrap_or(u32::MAX);
+        self.purge_duration.observe(f64::from(ms) / 1000.0);
+    }
+
     /// A client was looked up; `result` as [`crate::places::Known::source`] says it.
     pub fn looked_up(&self, result: &str) {
         self.geo_lookups.with_label_values(&[result]).inc();
     }
 
     /// Everything as Prometheus text, with the nodes and the gossip of this moment.
-    pub fn render(&self, nodes: [(&'static str, usize); 4], gossip: &GossipStats) -> String {
+    pub fn render(
+        &self,
+        nodes: [(&'static str, usize); 4],
+        purges: &Purges,
+        gossip: &GossipStats,
+    ) -> String {
+        let signed = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        for (state, count) in purges.receipts {
+            self.receipts.with_label_values(&[state]).set(signed(count));
+        }
+        self.purge_scopes.set(signed(purges.scopes));
+        self.purge_head
+            .set(i64::try_from(purges.head).unwrap_or(i64::MAX));
         for (state, count) in nodes {
             let count = i64::try_from(count).unwrap_or(i64::MAX);
             self.nodes.with_label_values(&[state]).set(count);
@@ -224,6 +300,7 @@ mod tests {
             metrics.steered(&format!("edge-{i}").parse().unwrap(), "nearest");
         }
         metrics.steered(&"edge-0".parse().unwrap(), "nearest");
+        metrics.purge_complete(80);
         let text = metrics.render(
             [
                 ("ready", 1),
@@ -231,6 +308,16 @@ mod tests {
                 ("draining", 0),
                 ("departed", 2),
             ],
+            &Purges {
+                head: 42,
+                scopes: 3,
+                receipts: [
+                    ("acknowledged", 2),
+                    ("pending", 1),
+                    ("unreachable", 0),
+                    ("departed", 0),
+                ],
+            },
             &GossipStats::default(),
         );
         let series = text
@@ -242,6 +329,9 @@ mod tests {
             "control_plane_steered_total{edge=\"edge-0\",reason=\"nearest\"} 2",
             "control_plane_nodes{state=\"departed\"} 2",
             "control_plane_sites_version 7",
+            "control_plane_purge_log_head 42",
+            "control_plane_purge_receipts{state=\"acknowledged\"} 2",
+            "control_plane_purge_duration_seconds_bucket{le=\"0.1\"} 1",
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\n{text}");
         }

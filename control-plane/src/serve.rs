@@ -29,8 +29,9 @@ use crate::error::ApiError;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Largest request head in bytes: URLs and cookies of sites pass through the steering listener.
 const HEAD_BYTES_MAX: usize = 64 << 10;
-/// Longest time to make an answer. All are made from snapshots, so this is never reached.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest time to make an answer. Nearly all are made from snapshots; a purge waits for edges, at most
+/// for [`crate::receipts::WAIT_MAX`].
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest life of a connection: whoever takes nothing of what is sent holds no place for ever.
 const CONNECTION_TIME_MAX: Duration = Duration::from_secs(300);
 /// Pause after a connection could not be accepted: too many open files do not pass at once.

@@ -70,8 +70,10 @@ pub enum ChangeError {
         /// The version.
         version: u64,
     },
-    /// Others changed sites all the time.
-    #[error("others change sites at this moment; try again")]
+    /// Others changed sites all the time, or made them what this control plane cannot follow.
+    #[error(
+        "others change sites at this moment, or this control plane cannot follow them; try again"
+    )]
     Busy,
     /// The store failed.
     #[error(transparent)]
@@ -247,10 +249,15 @@ impl Sites {
                 Committed::At(_) => {
                     info!(site = wish.name, version = record.version, by = wish.by,
                         action = ?wish.action, "site changed");
-                    self.seen(|now| now.version() >= record.version).await;
+                    // If it is not seen at once, it is made all the same.
+                    self.sees(|now| now.version() >= record.version).await;
                     return Ok(answer);
                 }
-                Committed::Conflict => self.seen(|now| now.revision > before.revision).await,
+                Committed::Conflict => {
+                    if !self.sees(|now| now.revision > before.revision).await {
+                        break;
+                    }
+                }
             }
         }
         Err(ChangeError::Busy)
@@ -375,11 +382,11 @@ impl Sites {
         }))
     }
 
-    /// Waits a moment for this control plane to see what is in the store.
-    async fn seen(&self, enough: impl Fn(&Snapshot) -> bool) {
+    /// Waits a moment for this control plane to see what is in the store; whether it does.
+    async fn sees(&self, enough: impl Fn(&Snapshot) -> bool) -> bool {
         let mut snapshots = self.follow();
-        // If it does not, the answer is true all the same.
-        let _ = timeout(SEEN_WITHIN, snapshots.wait_for(|now| enough(now))).await;
+        let seen = timeout(SEEN_WITHIN, snapshots.wait_for(|now| enough(now))).await;
+        seen.is_ok()
     }
 }
 

@@ -311,7 +311,7 @@ impl Hold {
             Some(self.elsewhere(&holder))
         };
         if proxy.is_gone(request.headers(), None) {
-            return refuse("miss", StatusCode::NOT_FOUND);
+            return refuse("taken-down", StatusCode::NOT_FOUND);
         }
         if let (Some(hash), 1) = (asked.hash, asked.pieces.len())
             && let Some((entry, growing)) = cache.coming_in(key)
@@ -328,7 +328,7 @@ impl Hold {
             return refuse("miss", StatusCode::NOT_FOUND);
         };
         if proxy.is_gone(request.headers(), Some(&entry)) {
-            return refuse("miss", StatusCode::NOT_FOUND);
+            return refuse("taken-down", StatusCode::NOT_FOUND);
         }
         if let Some(elsewhere) = elsewhere(&entry) {
             return elsewhere;

@@ -187,6 +187,49 @@ async fn from_the_first_token_on_every_change_needs_one_that_is_good_for_it() {
         assert_eq!(revoke.await.status, 403);
     }
     assert_eq!(jobs(control, None).await, before, "nothing was changed");
+
+    // Purges: by whom the site is named to, in whatever way they ask.
+    let wish = json!({"site": "site", "urls": ["/a"]});
+    let purging = async |token: Option<&str>, wish: &Value| {
+        call(control, Method::POST, "/v1/purges", token, wish).await
+    };
+    let purged = purging(Some(&purge), &wish).await;
+    assert_eq!(purged.status, 200, "{}", purged.text());
+    let purged = purged.json().unwrap();
+    assert_eq!(purged["by"], "cms");
+    let receipt = format!("/v1/purges/{}", purged["seq"]);
+    assert_eq!(get(control, &receipt, Some(&purge)).await.status, 200);
+    assert_eq!(purging(some, &wish).await.status, 200);
+    for (token, status) in [(None, 401), (Some(&*read), 403), (Some("x"), 401)] {
+        assert_eq!(purging(token, &wish).await.status, status);
+    }
+    let other = purging(Some(&purge), &json!({"site": "other", "all": true})).await;
+    assert_eq!((other.status, field(&other)), (403, "site".into()));
+    let fastly = ["/service/site/purge/t", "/service/site/purge_all"];
+    for path in fastly {
+        let url = control.url(path);
+        for (token, status) in [(&*purge, 200), (&*read, 403), ("x", 401)] {
+            let fields = [("fastly-key", token)];
+            let client = Client::new();
+            let sent = client.send(Method::POST, &url, &fields, Bytes::new()).await;
+            assert_eq!(sent.unwrap().status, status, "{path}");
+        }
+    }
+    let elsewhere = "/service/other/purge_all";
+    let refused = call(control, Method::POST, elsewhere, Some(&purge), &Value::Null).await;
+    assert_eq!(refused.status, 403);
+    let method = Method::from_bytes(b"PURGE").unwrap();
+    for (token, status) in [(None, 401), (Some(&*read), 403), (Some(&*purge), 200)] {
+        let bearer = token.map(|token| format!("Bearer {token}"));
+        let fields: Vec<_> = [("host", "site.test")]
+            .into_iter()
+            .chain(bearer.as_deref().map(|bearer| ("authorization", bearer)))
+            .collect();
+        let url = control.url("/a");
+        let client = Client::new();
+        let sent = client.send(method.clone(), &url, &fields, Bytes::new());
+        assert_eq!(sent.await.unwrap().status, status);
+    }
     assert_eq!(warm(some).await.status, 202);
     assert_eq!(jobs(control, None).await, before + 1);
     // As Fastly's clients and as browsers send it.

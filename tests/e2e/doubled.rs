@@ -5,19 +5,24 @@ use std::path::PathBuf;
 
 use anyhow::ensure;
 use harness::{
-    cluster::{Cluster, Node, Plan},
+    client::Client,
+    cluster::{Cluster, Node, Plan, set},
     etcd::Etcd,
     origin::{Answer, Origin},
     process::eventually,
 };
 use http::Method;
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 
 use crate::{
     SECOND,
     admitting::{call, made},
-    installed, started,
+    installed, started, stored,
 };
+
+/// What each of two writers writes.
+const WRITES: usize = 150;
 
 /// Two control planes on a real etcd of `members`, and `edges` edges.
 struct Stage {
@@ -36,6 +41,7 @@ impl Stage {
         plan.doubled = true;
         plan.control_settings
             .insert("store".into(), etcd.url().into());
+        set(&mut plan.control_settings, "origins", "allow_private", true);
         let cluster = started(plan).await;
         let control = cluster.control.as_ref().unwrap();
         let token = made(control, &["--name", "ops", "--role", "admin"], None).await;
@@ -140,43 +146,41 @@ async fn a_token_that_one_makes_the_other_takes_and_etcds_absence_is_said() {
     .unwrap();
 }
 
-/// Each of them is killed and started again while both are written to.
-#[tokio::test(flavor = "multi_thread")]
-async fn nothing_that_was_acknowledged_is_lost_when_either_is_killed_during_writes() {
-    let Some(binary) = installed("etcd") else {
-        return;
-    };
-    let mut stage = Stage::new(binary, 1, 1).await;
-    let token = stage.token.clone();
-    let writing = |url: String, name: &'static str| {
-        let token = token.clone();
-        tokio::spawn(async move {
-            let bearer = format!("Bearer {token}");
-            let fields = [
-                ("authorization", &*bearer),
-                ("content-type", "application/json"),
-            ];
-            let mut acknowledged = Vec::new();
-            for n in 0..150 {
-                let name = format!("{name}-{n}");
-                let body = json!({"name": name, "role": "read"}).to_string();
-                let client = harness::client::Client::new();
-                let sent = client.send(Method::POST, &url, &fields, body.into()).await;
-                if let Ok(answer) = sent
-                    && answer.status == 201
-                {
-                    acknowledged.push(name);
-                }
-                tokio::time::sleep(SECOND / 25).await;
+/// Puts things at `url` with a token, one after the other, and tells which were acknowledged.
+fn writing(
+    method: Method,
+    url: impl Fn(&str) -> String + Send + 'static,
+    body: impl Fn(&str) -> Value + Send + 'static,
+    name: &'static str,
+    token: &str,
+) -> JoinHandle<Vec<String>> {
+    let bearer = format!("Bearer {token}");
+    tokio::spawn(async move {
+        let fields = [
+            ("authorization", &*bearer),
+            ("content-type", "application/json"),
+        ];
+        let mut acknowledged = Vec::new();
+        for n in 0..WRITES {
+            let name = format!("{name}-{n}");
+            let (url, body) = (url(&name), body(&name).to_string());
+            let client = Client::new();
+            let sent = client
+                .send(method.clone(), &url, &fields, body.into())
+                .await;
+            if let Ok(answer) = sent
+                && (200..300).contains(&answer.status)
+            {
+                acknowledged.push(name);
             }
-            acknowledged
-        })
-    };
-    let [first, second] = stage.controls();
-    let writers = [
-        writing(first.url("/v1/tokens"), "first"),
-        writing(second.url("/v1/tokens"), "second"),
-    ];
+            tokio::time::sleep(SECOND / 25).await;
+        }
+        acknowledged
+    })
+}
+
+/// Kills one control plane after the other, starts each again, and waits for the writers.
+async fn killing(stage: &mut Stage, writers: [JoinHandle<Vec<String>>; 2]) -> Vec<String> {
     for index in [0, 1] {
         tokio::time::sleep(SECOND).await;
         stage.control(index).kill9().await.unwrap();
@@ -186,21 +190,20 @@ async fn nothing_that_was_acknowledged_is_lost_when_either_is_killed_during_writ
     let mut acknowledged = Vec::new();
     for writer in writers {
         let written = writer.await.unwrap();
-        assert!(written.len() > 50, "only {} of 150", written.len());
+        assert!(written.len() > 50, "only {} of {WRITES}", written.len());
         acknowledged.extend(written);
     }
+    acknowledged
+}
+
+/// Waits until both list what was acknowledged, under `list` of the answer at `path`.
+async fn nothing_lost(stage: &Stage, path: &str, list: &str, acknowledged: &[String]) {
     for control in stage.controls() {
         eventually("it knows what both acknowledged", async || {
-            let list = call(
-                control,
-                Method::GET,
-                "/v1/tokens",
-                Some(&token),
-                &Value::Null,
-            );
-            let list = list.await.json()?;
-            let tokens = list["tokens"].as_array().unwrap();
-            let names: Vec<_> = tokens.iter().filter_map(|t| t["name"].as_str()).collect();
+            let answer = call(control, Method::GET, path, Some(&stage.token), &Value::Null);
+            let answer = answer.await.json()?;
+            let items = answer[list].as_array().unwrap();
+            let names: Vec<_> = items.iter().filter_map(|i| i["name"].as_str()).collect();
             let lost: Vec<_> = (acknowledged.iter())
                 .filter(|name| !names.contains(&name.as_str()))
                 .collect();
@@ -209,5 +212,135 @@ async fn nothing_that_was_acknowledged_is_lost_when_either_is_killed_during_writ
         })
         .await
         .unwrap();
+    }
+}
+
+/// Each of them is killed and started again while both are written to.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_acknowledged_token_is_lost_when_either_is_killed_during_writes() {
+    let Some(binary) = installed("etcd") else {
+        return;
+    };
+    let mut stage = Stage::new(binary, 1, 1).await;
+    let writers = stage.controls().map(|control| {
+        let url = control.url("/v1/tokens");
+        let name = if control.id == "control" {
+            "first"
+        } else {
+            "second"
+        };
+        let body = |name: &str| json!({"name": name, "role": "read"});
+        writing(Method::POST, move |_| url.clone(), body, name, &stage.token)
+    });
+    let acknowledged = killing(&mut stage, writers).await;
+    nothing_lost(&stage, "/v1/tokens", "tokens", &acknowledged).await;
+}
+
+/// The same with purges: each that was acknowledged is in the one log that both have, and the edges have
+/// applied all of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_acknowledged_purge_is_lost_and_the_edges_follow() {
+    let Some(binary) = installed("etcd") else {
+        return;
+    };
+    let mut stage = Stage::new(binary, 1, 2).await;
+    stage.origin.route("/a", Answer::bytes("old").max_age(600));
+    for edge in &stage.cluster.edges {
+        stored(edge, "/a").await;
+    }
+    let writers = stage.controls().map(|control| {
+        let url = control.url("/v1/purges");
+        let name = match control.id == "control" {
+            true => "first",
+            false => "second",
+        };
+        let body = |name: &str| json!({"site": "site", "tags": [name], "wait": "none"});
+        writing(Method::POST, move |_| url.clone(), body, name, &stage.token)
+    });
+    let acknowledged = killing(&mut stage, writers).await;
+    let mut logs = Vec::new();
+    for control in stage.controls() {
+        let log = eventually("it has the whole log", async || {
+            let path = "/v1/purges?after=0";
+            let page = call(control, Method::GET, path, Some(&stage.token), &Value::Null);
+            let page = page.await.json()?;
+            let records = page["records"].as_array().cloned().unwrap_or_default();
+            let tags: Vec<_> = (records.iter())
+                .filter_map(|record| record["purge"]["scopes"][0]["tag"].as_str())
+                .collect();
+            let lost: Vec<_> = (acknowledged.iter())
+                .filter(|name| !tags.contains(&name.as_str()))
+                .collect();
+            ensure!(lost.is_empty(), "{lost:?}");
+            Ok((page["head"].clone(), records))
+        });
+        logs.push(log.await.unwrap());
+    }
+    assert_eq!(logs[0], logs[1], "one log");
+
+    // What is purged through one is gone everywhere while the other is away.
+    stage.origin.route("/a", Answer::bytes("new").max_age(600));
+    stage.control(0).kill9().await.unwrap();
+    let [_, second] = stage.controls();
+    let wish = json!({"site": "site", "urls": ["/a"]});
+    let purged = call(
+        second,
+        Method::POST,
+        "/v1/purges",
+        Some(&stage.token),
+        &wish,
+    )
+    .await;
+    let purged = purged.json().unwrap();
+    assert_eq!(purged["complete"], true, "{purged}");
+    let head = purged["seq"].as_u64().unwrap();
+    for edge in &stage.cluster.edges {
+        assert_eq!(edge.get("/a").await.unwrap().text(), "new");
+        eventually("it has applied the whole log", async || {
+            let applied = edge.metric("edge_purge_seq_applied", &[]).await?;
+            ensure!(applied == head as f64, "{applied} of {head}");
+            Ok(())
+        })
+        .await
+        .unwrap();
+    }
+}
+
+/// The same with sites, and a member of etcd is killed as well; the edges serve what was acknowledged.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_acknowledged_site_is_lost_and_the_edges_serve_them_all() {
+    let Some(binary) = installed("etcd") else {
+        return;
+    };
+    let mut stage = Stage::new(binary, 3, 2).await;
+    stage.origin.route("/a", Answer::bytes("a").max_age(600));
+    let origin = stage.origin.url();
+    let writers = stage.controls().map(|control| {
+        let url = control.url("/v1/sites/");
+        let name = if control.id == "control" {
+            "first"
+        } else {
+            "second"
+        };
+        let origin = origin.clone();
+        let body =
+            move |name: &str| json!({"hosts": [format!("{name}.test")], "origins": [origin]});
+        let url = move |name: &str| format!("{url}{name}");
+        writing(Method::PUT, url, body, name, &stage.token)
+    });
+    stage.etcd.kill9(0).await.unwrap();
+    let acknowledged = killing(&mut stage, writers).await;
+    nothing_lost(&stage, "/v1/sites", "sites", &acknowledged).await;
+    for edge in &stage.cluster.edges {
+        for name in &acknowledged {
+            let host = format!("{name}.test");
+            eventually("the edge serves it", async || {
+                let answer = edge.get_with("/a", &[("host", &host)]).await?;
+                ensure!(answer.status == 200, "{host}: {}", answer.status);
+                Ok(())
+            })
+            .await
+            .unwrap();
+        }
     }
 }

@@ -281,14 +281,6 @@ async fn what_is_refused_changes_nothing() {
         (
             "api",
             &[],
-            with("origins", json!([format!("http://127.0.0.1:{edge_port}")])),
-            200,
-            "",
-            "",
-        ),
-        (
-            "api",
-            &[],
             with("origins", json!([format!("http://{HOST}:{edge_port}")])),
             422,
             "origins",
@@ -357,12 +349,9 @@ async fn what_is_refused_changes_nothing() {
             site(&origin),
             403,
             "",
-            "only from the machine",
+            "only from the machine on which the control plane runs",
         ),
     ] {
-        if status == 200 {
-            continue;
-        }
         let answer = call(
             control,
             Method::PUT,
@@ -395,24 +384,23 @@ async fn what_is_refused_changes_nothing() {
         let answer = call(control, method.clone(), path, &[], &json!(null)).await;
         assert_eq!(answer.status, status, "{method} {path}: {}", answer.text());
     }
+    let (unknown, client) = (json!({"version": 7}), Client::new());
     let back = call(
         control,
         Method::POST,
         "/v1/sites/api/rollback",
         &[],
-        &json!({"version": 7}),
-    );
-    assert_eq!(back.await.status, 404);
-    let text = Client::new().send(
-        Method::PUT,
-        &control.url("/v1/sites/b"),
-        &[("content-type", "text/plain")],
-        "x".into(),
-    );
-    assert_eq!(text.await.unwrap().status, 415);
+        &unknown,
+    )
+    .await;
+    assert_eq!(back.status, 404);
+    let url = control.url("/v1/sites/b");
+    let text = [("content-type", "text/plain")];
+    let text = client.send(Method::PUT, &url, &text, "x".into()).await;
+    assert_eq!(text.unwrap().status, 415);
     let large = Bytes::from(vec![b' '; 3 << 20]);
-    let large = Client::new().send(Method::PUT, &control.url("/v1/sites/b"), &[JSON], large);
-    assert_eq!(large.await.unwrap().status, 413);
+    let large = client.send(Method::PUT, &url, &[JSON], large).await;
+    assert_eq!(large.unwrap().status, 413);
     // A check says the same and changes nothing either.
     let path = "/v1/sites/api/check";
     let checked = call(

@@ -258,7 +258,7 @@ impl Table {
     /// Whether nothing at all of a site was hit since `as_of`.
     pub fn is_untouched(&self, site: &str, as_of: Position) -> bool {
         let site = self.sites.get(site);
-        let newest = site.map_or(Position::default(), |site| site.newest);
+        let newest = site.map(|site| site.newest).unwrap_or_default();
         as_of >= newest.max(self.floor.newest())
     }
 

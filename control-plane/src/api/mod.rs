@@ -1,5 +1,5 @@
 //! The HTTP API: one file per resource. Every answer is made from snapshots; none waits, but for the
-//! disk to have what changes something.
+//! disk to have what changes something, and for edges to acknowledge a purge.
 
 use std::sync::{
     Arc,
@@ -25,8 +25,9 @@ use cluster::{
     membership::GossipStats,
     network::Network,
     node::NodeId,
+    purge::spoken::is_spoken,
     secret::ClusterSecret,
-    wire::{CONTROL_PLANES, EDGES, MAC_FIELD, NODES, PEERS, SITES, WARM},
+    wire::{CONTROL_PLANES, EDGES, MAC_FIELD, NODES, PEERS, PURGES, SITES, WARM},
 };
 use serde::Serialize;
 use tokio::sync::watch;
@@ -42,6 +43,8 @@ use crate::{
     metrics,
     metrics::Metrics,
     places::Places,
+    purge_log::PurgeLog,
+    receipts::Receipts,
     sites::Sites,
     warm::Warming,
 };
@@ -51,6 +54,7 @@ mod gate;
 pub mod nodes;
 mod openapi;
 pub mod peers;
+pub mod purges;
 pub mod sites;
 pub mod status;
 pub mod steering;
@@ -68,8 +72,10 @@ pub struct App {
     id: NodeId,
     atlas: watch::Receiver<Arc<Atlas>>,
     places: Arc<Places>,
-    metrics: Metrics,
+    metrics: Arc<Metrics>,
     sites: Sites,
+    purge_log: PurgeLog,
+    receipts: Arc<Receipts>,
     gossip: Arc<GossipStats>,
     clock: Clock,
     warming: Warming,
@@ -92,9 +98,13 @@ pub struct AppParts {
     /// Where addresses are.
     pub places: Arc<Places>,
     /// Metrics of the process.
-    pub metrics: Metrics,
+    pub metrics: Arc<Metrics>,
     /// The site registry.
     pub sites: Sites,
+    /// The purge log.
+    pub purge_log: PurgeLog,
+    /// What became of purges at each edge.
+    pub receipts: Arc<Receipts>,
     /// Jobs that fetch ahead of demand.
     pub warming: Warming,
     /// The tokens.
@@ -113,6 +123,8 @@ impl App {
             places,
             metrics,
             sites,
+            purge_log,
+            receipts,
             warming,
             keyring,
             gossip,
@@ -124,6 +136,8 @@ impl App {
             places,
             metrics,
             sites,
+            purge_log,
+            receipts,
             gossip,
             clock,
             warming,
@@ -154,9 +168,10 @@ impl App {
         self.atlas.borrow().clone()
     }
 
-    /// Ready: it sees at least itself, and is not about to end.
+    /// Ready: it sees at least itself, has read the purge log, and is not about to end.
     fn is_ready(&self) -> bool {
-        !self.stopping.load(Ordering::Relaxed) && self.atlas().seat(&self.id).is_some()
+        let has_read = self.purge_log.head().borrow().log != 0;
+        has_read && !self.stopping.load(Ordering::Relaxed) && self.atlas().seat(&self.id).is_some()
     }
 
     /// A JSON document that an edge can check with the cluster's secret: its MAC covers the path as
@@ -177,6 +192,7 @@ impl App {
 /// Everything on the API listener.
 pub fn router(app: Arc<App>) -> Router {
     resources()
+        .layer(middleware::from_fn_with_state(app.clone(), purges::spoken))
         .layer(middleware::from_fn_with_state(app.clone(), gate::admitted))
         .layer(middleware::from_fn_with_state(app.clone(), counted))
         .with_state(app)
@@ -190,6 +206,7 @@ fn resources() -> Router<Arc<App>> {
         .route(EDGES, get(edges::ranked))
         .route(NODES, get(nodes::all))
         .merge(sites::routes())
+        .merge(purges::routes())
         .merge(warm::routes())
         .merge(tokens::routes())
         .route(OPENAPI, get(|| async move { description.answer() }))
@@ -213,6 +230,8 @@ async fn counted(State(app): State<Arc<App>>, request: Request, next: Next) -> R
         EDGES => "edges",
         NODES => "nodes",
         path if path.starts_with(SITES) => "sites",
+        path if path.starts_with(PURGES) => "purges",
+        path if is_spoken(request.method().as_str(), path) => "purges",
         path if path.starts_with(WARM) => "warm",
         path if path.starts_with(TOKENS) => "tokens",
         OPENAPI => "openapi",
@@ -232,7 +251,14 @@ async fn counted(State(app): State<Arc<App>>, request: Request, next: Next) -> R
 }
 
 async fn scrape(State(app): State<Arc<App>>) -> Response {
-    let text = app.metrics.render(app.atlas().states(), &app.gossip);
+    let purges = metrics::Purges {
+        head: app.purge_log.head().borrow().seq,
+        scopes: app.purge_log.scopes(),
+        receipts: app.receipts.states(),
+    };
+    let text = app
+        .metrics
+        .render(app.atlas().states(), &purges, &app.gossip);
     ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
 }
 

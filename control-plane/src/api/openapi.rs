@@ -10,10 +10,11 @@ use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
 /// A file each: `paths`, `schemas` and `responses`.
-const PARTS: [&str; 6] = [
+const PARTS: [&str; 7] = [
     include_str!("openapi/common.json"),
     include_str!("openapi/nodes.json"),
     include_str!("openapi/sites.json"),
+    include_str!("openapi/purges.json"),
     include_str!("openapi/warm.json"),
     include_str!("openapi/tokens.json"),
     include_str!("openapi/health.json"),
@@ -56,7 +57,9 @@ fn document() -> Value {
                             whatever changes something must be asked for from the machine of the \
                             control plane; from then on it takes one. The name behind `token` is \
                             the role that it takes; an admin's is good for everything. Where the \
-                            configuration says `public_read = false`, reading takes one, too.",
+                            configuration says `public_read = false`, reading takes one, too. \
+                            `PURGE`, `BAN`, `PURGEKEYS` and `PURGETAGS` at any path purge as \
+                            Varnish and the plugins for it do, which OpenAPI has no words for.",
         },
         "paths": paths,
         "components": {
@@ -75,6 +78,8 @@ fn document() -> Value {
 #[cfg(test)]
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
+
+    use cluster::purge::spoken::is_spoken;
 
     use super::*;
     use crate::{
@@ -120,6 +125,12 @@ mod tests {
             .collect();
         let routes = routes();
         assert!(routes.len() > 10, "{routes:?}");
+        // What others' clients send is no route: it is looked at before there are any.
+        let (spoken, described): (BTreeMap<_, _>, BTreeMap<_, _>) = described
+            .into_iter()
+            .partition(|(path, _)| is_spoken("POST", path));
+        assert_eq!(spoken.len(), 3, "{spoken:?}");
+        assert!(spoken.values().all(|methods| methods.iter().eq(["post"])));
         assert_eq!(described, routes);
     }
 

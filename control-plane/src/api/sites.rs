@@ -347,7 +347,7 @@ impl From<Refusal> for ApiError {
             Refusal::Bad(bad) => {
                 return Self::of_field(StatusCode::UNPROCESSABLE_ENTITY, bad.field, &refusal);
             }
-            Refusal::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Refusal::TooLarge(_) | Refusal::TooLargeTogether(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Refusal::Unknown(_) => StatusCode::NOT_FOUND,
             Refusal::Outdated { .. } => StatusCode::PRECONDITION_FAILED,
             Refusal::InFile { .. } => StatusCode::CONFLICT,

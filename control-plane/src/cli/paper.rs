@@ -39,7 +39,7 @@ mod tests {
             std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{name}: {e}"))
         };
         let root = page("control-plane");
-        for words in ["EXIT", "tokens", "serve", "completions"] {
+        for words in ["Exit codes", "tokens", "serve", "completions"] {
             assert!(root.contains(words), "{words}: {root}");
         }
         let create = page("control-plane-tokens-create");

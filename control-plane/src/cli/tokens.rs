@@ -282,8 +282,8 @@ mod tests {
         }
         let lines: Vec<_> = table.lines().collect();
         assert!(lines[1].contains("shop yyyyyy…"), "{table}");
-        assert!(lines[1].ends_with("two, 7d more  in 3650d"), "{table}");
-        assert!(lines[2].ends_with("1h old        expired"), "{table}");
+        assert!(lines[1].ends_with("two, 7d more in 3650d"), "{table}");
+        assert!(lines[2].ends_with("1h old       expired"), "{table}");
         let none = TokenList { tokens: vec![] };
         assert!(tokens_table(&none, NOW).starts_with("no tokens"));
     }

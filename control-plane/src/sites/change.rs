@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use axum::http::Uri;
 use cluster::{
     site::{BadSite, Site, SiteMap, origin::Origin, outside::PrivateOrigins},
-    wire::SiteAction,
+    wire::{SITES_BYTES_MAX, SiteAction},
 };
 
 use super::snapshot::{Record, Records, Snapshot};
@@ -59,6 +59,9 @@ pub enum Refusal {
         "the site is {0} bytes of JSON, at most {SITE_BYTES_MAX}; move what is long to another site"
     )]
     TooLarge(usize),
+    /// All sites together are too large to be handed out.
+    #[error("all sites together would be {0} bytes of JSON, at most {SITES_BYTES_MAX}")]
+    TooLargeTogether(usize),
     /// There is no such site.
     #[error("no site {0:?}; GET /v1/sites lists them")]
     Unknown(String),
@@ -157,6 +160,10 @@ pub fn plan(
         None => drop(records.remove(name)),
     }
     let after = Snapshot::new(version, before.revision, records)?;
+    let bytes = after.json().len();
+    if bytes > SITES_BYTES_MAX && site.is_some() {
+        return Err(Refusal::TooLargeTogether(bytes));
+    }
     if let Some(site) = site {
         no_way_back(site, after.map(), &around.nodes)?;
     }
@@ -234,23 +241,14 @@ fn names_host(site: &Site, origin: &Origin) -> bool {
 
 /// The site of which `host` is a host, other than by a `*` for all.
 fn served_under(host: &str, map: &SiteMap) -> Option<String> {
-    let selected = map.select(host)?;
-    let is_named = selected.site.hosts.iter().any(|own| own != "*");
-    (is_named && !selected.site.hosts.iter().all(|own| own == "*") && named(&selected.site, host))
-        .then(|| selected.site.name.clone())
-}
-
-fn named(site: &Site, host: &str) -> bool {
-    let rest = Site {
-        hosts: site
-            .hosts
-            .iter()
-            .filter(|own| *own != "*")
-            .cloned()
-            .collect(),
-        ..site.clone()
+    let site = map.select(host)?.site;
+    // By `*` alone, the site has every host.
+    let is_named = !site.hosts.iter().any(|own| own == "*") || {
+        let others = site.hosts.iter().filter(|own| *own != "*");
+        let others: Vec<&str> = others.map(String::as_str).collect();
+        Site::new(&site.name, &others, &[]).has_host(host)
     };
-    rest.has_host(host)
+    is_named.then(|| site.name.clone())
 }
 
 /// Host and port of a node's base URL; with `{host}` in it, the host is any.

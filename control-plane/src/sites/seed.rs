@@ -46,7 +46,8 @@ pub(super) async fn seeded(
         // A start that was killed in the middle has left records of a version that was never made.
         let is_whole = before
             .as_ref()
-            .is_ok_and(|before| before.head() == stored.head || is_empty(before, &stored.head));
+            .is_ok_and(|before| before.head() == stored.head || is_empty(before, &stored.head))
+            && floor == stored.head.version;
         match before {
             Ok(before) if fresh.is_empty() && is_whole => return Ok(before),
             _ => {}

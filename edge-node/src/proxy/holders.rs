@@ -23,13 +23,13 @@ use crate::{
         self, Content, Delivery,
         cache_status::{CacheStatus, Fwd, Handled},
     },
-    error::ServeError,
+    error::{Kind, ServeError},
     metrics::{Outcome, Source},
     payload::Payload,
     upstream::{
         home::Level,
         many::Gathering,
-        peer::PeerObject,
+        peer::{PeerError, PeerObject},
         relayed,
         schedule::FIRST_PIECES,
         select::{Candidate, HOLDERS_ASKED_BY_HOME_MAX, HOLDERS_ASKED_MAX},
@@ -210,6 +210,10 @@ impl Proxy {
             tried += answered.asked;
             let object = match answered.answer {
                 Ok(object) => object,
+                Err(PeerError::TakenDown) => {
+                    let detail = format!("taken down, says peer {}", by.id);
+                    return Err(ServeError::new(Kind::Blocked, detail));
+                }
                 Err(error) => {
                     debug!(peer = %by.id, %error, "peer could not help");
                     continue;

@@ -121,6 +121,11 @@ impl Proxy {
                     return None;
                 }
                 Told::Refused(Refusal::Pass) => break,
+                Told::Refused(Refusal::TakenDown) => {
+                    let detail = format!("taken down, says home {}", home.id);
+                    filler.fail(ServeError::new(Kind::Blocked, detail));
+                    return None;
+                }
                 Told::Refused(Refusal::OriginFailed { fault, detail }) => {
                     let detail = format!("home {}: {detail}", home.id);
                     filler.fail(ServeError::new(kind_of(fault), detail));

@@ -284,11 +284,11 @@ impl Proxy {
     /// What is found for a question, unless it is taken down: who asks mostly knows that, too.
     async fn found_admitted(&self, asked: &Arc<Asked>) -> Found {
         if self.admitted_to_nodes(asked).is_err() {
-            return Found::Refused(Refusal::Pass);
+            return Found::Refused(Refusal::TakenDown);
         }
         match self.found(asked).await {
             Found::Entry(entry, _) if self.body_admitted(asked, &entry).await.is_err() => {
-                Found::Refused(Refusal::Pass)
+                Found::Refused(Refusal::TakenDown)
             }
             found => found,
         }
@@ -403,6 +403,7 @@ fn refusal_of(error: &ServeError) -> Refusal {
         Kind::Timeout => OriginFault::Timeout,
         Kind::OriginBusy => return Refusal::OriginBusy,
         Kind::Overloaded => return Refusal::Busy,
+        Kind::Blocked => return Refusal::TakenDown,
         // Its own fault; another may do better.
         _ => return Refusal::Unknown,
     };

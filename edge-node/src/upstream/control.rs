@@ -30,8 +30,6 @@ const PATIENCE: Patience = Patience {
 };
 /// Until a document must be there. Control planes are tried one after the other.
 const DOCUMENT_TIMEOUT: Duration = Duration::from_secs(15);
-/// Largest site registry: [`cluster::site::SITES_MAX`] sites of 3 KiB.
-const SITES_BYTES_MAX: usize = 32 << 20;
 /// How often the registry is asked for without any hint in gossip.
 const SITES_INTERVAL: Duration = Duration::from_secs(60);
 /// Least time from a pull that brought something new to the next, whatever anybody says: many changes in
@@ -96,7 +94,8 @@ impl ControlPlanes {
         self
     }
 
-    fn fields(&self, path: &str) -> HeaderMap {
+    /// The fields of a question for `path`: who asks, where that is to be proved.
+    pub(super) fn fields(&self, path: &str) -> HeaderMap {
         let Some((signer, clock)) = &self.signing else {
             return HeaderMap::new();
         };
@@ -284,7 +283,9 @@ async fn pull_since(planes: &ControlPlanes, least: u64) -> Result<SiteSet, Contr
         }
         SiteMap::new(set).map(drop).map_err(|e| e.to_string())
     };
-    let pulled = planes.document(wire::SITES, SITES_BYTES_MAX, fits).await;
+    let pulled = planes
+        .document(wire::SITES, wire::SITES_BYTES_MAX, fits)
+        .await;
     pulled.map(|(set, _)| set)
 }
 
@@ -342,7 +343,7 @@ mod tests {
     async fn sites(planes: &ControlPlanes) -> Result<SiteSet, ControlError> {
         let accept = |set: &SiteSet| SiteMap::new(set).map(drop).map_err(|e| e.to_string());
         planes
-            .document(wire::SITES, SITES_BYTES_MAX, accept)
+            .document(wire::SITES, wire::SITES_BYTES_MAX, accept)
             .await
             .map(|(set, _)| set)
     }

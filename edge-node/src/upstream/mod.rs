@@ -808,6 +808,7 @@ impl Question {
                 | Err(
                     PeerError::Stale
                     | PeerError::Other
+                    | PeerError::TakenDown
                     | PeerError::NotYet
                     | PeerError::Elsewhere(_),
                 ) => health.succeeded(now),

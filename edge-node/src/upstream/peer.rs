@@ -74,6 +74,9 @@ pub enum PeerError {
     /// It holds something else under that key.
     #[error("holds another version")]
     Other,
+    /// The site has taken it down, as far as it knows.
+    #[error("says that it is taken down")]
+    TakenDown,
     /// What was asked for has not come in there yet.
     #[error("does not have it yet")]
     NotYet,
@@ -120,6 +123,7 @@ impl PeerError {
             Self::Miss => "miss",
             Self::Stale => "stale",
             Self::Other => "other",
+            Self::TakenDown => "taken_down",
             Self::NotYet => "not_yet",
             Self::Elsewhere(_) => "elsewhere",
             Self::Busy => "busy",
@@ -492,6 +496,7 @@ impl Asker {
             (StatusCode::OK, _) => {}
             (StatusCode::NOT_FOUND, Some(b"stale")) => return Err(PeerError::Stale),
             (StatusCode::NOT_FOUND, Some(b"other")) => return Err(PeerError::Other),
+            (StatusCode::NOT_FOUND, Some(b"taken-down")) => return Err(PeerError::TakenDown),
             (StatusCode::NOT_FOUND, Some(b"not-yet")) => return Err(PeerError::NotYet),
             (StatusCode::NOT_FOUND, Some(b"elsewhere")) => {
                 let holder = node_in(&head.headers, HOLDER_FIELD);
@@ -969,6 +974,10 @@ mod tests {
             (head("404 Not Found\r\ncdn-answer: miss"), "miss"),
             (head("404 Not Found\r\ncdn-answer: stale"), "stale"),
             (head("404 Not Found\r\ncdn-answer: other"), "other"),
+            (
+                head("404 Not Found\r\ncdn-answer: taken-down"),
+                "taken_down",
+            ),
             (head("404 Not Found"), "miss"),
             (head("429 Too Many Requests"), "busy"),
             (head("503 Service Unavailable"), "busy"),

@@ -90,7 +90,7 @@ impl ControlPlanes {
         reuse: Reuse,
         by: Instant,
     ) -> Result<PurgePage, String> {
-        let request = || pool::get(url, HeaderMap::new()).map_err(|e| e.to_string());
+        let request = || pool::get(url, self.fields(path)).map_err(|e| e.to_string());
         let document = self
             .pool()
             .document_over::<String>(reuse, request, patience(by), BYTES_MAX, by)

@@ -125,6 +125,8 @@ pub enum Refusal {
     OriginBusy,
     /// It does not know yet of purges that the asker knows.
     Behind,
+    /// The site has taken it down.
+    TakenDown,
 }
 
 /// A piece of an object that is shared out, and where it is to be had.
@@ -159,6 +161,7 @@ impl Refusal {
             Self::Busy => "busy",
             Self::OriginBusy => "origin_busy",
             Self::Behind => "behind",
+            Self::TakenDown => "taken_down",
             Self::OriginFailed { .. } | Self::OriginError { .. } => "origin_failed",
         }
     }

@@ -166,7 +166,8 @@ impl Checker {
             is_done = timeout_at(half, self.pull_from_control(reuse, half)).await == Ok(true);
         }
         let is_starting = !self.purges.has_caught_up() && self.started.elapsed() < CONTROL_WAIT_MAX;
-        if !is_done && !(has_control && is_starting) {
+        let must_be_control = has_control && is_starting;
+        if !is_done && !must_be_control {
             is_done = timeout_at(by, self.pull_from_peers(reuse, by)).await == Ok(true);
         }
         if is_done {
