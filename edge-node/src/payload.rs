@@ -66,6 +66,8 @@ pub struct Trace {
     pub source: Source,
     /// Bytes of body that were read from disk for it; some of them may not have been sent.
     pub from_disk: Arc<AtomicU64>,
+    /// The body that comes in meanwhile, some of it perhaps from peers.
+    pub growing: Option<Arc<Growing>>,
     /// Status of the answer.
     pub status: StatusCode,
     /// Bytes of body sent.
@@ -252,7 +254,11 @@ impl Drop for Trace {
             Some(site) => {
                 site.request(self.outcome);
                 site.bytes(Source::Disk, from_disk);
-                site.bytes(self.source, self.sent - from_disk);
+                let others = self.sent - from_disk;
+                let growing = self.growing.as_ref();
+                let from_peers = growing.map_or(0, |growing| growing.from_peers(others));
+                site.bytes(Source::Peer, from_peers);
+                site.bytes(self.source, others - from_peers);
             }
             None => self.metrics.siteless_request(),
         }

@@ -179,3 +179,29 @@ async fn one_is_killed_and_one_is_corrupted_and_nobody_else_notices() {
     // All but the home, which fetches from nobody.
     assert_eq!(ejected, EDGES - 3);
 }
+
+/// The home dies while it shares the object out: everybody goes on from what it has.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_home_is_killed_midway_and_no_client_notices() {
+    let mut scene = Scene::new(63).await;
+    let path = scene.path("orphaned").await;
+    let before = scene.origin.body_bytes();
+    let edges = scene.cluster.edges[1..].iter();
+    let fetching: Vec<_> = edges.map(|edge| begin(edge, &path)).collect();
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert!(fetching.iter().all(|fetching| !fetching.is_finished()));
+    let pieces = scene.answered("piece").await;
+    assert!(pieces > 8.0, "it is not shared out yet: {pieces}");
+    scene.cluster.edges[0].kill9().await.unwrap();
+    // What comes of it must not take the test a minute.
+    scene.line.set(narrow(LINE_BYTES_PER_S * 8));
+    let fetched = join_all(fetching).await;
+    let took: Vec<_> = fetched
+        .into_iter()
+        .map(|fetched| scene.took(fetched.unwrap(), 200))
+        .collect();
+    let copies = (scene.origin.body_bytes() - before) as f64 / BYTES as f64;
+    println!("home killed after {pieces} pieces: {took:.1?}, {copies:.3} copies");
+    // At worst, everybody asks the origin for what it lacks, and nobody for what it has.
+    assert!(copies < EDGES as f64 - 1.0, "{copies}");
+}

@@ -19,8 +19,10 @@ use super::{Cache, entry::Head, policy::Freshness};
 const LIFE_MIN_MS: u64 = 5_000;
 /// A claim is withdrawn so long before the end of life, for that is how long others do not hear of it.
 const LAG_MS: u64 = 2_000;
-/// Claims whose end is remembered: 5 MiB at most.
+/// Claims whose end is remembered: 8 MiB at most.
 const WITHDRAWALS_MAX: usize = 1 << 17;
+/// The same with ends that were put off since: what is renewed beyond that ends when it would have before.
+const ENDS_MAX: usize = 2 * WITHDRAWALS_MAX;
 
 /// Until when an object with this freshness is to be claimed, in Unix milliseconds; `None`: not at all.
 ///
@@ -38,11 +40,16 @@ fn claimed_until(freshness: &Freshness, now_ms: u64) -> Option<u64> {
 pub(super) struct Withdrawals {
     until_s: HashMap<Key, u64>,
     due: BTreeMap<u64, Vec<Key>>,
+    /// Keys in `due`, some of them several times.
+    ends: usize,
 }
 
 impl Withdrawals {
     /// `key` is claimed until then. Of several objects under it, variants, the one that lives longest counts.
     fn claimed(&mut self, key: Key, until_s: u64) {
+        if self.ends >= ENDS_MAX {
+            return;
+        }
         let is_full = self.until_s.len() >= WITHDRAWALS_MAX;
         match self.until_s.entry(key) {
             Slot::Occupied(known) if *known.get() >= until_s => return,
@@ -55,12 +62,14 @@ impl Withdrawals {
             }
         }
         self.due.entry(until_s).or_default().push(key);
+        self.ends += 1;
     }
 
     /// The next claims to end by now, of one second; empty when there are none.
     fn ended(&mut self, now_s: u64) -> Vec<Key> {
         while let Some(first) = self.due.first_entry().filter(|first| *first.key() <= now_s) {
             let (at, mut keys) = first.remove_entry();
+            self.ends -= keys.len();
             // What was renewed since ends later.
             keys.retain(|key| self.until_s.get(key) == Some(&at));
             for key in &keys {
@@ -166,6 +175,7 @@ mod tests {
             }
             prop_assert!(expected.is_empty());
             prop_assert!(withdrawals.due.is_empty() && withdrawals.until_s.is_empty());
+            prop_assert_eq!(withdrawals.ends, 0);
         }
     }
 
@@ -176,5 +186,10 @@ mod tests {
             withdrawals.claimed(Key(key), 7);
         }
         assert_eq!(withdrawals.ended(7).len(), WITHDRAWALS_MAX);
+        // Nor is what is renewed without end.
+        for until in 0..ENDS_MAX as u64 * 2 {
+            withdrawals.claimed(Key(1), until);
+        }
+        assert_eq!(withdrawals.ends, ENDS_MAX);
     }
 }

@@ -15,7 +15,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard, OnceLock},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytes::{Bytes, BytesMut};
@@ -54,6 +57,8 @@ pub struct Growing {
     passed: Notify,
     pieces: Pieces,
     trailers: OnceLock<HeaderMap>,
+    /// Bytes that others sent than who tells of the object.
+    from_peers: AtomicU64,
 }
 
 struct State {
@@ -97,6 +102,7 @@ impl Growing {
             passed: Notify::new(),
             pieces,
             trailers: OnceLock::new(),
+            from_peers: AtomicU64::new(0),
         })
     }
 
@@ -177,6 +183,21 @@ impl Growing {
         state.tail.clear();
         state.tail_bytes = 0;
         Some((index, bytes))
+    }
+
+    /// So many of the bytes come from peers, and not from where the entry says that it is from.
+    pub fn came_from_peers(&self, bytes: u64) {
+        self.from_peers.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// How many of so many bytes that were `sent` of it came from peers: as large a part as of all.
+    pub fn from_peers(&self, sent: u64) -> u64 {
+        let from_peers = self.from_peers.load(Ordering::Relaxed);
+        if from_peers == 0 {
+            return 0;
+        }
+        let part = u128::from(sent) * u128::from(from_peers) / u128::from(self.length().max(1));
+        u64::try_from(part).map_or(sent, |part| part.min(sent))
     }
 
     /// The next piece that is done and whose hash was not known has this one.

@@ -74,6 +74,11 @@ impl Writing {
         Ok(())
     }
 
+    /// So many of the bytes were not sent by whom the entry names.
+    pub fn came_from_peers(&self, bytes: u64) {
+        self.growing.came_from_peers(bytes);
+    }
+
     /// How many bytes followers see so far.
     pub fn length(&self) -> u64 {
         self.growing.length()

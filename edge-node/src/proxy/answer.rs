@@ -109,6 +109,9 @@ impl Proxy {
         .append_to(&mut head.headers);
         let mut trace = self.trace(Some(asked), how.outcome, source, head.status);
         trace.from_disk = from_disk;
+        if let Body::Growing(growing) = &entry.body {
+            trace.growing = Some(growing.clone());
+        }
         // Trailers come behind a body whose length nobody knew, while it grows; see `Growing::trail`.
         if length.is_some() {
             head.headers.remove(header::TRAILER);
@@ -265,6 +268,7 @@ impl Proxy {
             source,
             status,
             from_disk: Arc::default(),
+            growing: None,
             sent: 0,
         }
     }

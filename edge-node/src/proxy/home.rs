@@ -429,6 +429,9 @@ impl Proxy {
         let mut fellows = self.shared.upstream.fellows(&what, relayed, first);
         while let Some(piece) = fellows.next().await {
             let piece = piece.map_err(stopped_by)?;
+            if piece.from_peer {
+                writing.came_from_peers(piece.bytes.len() as u64);
+            }
             let put = writing.put(piece.index, piece.bytes, piece.hash).await;
             *written = writing.length();
             put.map_err(Stopped::For)?;

@@ -228,10 +228,12 @@ impl Proxy {
         if length < swarm::PIECES_MIN * PIECE_BYTES as u64 {
             return None;
         }
+        let view = self.shared.upstream.view();
+        let region = view.node(&asker).map_or("", |node| &node.region);
         Some(SharedOut {
             growing: growing.clone(),
             length,
-            member: self.shared.swarms.join(entry.object, asker)?,
+            member: self.shared.swarms.join(entry.object, asker, region)?,
         })
     }
 

@@ -46,10 +46,14 @@ struct Sharing {
 #[derive(Debug)]
 struct Fellow {
     id: NodeId,
+    /// Its region label.
+    region: String,
     /// Relays under way to it.
     relays: u32,
     /// The piece that it is told of next.
     position: u32,
+    /// Behind the last piece that it was told of.
+    told: u32,
     /// Its part of the pieces, of at most 1.
     share: f64,
     /// What it was given less than its share.
@@ -69,13 +73,15 @@ impl Sharing {
     }
 
     /// One more relay to `id`; `false` when there is no room.
-    fn join(&mut self, id: &NodeId) -> bool {
+    fn join(&mut self, id: &NodeId, region: &str) -> bool {
         match self.number(id) {
             Some(number) => self.fellows[number].relays += 1,
             None if self.fellows.len() < FELLOWS_MAX => self.fellows.push(Fellow {
                 id: id.clone(),
+                region: region.to_owned(),
                 relays: 1,
                 position: 0,
+                told: 0,
                 share: 1.0,
                 credit: 0.0,
             }),
@@ -97,8 +103,33 @@ impl Sharing {
         self.fellows.iter().filter(|f| f.relays > 0).count() > 1
     }
 
-    /// `id` comes to `piece`: who has it, or is to have it.
+    /// `id` comes to `piece`: where it is told to get it. That is who has it, or is to have it; or another in
+    /// its own region who was told of it before, so that a piece goes to each region once. As everybody is sent
+    /// to somebody who was told earlier, nobody waits in a circle.
     fn holder(&mut self, piece: u32, id: &NodeId) -> NodeId {
+        let holder = self.giver(piece, id);
+        let region_of = |of: &NodeId| {
+            let fellow = self.number(of).map(|number| &self.fellows[number]);
+            fellow.map_or("", |fellow| &*fellow.region)
+        };
+        let region = region_of(id);
+        let near = self.fellows.iter().find(|fellow| {
+            fellow.region == region && fellow.id != *id && fellow.relays > 0 && fellow.told > piece
+        });
+        let is_far = holder != *id && region_of(&holder) != region;
+        let told = match near {
+            Some(near) if is_far => near.id.clone(),
+            _ => holder,
+        };
+        if let Some(own) = self.number(id) {
+            let own = &mut self.fellows[own];
+            own.told = own.told.max(piece + 1);
+        }
+        told
+    }
+
+    /// Who has `piece`, or is to have it.
+    fn giver(&mut self, piece: u32, id: &NodeId) -> NodeId {
         let own = self.number(id);
         if let Some(own) = own {
             self.fellows[own].position = piece;
@@ -174,9 +205,9 @@ impl Swarms {
             .expect("no code panics while it holds this lock")
     }
 
-    /// `id` is relayed `object`; `None` when that has too many already.
-    pub(super) fn join(&self, object: u64, id: NodeId) -> Option<Member> {
-        let is_in = self.lock().entry(object).or_default().join(&id);
+    /// `id`, in that region, is relayed `object`; `None` when that has too many already.
+    pub(super) fn join(&self, object: u64, id: NodeId, region: &str) -> Option<Member> {
+        let is_in = self.lock().entry(object).or_default().join(&id, region);
         is_in.then(|| Member {
             swarms: self.clone(),
             object,
@@ -292,7 +323,7 @@ mod tests {
     fn sharing(fellows: usize) -> Sharing {
         let mut sharing = Sharing::default();
         for number in 0..fellows {
-            assert!(sharing.join(&id(number)));
+            assert!(sharing.join(&id(number), ""));
         }
         sharing
     }
@@ -308,6 +339,48 @@ mod tests {
             }
         }
         given
+    }
+
+    #[test]
+    fn a_piece_goes_to_each_region_once() {
+        let regions = ["eu", "eu", "eu", "us", "us", "asia"];
+        let mut sharing = Sharing::default();
+        for (number, region) in regions.iter().enumerate() {
+            assert!(sharing.join(&id(number), region));
+        }
+        for piece in 0..60 {
+            let mut from: Vec<(usize, usize)> = Vec::new();
+            // Each comes to it in another turn.
+            for turn in 0..regions.len() {
+                let asker = (turn * 5 + piece as usize) % regions.len();
+                let holder = sharing.holder(piece, &id(asker));
+                let holder = (0..regions.len()).find(|n| id(*n) == holder).unwrap();
+                from.push((asker, holder));
+            }
+            let giver = from
+                .iter()
+                .find(|(asker, holder)| asker == holder)
+                .unwrap()
+                .0;
+            for region in ["eu", "us", "asia"] {
+                let across = from
+                    .iter()
+                    .filter(|(asker, holder)| {
+                        regions[*asker] == region && regions[*holder] != region
+                    })
+                    .count();
+                let expected = usize::from(regions[giver] != region);
+                assert_eq!(across, expected, "{piece}, {region}: {from:?}");
+            }
+            // Whoever is followed gets to the one who has it.
+            for (asker, _) in &from {
+                let mut at = *asker;
+                for _ in 0..regions.len() {
+                    at = from.iter().find(|(asker, _)| *asker == at).unwrap().1;
+                }
+                assert_eq!(at, giver, "{from:?}");
+            }
+        }
     }
 
     #[test]
@@ -353,8 +426,8 @@ mod tests {
     #[test]
     fn an_object_is_shared_among_so_many() {
         let mut sharing = sharing(FELLOWS_MAX);
-        assert!(!sharing.join(&id(FELLOWS_MAX)));
-        assert!(sharing.join(&id(0)), "a second relay to the same");
+        assert!(!sharing.join(&id(FELLOWS_MAX), ""));
+        assert!(sharing.join(&id(0), ""), "a second relay to the same");
         assert!(!sharing.leave(&id(0)));
         assert_eq!(sharing.fellows[0].relays, 1);
     }
@@ -378,7 +451,7 @@ mod tests {
                         }
                     }
                     1 => {
-                        sharing.join(&one);
+                        sharing.join(&one, "");
                     }
                     2 => {
                         let first = sharing.holder(piece, &one);

@@ -42,6 +42,8 @@ pub struct Piece {
     pub hash: PieceHash,
     /// Its bytes.
     pub bytes: Bytes,
+    /// Another node sent it than the home.
+    pub from_peer: bool,
 }
 
 /// The pieces of an object that is shared out, in the order in which they come. Dropping it ends all questions.
@@ -58,7 +60,8 @@ pub struct Fellows {
     pushed: Option<(u32, BytesMut)>,
     said: mpsc::Receiver<Result<Said, RelayError>>,
     questions: JoinSet<()>,
-    running: HashMap<u64, (AbortHandle, u32)>,
+    /// Their tasks, which pieces they are for, and whether others than the home are asked.
+    running: HashMap<u64, (AbortHandle, u32, bool)>,
     told: mpsc::Sender<(u64, Result<Bytes, PeerError>)>,
     hears: mpsc::Receiver<(u64, Result<Bytes, PeerError>)>,
     _room: Option<OwnedSemaphorePermit>,
@@ -209,7 +212,12 @@ impl Fellows {
                     return Err(PeerError::Corrupt { piece: index });
                 }
                 let is_new = self.wants.arrived(index, Instant::now());
-                Ok(is_new.then_some(Piece { index, hash, bytes }))
+                Ok(is_new.then_some(Piece {
+                    index,
+                    hash,
+                    bytes,
+                    from_peer: false,
+                }))
             }
             _ => Err(out_of_place()),
         }
@@ -219,12 +227,17 @@ impl Fellows {
     fn hear(&mut self, question: u64, result: Result<Bytes, PeerError>) -> Option<Piece> {
         let now = Instant::now();
         // Of a question that was dropped nothing more is heard.
-        let (_, index) = self.running.remove(&question)?;
+        let (_, index, from_peer) = self.running.remove(&question)?;
         let how = match result {
             Ok(bytes) => {
                 let is_new = self.wants.answered(question, now);
                 let hash = self.hashes.remove(&index).filter(|_| is_new)?;
-                return Some(Piece { index, hash, bytes });
+                return Some(Piece {
+                    index,
+                    hash,
+                    bytes,
+                    from_peer,
+                });
             }
             Err(PeerError::Busy | PeerError::NotYet) => Ended::Later,
             Err(PeerError::Elsewhere(holder)) => Ended::Elsewhere(holder),
@@ -236,7 +249,7 @@ impl Fellows {
 
     fn ask(&mut self, now: Instant) {
         for question in self.wants.pointless() {
-            if let Some((task, _)) = self.running.remove(&question) {
+            if let Some((task, ..)) = self.running.remove(&question) {
                 task.abort();
             }
             self.wants.ended(question, Ended::Dropped, now);
@@ -249,6 +262,7 @@ impl Fellows {
 
     fn start(&mut self, ask: Ask) {
         let (question, index) = (ask.question, ask.piece);
+        let from_peer = matches!(ask.whom, Whom::Fellow(_));
         let (whom, late) = match ask.whom {
             Whom::Fellow(id) => (self.upstream.fellow(&id), None),
             Whom::Home(late) => {
@@ -271,7 +285,7 @@ impl Fellows {
             // Who reads may have left.
             let _ = told.send((question, piece)).await;
         });
-        self.running.insert(question, (task, index));
+        self.running.insert(question, (task, index, from_peer));
     }
 
     fn piece_length(&self, index: u32) -> usize {

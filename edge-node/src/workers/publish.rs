@@ -19,9 +19,15 @@ const TELLING_NODES: u32 = 16;
 
 /// Runs until it is dropped.
 pub async fn run(gauges: Gauges, membership: Option<Arc<Membership>>) {
-    let Some(membership) = membership else { return };
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let Some(membership) = membership else {
+        // Nobody hears, but what is remembered for them has to go.
+        loop {
+            ticks.tick().await;
+            gauges.cache.withdraw_ended(gauges.clock.unix_ms());
+        }
+    };
     let mut before = (Instant::now(), 0);
     let mut trips_told: Option<Instant> = None;
     let mut coordinate_told: Option<(Coordinate, Instant)> = None;
