@@ -357,7 +357,7 @@ impl PurgeLog {
         let mut is_alone = true;
         while is_alone && !upkeep.is_empty() {
             let mut deleted = Vec::new();
-            for task in upkeep {
+            for task in std::mem::take(&mut upkeep) {
                 match task {
                     Upkeep::Delete { key, .. } => deleted.push(key),
                     Upkeep::Rewrite {
