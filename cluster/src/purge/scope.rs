@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::{Position, Record, Scope};
+use crate::site::normal_host;
 
 /// How the sites of a node name objects; what is in their rules.
 pub trait Naming {
@@ -188,10 +189,5 @@ fn split(text: &str) -> (String, &str) {
     };
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (host, target) = rest.split_at(end);
-    let port = host.rsplit_once(':');
-    let host = match port {
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        _ => host,
-    };
-    (host.to_ascii_lowercase(), target)
+    (normal_host(host), target)
 }

@@ -94,7 +94,7 @@ fn a_scope_hits_what_it_names_and_nothing_else() {
             ][..],
         ),
         (
-            url("//A.test:8080/a"),
+            url("//A.test.:8080/a"),
             &[("a.test", "/a")],
             &[
                 ("b.test", "/a"),
