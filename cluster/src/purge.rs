@@ -6,9 +6,10 @@
 //! late, or in another order, and the result is the same.
 //!
 //! A [`Record`] names its scopes as somebody wrote them. [`scope`] makes of it a [`Step`], whose scopes are
-//! hashes of what objects are named by; the [`Table`] keeps these.
+//! hashes of what objects are named by; the [`Table`] keeps these. [`spoken`] is how others ask for purges.
 
 pub mod scope;
+pub mod spoken;
 pub mod table;
 #[cfg(test)]
 mod tests;
@@ -17,8 +18,6 @@ pub use self::{
     scope::{Mark, Named, Naming, Step},
     table::{Hit, Object, Passage, Table, Verdict},
 };
-
-pub mod spoken;
 
 use serde::{Deserialize, Serialize};
 

@@ -23,12 +23,15 @@ use self::{
     origin::{HealthRule, Origin},
     privacy::Privacy,
     rules::{
-        Access, BypassRule, KeyRule, PathRule, QueryRule, RULES_MAX, RangeMiss, STATUSES_MAX,
-        Shield, Statuses,
+        Access, BypassRule, KeyRule, LIST_MAX, PathRule, QueryRule, RULES_MAX, RangeMiss,
+        STATUSES_MAX, Shield, Statuses,
     },
     takedown::{TAKEDOWNS_MAX, Takedown},
 };
-use crate::quantity::{Bytes, Span};
+use crate::{
+    network::Network,
+    quantity::{Bytes, Span},
+};
 
 /// Most sites a registry may hold.
 pub const SITES_MAX: usize = 10_000;
@@ -122,6 +125,10 @@ pub struct Site {
     /// [`PURGE_LIMIT_DEFAULT`] when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub purge_limit: Option<Span>,
+    /// Networks of whoever may ask for purges at the edges, by `PURGE`, `BAN` and the like; everybody else is
+    /// answered by 403. None when absent: then purges are taken by the control plane only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub purge_from: Vec<Network>,
     /// Response fields whose directives count before `Cache-Control` (RFC 9213), the most specific
     /// first; `CDN-Cache-Control` and `Surrogate-Control` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -220,6 +227,7 @@ impl Site {
             range_miss: None,
             shield: None,
             purge_limit: None,
+            purge_from: Vec::new(),
             targets: None,
             forward_targets: None,
             blocked_by: None,
@@ -340,6 +348,7 @@ impl Site {
             ("access", self.access.len(), RULES_MAX),
             ("failover", self.failover.len(), STATUSES_MAX),
             ("takedown", self.takedown.len(), TAKEDOWNS_MAX),
+            ("purge_from", self.purge_from.len(), LIST_MAX),
         ] {
             if count > most {
                 return Err((field, format!("{count} of them, at most {most}")));

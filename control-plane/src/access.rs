@@ -397,6 +397,8 @@ mod tests {
             ("PURGE", "/v1/tokens", Need::Purge),
             ("BAN", "/", Need::Purge),
             ("PURGEKEYS", "/", Need::Purge),
+            ("PURGETAGS", "/", Need::Purge),
+            ("POST", "/purge", Need::Admin),
             ("purge", "/", Need::Admin),
             ("POST", "/v1/purges/", Need::Admin),
             ("POST", "/v1/warm", Need::Admin),

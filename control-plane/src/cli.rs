@@ -2,6 +2,7 @@
 
 mod asking;
 mod paper;
+mod purge;
 mod sites;
 mod tables;
 mod tokens;
@@ -47,6 +48,8 @@ Exit codes:
   3  a purge is in the log, but not acknowledged by every edge yet; a site differs (`sites diff`)";
 /// Exit code of whatever went wrong but the usage, which is 2 as everywhere.
 const FAILED: u8 = 1;
+/// Exit code of a purge that not every edge has acknowledged.
+const INCOMPLETE: u8 = 3;
 
 /// Knows where every node is: ranks peers, steers clients, hands out sites.
 #[derive(Debug, Parser)]
@@ -98,6 +101,13 @@ enum Command {
     },
     /// Have edges fetch URLs ahead of demand.
     Warm(warm::Warm),
+    /// Purge what a site has cached, everywhere, and show who has acknowledged it.
+    Purge(purge::PurgeCommand),
+    /// The purge log.
+    Purges {
+        #[command(subcommand)]
+        command: purge::PurgesCommand,
+    },
     /// Tokens: who may change what.
     Tokens {
         #[command(subcommand)]
@@ -265,6 +275,8 @@ pub fn run(arguments: Arguments, env: impl Iterator<Item = (OsString, OsString)>
             Err(error) => Err(error),
         },
         Command::Warm(warm) => warm.run(),
+        Command::Purge(purge) => purge.run(),
+        Command::Purges { command } => command.run(),
         Command::Tokens { command } => command.run(env),
         Command::Healthy(asking) => asking.ask("/readyz").map(|_| ()),
         Command::Completions { shell } => paper::completions(shell),
@@ -275,7 +287,10 @@ pub fn run(arguments: Arguments, env: impl Iterator<Item = (OsString, OsString)>
         Err(error) => {
             // Nothing can be done if even this cannot be said.
             let _ = writeln!(io::stderr(), "control-plane: {}", in_one_line(&error));
-            ExitCode::from(FAILED)
+            ExitCode::from(match error.is::<purge::Incomplete>() {
+                true => INCOMPLETE,
+                false => FAILED,
+            })
         }
     }
 }

@@ -52,12 +52,12 @@ pub struct Control {
     net: Arc<dyn Net>,
     config: Config,
     warming: Warming,
+    fanout: Fanout,
     keyring: Keyring,
     /// In use until the end.
     data_dir: Arc<DataDir>,
     sites: Sites,
     clock: Clock,
-    fanout: Fanout,
 }
 
 impl Control {
@@ -166,11 +166,11 @@ impl Control {
             net,
             config,
             warming,
+            fanout,
             keyring,
             data_dir,
             sites,
             clock,
-            fanout,
         })
     }
 

@@ -33,7 +33,7 @@ use crate::{
     atlas::Atlas,
     metrics::Metrics,
     purge_log::{Arrival, PurgeLog},
-    receipts::Receipts,
+    receipts::{Complete, Receipts},
 };
 
 /// First pause after an edge did not take what it was sent; doubles up to [`PAUSE_MAX`].
@@ -81,7 +81,9 @@ impl Fanout {
         loop {
             tokio::select! {
                 Some(arrival) = arrivals.recv() => match arrival {
-                    Arrival::Record { record, superseded } => self.receipts.track(*record, &superseded),
+                    Arrival::Record { record, superseded } => {
+                        self.complete(self.receipts.track(*record, &superseded));
+                    }
                     Arrival::Log(log) => self.receipts.begin(log),
                 },
                 changed = atlas.changed() => {
@@ -150,6 +152,7 @@ impl Fanout {
         let mut head = self.log.head();
         let mut link: Option<Link> = None;
         let mut known = target.borrow().purged;
+        self.settle(&node, &[], known);
         let mut answered: Option<Instant> = None;
         let mut pause = PAUSE_MIN;
         loop {
@@ -251,7 +254,11 @@ impl Fanout {
     }
 
     fn settle(&self, node: &NodeId, pushed: &[u64], applied: Position) {
-        for complete in self.receipts.acknowledged(node, pushed, applied) {
+        self.complete(self.receipts.acknowledged(node, pushed, applied));
+    }
+
+    fn complete(&self, purges: impl IntoIterator<Item = Complete>) {
+        for complete in purges {
             self.metrics.purge_complete(complete.elapsed_ms);
             info!(
                 seq = complete.seq,

@@ -292,10 +292,10 @@ impl PurgeLog {
                         .filter(|(seq, _)| *seq > head)
                         .and_then(|(seq, ended)| Some((retained.record(seq)?, ended)))
                 };
-                self.publish();
                 if let Some((record, ended)) = told {
                     tell(arrivals, record, ended).await;
                 }
+                self.publish();
             }
             Change::Delete { key } => self.retained().delete(&key),
         }
@@ -354,7 +354,8 @@ impl PurgeLog {
     /// Deletes from the store what no longer counts.
     async fn tidy(&self) -> Result<(), StoreError> {
         let mut upkeep = self.retained().upkeep();
-        while !upkeep.is_empty() {
+        let mut is_alone = true;
+        while is_alone && !upkeep.is_empty() {
             let mut deleted = Vec::new();
             for task in upkeep {
                 match task {
@@ -363,7 +364,7 @@ impl PurgeLog {
                         key,
                         revision,
                         stored,
-                    } => self.rewrite(key, revision, stored).await?,
+                    } => is_alone &= self.rewrite(key, revision, stored).await?,
                 }
             }
             // What is of no use here is of no use anywhere: without conditions.
@@ -373,20 +374,30 @@ impl PurgeLog {
                 let mut retained = self.retained();
                 some.iter().for_each(|key| retained.delete(key));
             }
-            upkeep = self.retained().upkeep();
+            if is_alone {
+                upkeep = self.retained().upkeep();
+            }
         }
         Ok(())
     }
 
-    async fn rewrite(&self, key: String, revision: u64, stored: Stored) -> Result<(), StoreError> {
+    /// False: another control plane was first, and the watch tells of it.
+    async fn rewrite(
+        &self,
+        key: String,
+        revision: u64,
+        stored: Stored,
+    ) -> Result<bool, StoreError> {
         let value = serde_json::to_vec(&stored).expect("plain data with text keys");
         let condition = vec![Condition::at(key.clone(), revision)];
         let change = vec![Change::put(key.clone(), value)];
-        // After a conflict, the watch tells what it is now.
-        if let Committed::At(revision) = self.0.store.commit(condition, change).await? {
-            self.retained().put(key, revision, stored);
+        match self.0.store.commit(condition, change).await? {
+            Committed::At(revision) => {
+                self.retained().put(key, revision, stored);
+                Ok(true)
+            }
+            Committed::Conflict => Ok(false),
         }
-        Ok(())
     }
 
     fn publish(&self) {
@@ -442,4 +453,137 @@ pub fn arrivals() -> (mpsc::Sender<Arrival>, mpsc::Receiver<Arrival>) {
 
 fn number(text: &[u8]) -> Option<u64> {
     str::from_utf8(text).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use cluster::purge::Scope;
+    use tokio::task::JoinSet;
+
+    use super::*;
+
+    fn purge(tags: &[&str]) -> Purge {
+        let tag = |tag: &&str| Scope::Tag((*tag).to_owned());
+        Purge {
+            site: "www".into(),
+            scopes: tags.iter().map(tag).collect(),
+            soft: false,
+        }
+    }
+
+    /// A control plane's log, followed.
+    async fn followed(
+        store: &Store,
+        tasks: &mut JoinSet<()>,
+    ) -> (PurgeLog, mpsc::Receiver<Arrival>) {
+        let log = PurgeLog::new(store.clone(), Clock::system());
+        let (told, arrivals) = arrivals();
+        tasks.spawn(log.clone().run(told));
+        log.head().wait_for(|head| head.log != 0).await.unwrap();
+        (log, arrivals)
+    }
+
+    async fn arrived(arrivals: &mut mpsc::Receiver<Arrival>) -> (u64, Vec<u64>) {
+        match arrivals.recv().await.unwrap() {
+            Arrival::Record { record, superseded } => (record.at.seq, superseded),
+            Arrival::Log(log) => panic!("log {log}"),
+        }
+    }
+
+    fn numbers(log: &PurgeLog) -> Vec<u64> {
+        let page = log.page(None, 0, 100);
+        page.records.iter().map(|record| record.at.seq).collect()
+    }
+
+    #[tokio::test]
+    async fn whoever_takes_a_purge_all_see_it_in_one_order_and_what_is_over_leaves_the_store() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::embedded(&dir.path().join("store")).unwrap();
+        let mut tasks = JoinSet::new();
+        let (one, mut first) = followed(&store, &mut tasks).await;
+        let (other, mut second) = followed(&store, &mut tasks).await;
+        assert_eq!(one.head().borrow().log, other.head().borrow().log);
+        let mut taken = Vec::new();
+        for (log, tags) in [
+            (&one, &["a", "b"][..]),
+            (&other, &["c"]),
+            (&one, &["a", "b"]),
+        ] {
+            let at = log.append(purge(tags), "me".into()).await.unwrap();
+            taken.push(at.seq);
+        }
+        for arrivals in [&mut first, &mut second] {
+            assert_eq!(arrived(arrivals).await, (taken[0], vec![]));
+            assert_eq!(arrived(arrivals).await, (taken[1], vec![]));
+            assert_eq!(arrived(arrivals).await, (taken[2], vec![taken[0]]));
+        }
+        for log in [&one, &other] {
+            let mut head = log.head();
+            head.wait_for(|head| head.seq == taken[2]).await.unwrap();
+            assert_eq!(numbers(log), taken[1..]);
+        }
+        // Once both have tidied up, the store has no more either; a third one sees the same.
+        loop {
+            let page = store.list(RECORDS, 10, None).await.unwrap();
+            if page.items.len() == 2 {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        let (third, _) = followed(&store, &mut tasks).await;
+        assert_eq!(numbers(&third), taken[1..]);
+        let large = vec!["x"; VALUE_BYTES_MAX];
+        let refused = one.append(purge(&large), "me".into()).await;
+        assert!(matches!(refused, Err(NotTaken::TooLarge(_))));
+    }
+
+    #[tokio::test]
+    async fn a_log_is_begun_anew_only_when_the_store_does_not_know_what_nodes_have_applied() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::embedded(&dir.path().join("store")).unwrap();
+        let mut tasks = JoinSet::new();
+        let (log, mut arrivals) = followed(&store, &mut tasks).await;
+        let at = log.append(purge(&["a"]), "me".into()).await.unwrap();
+        assert_eq!(arrived(&mut arrivals).await.0, at.seq);
+        let mut head = log.head();
+        head.wait_for(|head| *head == at).await.unwrap();
+        // The store is ahead of the log: nothing is lost.
+        store
+            .commit(vec![], vec![Change::put("sites/x", "")])
+            .await
+            .unwrap();
+        let beside = Position {
+            seq: at.seq + 1,
+            ..at
+        };
+        log.seen(beside);
+        let next = log.append(purge(&["b"]), "me".into()).await.unwrap();
+        assert_eq!(arrived(&mut arrivals).await.0, next.seq);
+        head.wait_for(|head| *head == next).await.unwrap();
+        for beyond in [
+            Position {
+                seq: next.seq + 1_000,
+                ..next
+            },
+            Position {
+                log: next.log + 1_000_000_000,
+                seq: 1,
+            },
+        ] {
+            log.seen(beyond);
+            let now = *head.wait_for(|head| head.log > beyond.log).await.unwrap();
+            assert_eq!(now.seq, next.seq, "the records are those of the new log");
+            assert_eq!(arrivals.recv().await, Some(Arrival::Log(now.log)));
+            assert_eq!(numbers(&log), [at.seq, next.seq]);
+        }
+        // Nobody can come after that: it is said in the log of this process, and nothing happens.
+        let before = *head.borrow();
+        log.seen(Position {
+            log: u64::MAX,
+            seq: 1,
+        });
+        log.append(purge(&["c"]), "me".into()).await.unwrap();
+        head.changed().await.unwrap();
+        assert_eq!(head.borrow().log, before.log);
+    }
 }

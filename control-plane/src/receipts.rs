@@ -20,8 +20,10 @@ use tokio::{
 
 /// Purges whose receipts are kept.
 pub const KEPT_MAX: usize = 1_000;
-/// Longest time that an answer waits for edges; one that needs longer is late.
+/// Longest time that an answer waits for edges.
 pub const WAIT_MAX: Duration = Duration::from_secs(10);
+/// An edge that has not answered for so long is late: a little less, so that the answer says so.
+const LATE_AFTER: Duration = Duration::from_secs(9);
 /// An edge that has not taken anything for so long, and was asked, is not waited for.
 pub const UNREACHABLE_AFTER: Duration = Duration::from_secs(2);
 
@@ -87,8 +89,10 @@ impl Receipts {
         }
     }
 
-    /// From now on tells what becomes of `record`; `superseded` are those of which nothing is left.
-    pub fn track(&self, record: Record, superseded: &[u64]) {
+    /// From now on tells what becomes of `record`; `superseded` are those of which nothing is left. An edge
+    /// may have applied it already. Gives it if every live edge has, and there is one.
+    pub fn track(&self, record: Record, superseded: &[u64]) -> Option<Complete> {
+        let ms = self.clock.unix_ms().saturating_sub(record.taken_at);
         let mut known = self.known();
         let seq = record.at.seq;
         for old in superseded {
@@ -97,12 +101,16 @@ impl Receipts {
             }
         }
         let counting = known.edges.iter().filter(|(_, edge)| edge.counts);
-        let edges = counting.map(|(id, _)| (id.clone(), None)).collect();
+        let has_it = |edge: &Edge| (edge.applied >= record.at).then_some(ms);
+        let edges: BTreeMap<_, _> = counting
+            .map(|(id, edge)| (id.clone(), has_it(edge)))
+            .collect();
+        let is_told = !edges.is_empty() && edges.values().all(Option::is_some);
         let tracked = Tracked {
             record,
             needs: seq,
             edges,
-            is_told: false,
+            is_told,
         };
         known.purges.insert(seq, tracked);
         known.open.insert(seq);
@@ -114,6 +122,10 @@ impl Receipts {
         }
         drop(known);
         self.tell();
+        is_told.then_some(Complete {
+            seq,
+            elapsed_ms: ms,
+        })
     }
 
     /// The log is this one now, and every edge takes all of it again.
@@ -195,7 +207,7 @@ impl Receipts {
         let known = self.known();
         let tracked = known.purges.get(&seq)?;
         let age_ms = self.clock.unix_ms().saturating_sub(tracked.record.taken_at);
-        let is_old = u128::from(age_ms) >= WAIT_MAX.as_millis();
+        let is_old = u128::from(age_ms) >= LATE_AFTER.as_millis();
         let nodes = tracked.edges.iter().map(|(id, ms)| {
             let edge = known.edges.get(id);
             let (state, reason) = match (ms, edge) {
@@ -447,19 +459,27 @@ mod tests {
         let receipts = receipts(&["a"]);
         receipts.track(record(5), &[]);
         receipts.track(record(6), &[]);
-        receipts.track(record(8), &[5]);
+        assert_eq!(receipts.track(record(8), &[5]), None);
         receipts.acknowledged(&id("a"), &[], at(7));
         assert_eq!(told(&receipts, 5).1, "a Pending");
         assert_eq!(told(&receipts, 6).1, "a Acknowledged 0");
         let done = receipts.acknowledged(&id("a"), &[8], at(8));
         assert_eq!(done.iter().map(|d| d.seq).collect::<Vec<_>>(), [5, 8]);
+        // What an edge has before it is told of here.
+        let done = receipts.acknowledged(&id("a"), &[12], at(12));
+        assert_eq!(done, []);
+        assert_eq!(
+            receipts.track(record(12), &[]).map(|done| done.seq),
+            Some(12)
+        );
+        assert_eq!(told(&receipts, 12).1, "a Acknowledged 0");
         // Of another log, what was applied before says nothing.
-        receipts.track(record(9), &[]);
+        receipts.track(record(13), &[]);
         receipts.begin(10);
         receipts.acknowledged(&id("a"), &[], at(20));
-        assert_eq!(told(&receipts, 9).1, "a Pending");
-        receipts.acknowledged(&id("a"), &[], Position { log: 10, seq: 9 });
-        assert_eq!(told(&receipts, 9).1, "a Acknowledged 0");
+        assert_eq!(told(&receipts, 13).1, "a Pending");
+        receipts.acknowledged(&id("a"), &[], Position { log: 10, seq: 13 });
+        assert_eq!(told(&receipts, 13).1, "a Acknowledged 0");
     }
 
     #[tokio::test(start_paused = true)]

@@ -519,7 +519,7 @@ async fn sites_are_signed_and_their_version_outlives_the_process() {
     );
     let one = cluster.get("/v1/sites/img").await;
     let one: cluster::site::Site = serde_json::from_slice(&one.body).unwrap();
-    assert_eq!(one, set.sites[1]);
+    assert!(set.sites.contains(&one) && one.name == "img");
 
     let data = cluster.end().await;
     let again = Cluster::start_in(data, SITES).await;

@@ -20,6 +20,7 @@ mod purged;
 mod quick;
 mod relay;
 mod shedding;
+mod spoken;
 mod swarm;
 mod takedown;
 mod target;
@@ -288,6 +289,16 @@ impl Proxy {
         let started = Instant::now();
         let in_flight = InFlight::new(&self.shared.metrics);
         let flaw = connection.next_flaw();
+        if spoken::is_spoken(request.method()) {
+            if let Err(error) = target::framing(flaw, request.headers()) {
+                in_flight.goes_on();
+                let what = format!("{} {}", request.method(), request.uri());
+                return self.error_answer(None, what, started, &error, true);
+            }
+            let response = Box::pin(self.purge(request, connection, started)).await;
+            in_flight.goes_on();
+            return response;
+        }
         let what = format!("{} {}", request.method(), request.uri());
         // Of a refused request nobody reads the body, and the next one would begin behind it.
         let closes = request.version() != Version::HTTP_2 && !request.body().is_end_stream();

@@ -15,8 +15,9 @@
 //! - [`homing`]: several edges, and how often the origin is asked;
 //! - [`shielding`]: homes that are silent or have too much to do;
 //! - [`ruling`]: what a site's owner rules;
-//! - [`purging`]: what was purged does not come back;
+//! - [`purging`]: what was purged does not come back; [`purges`]: as it is asked for, and told of;
 //! - [`originating`]: several origins of a site, and what they learn of clients;
+//! - [`withdrawing`]: what sites take down;
 //! - [`registering`]: sites that come, change and go while edges serve;
 //! - [`losing`]: processes that are killed, stopped, or cut off;
 //! - [`storing`]: a disk that is full, read-only, damaged or robbed, and a process killed over it;
@@ -59,6 +60,8 @@ mod originating;
 #[cfg(test)]
 mod overload;
 #[cfg(test)]
+mod purges;
+#[cfg(test)]
 mod purging;
 #[cfg(test)]
 mod ranging;
@@ -82,6 +85,8 @@ mod storing;
 mod swarming;
 #[cfg(test)]
 mod warming;
+#[cfg(test)]
+mod withdrawing;
 
 use std::{
     path::{Path, PathBuf},

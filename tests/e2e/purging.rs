@@ -555,3 +555,95 @@ async fn a_push_that_cannot_be_meant_is_refused_and_changes_nothing() {
     assert!(sent.is_err());
     assert_eq!(version(edge, "/a").await, (1, true));
 }
+
+/// A purge that an operator asks the control plane for, and waits for.
+async fn ask_for(control: &Node, wish: serde_json::Value) -> serde_json::Value {
+    let (url, json) = (
+        control.url("/v1/purges"),
+        [("content-type", "application/json")],
+    );
+    let body = wish.to_string().into();
+    let answer = Client::new().send(Method::POST, &url, &json, body).await;
+    let answer = answer.unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.json().unwrap()
+}
+
+fn states(purge: &serde_json::Value) -> Vec<&str> {
+    let nodes = purge["nodes"].as_array().unwrap();
+    nodes
+        .iter()
+        .map(|node| node["state"].as_str().unwrap())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_control_plane_purges_everywhere_and_whoever_was_away_hears_of_it() {
+    let origin = Origin::start().await.unwrap();
+    let now = Arc::new(AtomicU64::new(1));
+    for page in ["/a", "/b"] {
+        let now = now.clone();
+        origin.route_by(page, move |seen| {
+            page_of(seen, now.load(Ordering::SeqCst)).into()
+        });
+    }
+    let next = || now.fetch_add(1, Ordering::SeqCst) + 1;
+    let mut cluster = started(Plan::new(3, &origin.url())).await;
+    cluster.settled().await.unwrap();
+    for edge in &cluster.edges {
+        for page in ["/a", "/b"] {
+            version(edge, page).await;
+            stored(edge, page).await;
+        }
+    }
+    let newest = next();
+    let wish = serde_json::json!({"site": "site", "urls": ["/a"], "wait": "all"});
+    let purged = ask_for(cluster.control(), wish.clone()).await;
+    assert_eq!(states(&purged), ["acknowledged"; 3], "{purged}");
+    assert_eq!(purged["complete"], true);
+    for edge in &cluster.edges {
+        let (version_now, _) = version(edge, "/a").await;
+        assert_eq!(version_now, newest, "{}", edge.id);
+        assert_eq!(version(edge, "/b").await, (1, true), "{}", edge.id);
+    }
+
+    // One is away while the next comes, and a third.
+    cluster.edges[2].kill9().await.unwrap();
+    for wish in [
+        serde_json::json!({"site": "site", "tags": ["b"], "wait": "quorum"}),
+        serde_json::json!({"site": "site", "prefixes": ["/nothing"], "wait": "none"}),
+    ] {
+        next();
+        ask_for(cluster.control(), wish).await;
+    }
+    let newest = now.load(Ordering::SeqCst);
+    cluster.edges[2].start().await.unwrap();
+    for edge in &cluster.edges {
+        assert_eq!(version(edge, "/b").await.0, newest, "{}", edge.id);
+    }
+
+    // One that has lost its data begins a log that comes after the one that is lost.
+    for edge in &cluster.edges {
+        version(edge, "/a").await;
+        stored(edge, "/a").await;
+    }
+    let data_dir = cluster.control().data_dir.clone();
+    cluster.control().kill9().await.unwrap();
+    std::fs::remove_dir_all(&data_dir).unwrap();
+    cluster.control().start().await.unwrap();
+    let newest = next();
+    eventually(
+        "every edge acknowledges a purge of the new log",
+        async || {
+            let control = cluster.control.as_ref().unwrap();
+            let purged = ask_for(control, wish.clone()).await;
+            ensure!(states(&purged) == ["acknowledged"; 3], "{purged}");
+            Ok(())
+        },
+    )
+    .await
+    .unwrap();
+    for edge in &cluster.edges {
+        assert_eq!(version(edge, "/a").await.0, newest, "{}", edge.id);
+    }
+}

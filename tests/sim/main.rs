@@ -6,3 +6,5 @@ mod homes;
 mod membership;
 #[cfg(test)]
 mod nodes;
+#[cfg(test)]
+mod purging;

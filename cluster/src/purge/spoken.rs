@@ -22,7 +22,7 @@ use serde::Deserialize;
 
 use self::pattern::{Paths, Tags};
 use super::SCOPES_MAX;
-use crate::wire::PurgeRequest;
+use crate::wire::{PurgeReceipt, PurgeRequest, PurgeState, PurgeStatus};
 
 /// The methods of caches that purge; all else goes on as it is.
 pub const METHODS: [&str; 4] = ["PURGE", "BAN", "PURGEKEYS", "PURGETAGS"];
@@ -101,6 +101,24 @@ impl Unspoken {
     fn untranslatable(field: &str, reason: impl ToString) -> Self {
         Self::new(StatusCode::NOT_IMPLEMENTED, field, reason)
     }
+}
+
+/// What became of a purge, for who asked for it as of a proxy: a line, and one for each edge that lacks it.
+pub fn in_words(status: &PurgeStatus) -> String {
+    let is_done = |node: &&PurgeReceipt| node.state == PurgeState::Acknowledged;
+    let (done, open): (Vec<_>, Vec<_>) = status.nodes.iter().partition(is_done);
+    let mut text = format!(
+        "Purged: {} is acknowledged by {} of {} edges, the last after {} ms\n",
+        status.seq,
+        done.len(),
+        status.nodes.len(),
+        status.elapsed_ms
+    );
+    for node in open {
+        let reason = node.reason.as_deref().unwrap_or("has not answered yet");
+        text.push_str(&format!("{}: {reason}\n", node.node));
+    }
+    text
 }
 
 /// Whether a request with this method and path asks for a purge in one of these ways.

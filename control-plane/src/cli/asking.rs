@@ -6,7 +6,7 @@ use anyhow::{Context, anyhow, bail};
 use axum::http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
 use bytes::Bytes;
 use clap::Args;
-use cluster::wire::{ErrorAnswer, PEERS, SITES};
+use cluster::wire::{ErrorAnswer, PEERS, PURGES, SITES};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use serde::de::DeserializeOwned;
@@ -160,6 +160,9 @@ async fn fetch(request: Request<Full<Bytes>>) -> anyhow::Result<Bytes> {
 fn next_step(status: StatusCode, path: &str) -> &'static str {
     match status {
         StatusCode::NOT_FOUND if path.starts_with(PEERS) => "; `control-plane nodes` lists them",
+        StatusCode::NOT_FOUND if path.starts_with(PURGES) => {
+            "; `control-plane purges list` and `control-plane sites list` say what there is"
+        }
         StatusCode::NOT_FOUND if path.starts_with(SITES) => {
             "; `control-plane sites list` lists them"
         }

@@ -1,13 +1,14 @@
 //! `control-plane sites`: what is served, how it came to be so, and how it becomes something else.
 
+mod file;
+
 use std::{
-    io::{self, IsTerminal, Read, Write},
-    path::{Path, PathBuf},
+    io::{self, IsTerminal, Write},
     process::ExitCode,
     time::Duration,
 };
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use axum::http::{
     HeaderName, Method,
     header::{IF_MATCH, IF_NONE_MATCH},
@@ -15,20 +16,19 @@ use axum::http::{
 use bytes::Bytes;
 use clap::{Args, Subcommand};
 use cluster::{
-    site::{SITES_MAX, Site},
+    site::Site,
     wire::{
         SITES, SiteAction, SiteChanged, SiteDifference, SiteHistory, SiteRollback, SitesAnswer,
     },
 };
 use tokio::time::Instant;
 
+use self::file::{Named, SiteFile, sites_of};
 use super::{Asking, print, table};
 use crate::api::sites::BY_FIELD;
 
 /// What `sites diff`, and `sites apply --dry-run`, end with when something differs.
 const DIFFERS: u8 = 3;
-/// Largest file that is read: as much as an edge takes.
-const FILE_BYTES_MAX: u64 = 32 << 20;
 /// From so many sites on, progress is told, and no differences but how many sites have some.
 const MANY: usize = 20;
 /// How often a line of progress is written where it cannot replace the last one.
@@ -58,7 +58,7 @@ pub(super) enum SitesCommand {
         #[arg(long)]
         dry_run: bool,
         #[command(flatten)]
-        asking: Asking,
+        changing: Changing,
     },
     /// What a file would change; ends with 3 if something differs.
     Diff {
@@ -75,14 +75,14 @@ pub(super) enum SitesCommand {
         #[arg(long)]
         version: u64,
         #[command(flatten)]
-        asking: Asking,
+        changing: Changing,
     },
     /// Serve a site no longer.
     Delete {
         /// Its name.
         name: String,
         #[command(flatten)]
-        asking: Asking,
+        changing: Changing,
     },
     /// The versions of a site, and who made them.
     History {
@@ -94,10 +94,12 @@ pub(super) enum SitesCommand {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct SiteFile {
-    /// TOML with one site, or many as `[[site]]`; "-" for standard input.
-    #[arg(short, long = "file", value_name = "FILE")]
-    file: PathBuf,
+pub(super) struct Changing {
+    /// Who makes the change; stands in the history as long as there are no tokens.
+    #[arg(long, env = "USER", value_name = "NAME", hide_env_values = true)]
+    by: Option<String>,
+    #[command(flatten)]
+    asking: Asking,
 }
 
 impl SitesCommand {
@@ -126,58 +128,51 @@ impl SitesCommand {
             Self::Rollback {
                 name,
                 version,
-                asking,
+                changing,
             } => {
                 let wanted = serde_json::to_vec(&SiteRollback { version: *version })?;
                 let path = format!("{}/rollback", at(name));
-                asking
-                    .changed(Method::POST, &path, &[], wanted.into())
-                    .map(done)
+                changing.make(Method::POST, &path, wanted.into())
             }
-            Self::Delete { name, asking } => asking
-                .changed(Method::DELETE, &at(name), &[], Bytes::new())
-                .map(done),
+            Self::Delete { name, changing } => {
+                changing.make(Method::DELETE, &at(name), Bytes::new())
+            }
             Self::Apply {
                 file,
-                dry_run,
-                asking,
-            } => apply(file, asking, *dry_run),
-            Self::Diff { file, asking } => apply(file, asking, true),
+                dry_run: false,
+                changing,
+            } => apply(file, changing),
+            Self::Apply { file, changing, .. } => {
+                let asking = &changing.asking;
+                compare(asking, &checked(file, asking)?.1)
+            }
+            Self::Diff { file, asking } => compare(asking, &checked(file, asking)?.1),
         }
     }
 }
 
-impl Asking {
+impl Changing {
     /// Makes a change and shows what it was.
-    fn changed(
-        &self,
-        method: Method,
-        path: &str,
-        fields: &[(HeaderName, String)],
-        body: Bytes,
-    ) -> anyhow::Result<()> {
-        let told = self.send_as(method, path, fields, body)?;
-        if self.json {
-            return print(&format!("{}\n", String::from_utf8_lossy(&told)));
-        }
-        print(&changed_text(&read(&told)?))
+    fn make(&self, method: Method, path: &str, body: Bytes) -> anyhow::Result<ExitCode> {
+        let told = self.send(method, path, &[], body)?;
+        let text = match self.asking.json {
+            true => format!("{}\n", String::from_utf8_lossy(&told)),
+            false => changed_text(&read(&told)?),
+        };
+        print(&text).map(|()| ExitCode::SUCCESS)
     }
 
-    fn send_as(
+    fn send(
         &self,
         method: Method,
         path: &str,
         fields: &[(HeaderName, String)],
         body: Bytes,
     ) -> anyhow::Result<Bytes> {
-        let mut all = fields.to_vec();
-        let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME"));
-        all.extend(
-            user.ok()
-                .filter(|user| user.is_ascii())
-                .map(|user| (BY_FIELD, user)),
-        );
-        self.send_with(method, path, &all, body)
+        let by = self.by.clone().filter(|by| by.is_ascii());
+        let by = by.map(|by| (BY_FIELD, by));
+        let fields: Vec<_> = fields.iter().cloned().chain(by).collect();
+        self.asking.send_with(method, path, &fields, body)
     }
 }
 
@@ -185,26 +180,34 @@ fn read(told: &Bytes) -> anyhow::Result<SiteChanged> {
     serde_json::from_slice(told).context("this is not what a control plane answers")
 }
 
-/// Checks every site of a file; if all may be, makes each what the file says, unless this is a `trial`.
-fn apply(file: &SiteFile, asking: &Asking, trial: bool) -> anyhow::Result<ExitCode> {
+/// The sites of a file, and what each would change. All of them may be, or it is an error.
+fn checked(file: &SiteFile, asking: &Asking) -> anyhow::Result<(Vec<Named>, Vec<SiteChanged>)> {
     let sites = sites_of(&file.text()?).with_context(|| file.file.display().to_string())?;
     let mut progress = Progress::new("checked", sites.len());
     let mut checked = Vec::new();
     for (name, body) in &sites {
         let path = format!("{}/check", at(name));
-        let told = asking.send_as(Method::POST, &path, &[], body.clone().into());
+        let told = asking.send(Method::POST, &path, body.clone().into());
         let told = told.with_context(|| format!("site {name:?} is refused, nothing was changed"));
         checked.push(read(&told?)?);
         progress.step();
     }
+    Ok((sites, checked))
+}
+
+/// Shows what a file would change.
+fn compare(asking: &Asking, checked: &[SiteChanged]) -> anyhow::Result<ExitCode> {
+    asking.show(checked, false)?;
+    Ok(match checked.iter().any(|site| site.changed) {
+        true => ExitCode::from(DIFFERS),
+        false => ExitCode::SUCCESS,
+    })
+}
+
+/// Makes every site of a file what it says there.
+fn apply(file: &SiteFile, changing: &Changing) -> anyhow::Result<ExitCode> {
+    let (sites, checked) = checked(file, &changing.asking)?;
     let differing = checked.iter().filter(|site| site.changed).count();
-    if trial {
-        asking.show(&checked, false)?;
-        return Ok(match differing {
-            0 => ExitCode::SUCCESS,
-            _ => ExitCode::from(DIFFERS),
-        });
-    }
     let mut progress = Progress::new("applied", differing);
     let mut made = Vec::new();
     for ((name, body), check) in sites.into_iter().zip(checked) {
@@ -217,7 +220,7 @@ fn apply(file: &SiteFile, asking: &Asking, trial: bool) -> anyhow::Result<ExitCo
             0 => (IF_NONE_MATCH, "*".to_owned()),
             version => (IF_MATCH, format!("\"{version}\"")),
         };
-        let told = asking.send_as(Method::PUT, &at(&name), &[condition], body.into());
+        let told = changing.send(Method::PUT, &at(&name), &[condition], body.into());
         let told = told.with_context(|| {
             let count = made
                 .iter()
@@ -228,7 +231,7 @@ fn apply(file: &SiteFile, asking: &Asking, trial: bool) -> anyhow::Result<ExitCo
         made.push(read(&told?)?);
         progress.step();
     }
-    asking.show(&made, true)?;
+    changing.asking.show(&made, true)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -256,59 +259,6 @@ impl Asking {
         text.push('\n');
         print(&text)
     }
-}
-
-impl SiteFile {
-    fn text(&self) -> anyhow::Result<String> {
-        let mut text = String::new();
-        let read = if self.file == Path::new("-") {
-            io::stdin()
-                .take(FILE_BYTES_MAX + 1)
-                .read_to_string(&mut text)
-        } else {
-            std::fs::File::open(&self.file)
-                .and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text))
-        };
-        let name = || self.file.display().to_string();
-        let bytes = read.with_context(name)?;
-        if bytes as u64 > FILE_BYTES_MAX {
-            bail!(
-                "{}: longer than {FILE_BYTES_MAX} bytes: make several files of it",
-                name()
-            );
-        }
-        Ok(text)
-    }
-}
-
-/// The sites of a file, each with its name and as JSON. What is in them is for the control plane to judge.
-fn sites_of(text: &str) -> anyhow::Result<Vec<(String, String)>> {
-    let mut file: toml::Table = toml::from_str(text)?;
-    let sites = match file.remove("site") {
-        None => vec![toml::Value::Table(file)],
-        Some(_) if !file.is_empty() => {
-            let other: Vec<_> = file.keys().map(String::as_str).collect();
-            bail!(
-                "beside [[site]] there is {}; give a file with sites only",
-                other.join(", ")
-            );
-        }
-        Some(toml::Value::Array(sites)) => sites,
-        Some(_) => bail!("`site` is no list; write [[site]]"),
-    };
-    if sites.is_empty() || sites.len() > SITES_MAX {
-        bail!("{} sites in it; 1 to {SITES_MAX} are possible", sites.len());
-    }
-    let mut found: Vec<(String, String)> = Vec::new();
-    for (n, site) in sites.into_iter().enumerate() {
-        let name = site.get("name").and_then(toml::Value::as_str);
-        let name = name.with_context(|| format!("site {} of the file has no name", n + 1))?;
-        if found.iter().any(|(known, _)| known == name) {
-            bail!("site {name:?} is there twice");
-        }
-        found.push((name.to_owned(), serde_json::to_string(&site)?));
-    }
-    Ok(found)
 }
 
 /// Where a site is. A name that cannot be one is for the control plane to refuse.
@@ -479,43 +429,6 @@ mod tests {
         for line in text.lines() {
             let columns = line.chars().count();
             assert!(columns <= COLUMNS, "{columns}: {line}");
-        }
-    }
-
-    #[test]
-    fn a_file_has_one_site_or_many() {
-        let one = "name = 'a'\nhosts = ['a.test']\norigins = ['http://o']";
-        let found = sites_of(one).unwrap();
-        assert_eq!(found[0].0, "a");
-        assert!(
-            found[0].1.contains(r#""hosts":["a.test"]"#),
-            "{}",
-            found[0].1
-        );
-        let many = format!("[[site]]\n{one}\n[[site]]\nname = 'b'\n");
-        let names: Vec<_> = sites_of(&many)
-            .unwrap()
-            .into_iter()
-            .map(|(name, _)| name)
-            .collect();
-        assert_eq!(names, ["a", "b"]);
-        for (text, told) in [
-            ("", "site 1 of the file has no name"),
-            ("name = 1", "no name"),
-            ("site = 1", "[[site]]"),
-            ("site = []", "0 sites"),
-            (
-                "[[site]]\nname = 'a'\n[[site]]\nname = 'a'",
-                "\"a\" is there twice",
-            ),
-            (
-                "[node]\nid = 'x'\n[[site]]\nname = 'a'",
-                "beside [[site]] there is node",
-            ),
-            ("name = ", "TOML parse error"),
-        ] {
-            let error = format!("{:#}", sites_of(text).unwrap_err());
-            assert!(error.contains(told), "{text}: {error}");
         }
     }
 

@@ -211,9 +211,11 @@ mod tests {
                 score: 12_345.6,
             }],
         }));
-        assert_fits(&sites::sites_table(&cluster::wire::SitesAnswer {
-            version: 1,
-            sites: vec![cluster::site::Site::new(&long, &[&long, &long], &[&long])],
-        }));
+        assert_fits(&super::super::sites::sites_table(
+            &cluster::wire::SitesAnswer {
+                version: 1,
+                sites: vec![cluster::site::Site::new(&long, &[&long, &long], &[&long])],
+            },
+        ));
     }
 }

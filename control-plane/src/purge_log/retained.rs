@@ -321,6 +321,9 @@ impl Retained {
             .flat_map(|hits| [hits.hard, hits.soft])
             .filter(|seq| *seq != 0)
             .collect();
+        if numbers.is_empty() {
+            return None;
+        }
         let quarter = numbers.len() / 4;
         let (_, last, _) = numbers.select_nth_unstable(quarter);
         let last = *last;

@@ -320,7 +320,7 @@ mod tests {
             (one.version(), one.record("a").unwrap().version),
             (NOW_MS / 1000, NOW_MS / 1000)
         );
-        let again = planned(&one, &put(a.clone()), &Expected::Anything).unwrap();
+        let again = planned(&one, &put(a), &Expected::Anything).unwrap();
         assert!(again.record.is_none() && again.after.version() == one.version());
         let two = planned(
             &one,

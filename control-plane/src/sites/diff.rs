@@ -107,7 +107,8 @@ mod tests {
         };
         let (before, after) = (before.map(read), after.map(read));
         let found = between(before.as_ref(), after.as_ref());
-        let words = |value: &Option<Value>| value.as_ref().map_or("-".into(), Value::to_string);
+        let words =
+            |value: &Option<Value>| value.as_ref().map_or_else(|| "-".into(), Value::to_string);
         found
             .iter()
             .map(|d| format!("{}: {} > {}", d.field, words(&d.removed), words(&d.added)))

@@ -6,11 +6,10 @@ use cluster::{clock::Clock, node::NodeId, site::Site, wire::SiteAction};
 use tracing::info;
 
 use super::{
-    OpenError, SET, Stored, TRIES_MAX,
+    OpenError, TRIES_MAX,
     change::next_version,
-    changes_of, json, past,
     snapshot::{Head, Record, Records, Snapshot},
-    too_old,
+    stored::{SET, Stored, changes_of, json, past, too_old},
 };
 use crate::store::{Change, Committed, Condition, Store};
 

@@ -2,7 +2,7 @@ use std::{path::Path, time::UNIX_EPOCH};
 
 use cluster::quantity::Span;
 
-use super::*;
+use super::{stored::HISTORY_MAX, *};
 
 fn site(name: &str) -> Site {
     Site::new(name, &[&format!("{name}.test")], &["http://o.example.com"])
@@ -226,7 +226,7 @@ async fn two_control_planes_on_one_store_change_it_in_turn_and_see_the_same() {
         two.change(delete("s1"), expected, vec![]),
     );
     assert!(a.is_ok() != b.is_ok(), "{a:?} {b:?}");
-    let lost = a.err().or(b.err()).unwrap();
+    let lost = a.err().or_else(|| b.err()).unwrap();
     assert!(
         matches!(lost, ChangeError::Refused(Refusal::Outdated { .. })),
         "{lost}"

@@ -415,9 +415,9 @@ fn refusal_of(error: &ServeError) -> Refusal {
         Kind::Unreachable => OriginFault::Unreachable,
         Kind::BadAnswer => OriginFault::BadAnswer,
         Kind::Timeout => OriginFault::Timeout,
+        Kind::Blocked => return Refusal::TakenDown,
         Kind::OriginBusy => return Refusal::OriginBusy,
         Kind::Overloaded => return Refusal::Busy,
-        Kind::Blocked => return Refusal::TakenDown,
         // Its own fault; another may do better.
         _ => return Refusal::Unknown,
     };

@@ -8,12 +8,14 @@
 //! others, [`homes`] how several of them are asked, and [`relayed`] what one says then; [`digest`] what peers
 //! hold; [`health`] how they have behaved; [`changed`] who hears of changes; [`paying`] whether they are faster
 //! than the origin; [`ranking`] how far they are, [`probe`] how that is found out; [`nearness`] how far origins
-//! are; [`control`] what the control plane says, [`purging`] what was purged; [`pool`] the
+//! are; [`control`] what the control plane says, [`purging`] what was purged, [`asking_purge`] what
+//! is to be; [`pool`] the
 //! connections under all of them, and [`plain`] those that need no HTTP client.
 //!
 //! **Invariant:** nothing here knows of the cache; it takes and gives HTTP messages, keys and
 //! manifests. Nothing here waits for anybody without a deadline.
 
+pub mod asking_purge;
 pub mod changed;
 pub mod checks;
 pub mod control;

@@ -50,11 +50,11 @@ pub enum Standing {
 /// object's validators do not change with each fetch where origins make them by themselves, what is missing
 /// of an object is asked of the origin that has sent the beginning, and there is no state to keep: all nodes
 /// choose alike. When an origin fails, its objects go to all others by their weights.
-pub fn order<'a>(
+pub fn order(
     key: Key,
-    origins: &'a [Origin],
+    origins: &[Origin],
     standing: impl Fn(&Origin) -> Standing,
-) -> Vec<(&'a Origin, Standing)> {
+) -> Vec<(&Origin, Standing)> {
     if let [one] = origins {
         return vec![(one, standing(one))];
     }
@@ -107,7 +107,7 @@ impl Checked {
     fn new(site: &Site, origin: &Origin, rule: &HealthRule, due: Instant) -> Self {
         let first = site.hosts.iter().find(|host| !host.contains('*'));
         let authority = origin.url.split_once("://").map_or("", |(_, rest)| rest);
-        let usual = first.map_or(authority.trim_end_matches('/'), String::as_str);
+        let usual = first.map_or_else(|| authority.trim_end_matches('/'), String::as_str);
         Self {
             rule: rule.clone(),
             origin: origin.clone(),

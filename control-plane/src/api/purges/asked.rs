@@ -1,15 +1,17 @@
 //! What a purge is asked for with, and the [`Purge`] that it means. Pure.
 
+use std::sync::Arc;
+
 use axum::http::{StatusCode, Uri};
 use cluster::{
     purge::{Purge, SCOPE_BYTES_MAX, SCOPES_MAX, Scope},
-    site::Site,
+    site::{Site, SiteMap},
     wire::PurgeRequest,
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::{error::ApiError, sites::snapshot::Snapshot};
+use crate::error::ApiError;
 
 /// Reads a request, and names the field that is not what it should be.
 ///
@@ -55,11 +57,12 @@ fn field<T: DeserializeOwned + Default>(name: &str, value: Option<Value>) -> Res
 /// # Errors
 ///
 /// 404: no such site. 413: too many scopes. 422: something cannot be meant, with its place.
-pub(super) fn purge(request: PurgeRequest, sites: &Snapshot) -> Result<Purge, ApiError> {
+pub(super) fn purge(request: PurgeRequest, sites: &SiteMap) -> Result<Purge, ApiError> {
     if request.site.is_empty() {
         return Err(wrong("site", "missing"));
     }
-    let Some(site) = sites.site(&request.site) else {
+    let named = |site: &&Arc<Site>| site.name == request.site;
+    let Some(site) = sites.sites().iter().find(named) else {
         let name: String = request.site.chars().take(64).collect();
         let reason = format!("no site {name:?}; GET /v1/sites lists them");
         return Err(ApiError::field(StatusCode::NOT_FOUND, "site", reason));
@@ -129,7 +132,7 @@ fn tag(text: &str) -> Result<Scope, String> {
 
 /// A URL, or the beginning of one: whole, without its scheme, or a path on all hosts of the site. One that
 /// ends with `*` is a beginning.
-fn target(text: &str, is_prefix: bool, site: &Site, sites: &Snapshot) -> Result<Scope, String> {
+fn target(text: &str, is_prefix: bool, site: &Site, sites: &SiteMap) -> Result<Scope, String> {
     too_long(text)?;
     let text = text.trim();
     let shortened = text.strip_suffix('*');
@@ -177,9 +180,9 @@ fn target(text: &str, is_prefix: bool, site: &Site, sites: &Snapshot) -> Result<
 }
 
 /// A host as scopes have it, if it is one of the site.
-fn of_site(host: &str, site: &Site, sites: &Snapshot) -> Result<String, String> {
+fn of_site(host: &str, site: &Site, sites: &SiteMap) -> Result<String, String> {
     let told = || host.chars().take(80).collect::<String>();
-    let named = sites.map().select(host);
+    let named = sites.select(host);
     if named.is_none_or(|selected| selected.site.name != site.name) {
         return Err(format!(
             "{:?} is not a host of site {:?}",
@@ -211,29 +214,16 @@ fn encoded(path: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use cluster::wire::SiteAction;
+    use cluster::site::SiteSet;
 
     use super::*;
-    use crate::sites::snapshot::Record;
 
-    fn sites() -> Snapshot {
+    fn sites() -> SiteMap {
         let sites = vec![
             Site::new("www", &["www.test", "*.www.test"], &["http://o:80"]),
             Site::new("any", &["*.any.test"], &["http://o:80"]),
         ];
-        let record = |site: Site| Record {
-            version: 1,
-            at_ms: 0,
-            by: String::new(),
-            action: SiteAction::Put,
-            in_file_of: None,
-            site: Some(Arc::new(site)),
-        };
-        let sites = sites.into_iter();
-        let records = sites.map(|site| (site.name.clone(), record(site)));
-        Snapshot::new(1, 1, records.collect()).unwrap()
+        SiteMap::new(&SiteSet { version: 1, sites }).unwrap()
     }
 
     fn asked(text: &str) -> Result<Purge, ApiError> {

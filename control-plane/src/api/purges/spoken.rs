@@ -5,15 +5,12 @@ use std::sync::Arc;
 use axum::{
     Json,
     body::{self, Body},
-    extract::{Request, State},
+    extract::{FromRequestParts as _, Request, State},
     http::StatusCode,
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use cluster::{
-    purge::spoken::{Dialect, Unspoken, is_spoken, translate},
-    wire::{PurgeState, PurgeStatus},
-};
+use cluster::purge::spoken::{Dialect, Unspoken, in_words, is_spoken, translate};
 use serde_json::{Map, json};
 
 use super::{App, REQUEST_BYTES_MAX, perform, too_large};
@@ -22,21 +19,21 @@ use crate::{access::Caller, error::ApiError};
 /// Answers what is asked for in one of these ways; all else goes on.
 pub(in super::super) async fn spoken(
     State(app): State<Arc<App>>,
-    caller: Caller,
     request: Request,
     next: Next,
 ) -> Response {
     if !is_spoken(request.method().as_str(), request.uri().path()) {
         return next.run(request).await;
     }
-    match take(&app, &caller, request).await {
+    match take(&app, request).await {
         Ok(answer) => answer,
         Err(error) => error.into_response(),
     }
 }
 
-async fn take(app: &App, caller: &Caller, request: Request<Body>) -> Result<Response, ApiError> {
-    let (head, body) = request.into_parts();
+async fn take(app: &App, request: Request<Body>) -> Result<Response, ApiError> {
+    let (mut head, body) = request.into_parts();
+    let caller = Caller::from_request_parts(&mut head, &()).await?;
     let body = body::to_bytes(body, REQUEST_BYTES_MAX)
         .await
         .map_err(|_| too_large())?;
@@ -52,8 +49,7 @@ async fn take(app: &App, caller: &Caller, request: Request<Body>) -> Result<Resp
     })?;
     let mut request = spoken.request;
     if let Some(host) = &spoken.host {
-        let sites = app.sites.now();
-        let Some(selected) = sites.map().select(host) else {
+        let Some(selected) = app.sites.now().map().select(host) else {
             app.metrics.purged("refused");
             let host: String = host.chars().take(80).collect();
             let reason = format!("no site has the host {host:?}");
@@ -62,7 +58,7 @@ async fn take(app: &App, caller: &Caller, request: Request<Body>) -> Result<Resp
         request.site.clone_from(&selected.site.name);
     }
     let tags = request.tags.clone();
-    let status = perform(app, request, caller).await?;
+    let status = perform(app, request, &caller).await?;
     let id = format!("{}-{}", status.log, status.seq);
     Ok(match spoken.dialect {
         Dialect::Fastly => Json(json!({"status": "ok", "id": id})).into_response(),
@@ -70,27 +66,6 @@ async fn take(app: &App, caller: &Caller, request: Request<Body>) -> Result<Resp
             let ids = tags.into_iter().map(|tag| (tag, id.clone().into()));
             Json(ids.collect::<Map<_, _>>()).into_response()
         }
-        Dialect::Proxy => told(&status).into_response(),
+        Dialect::Proxy => in_words(&status).into_response(),
     })
-}
-
-/// A line for who reads it, and one for each edge that lacks it.
-fn told(status: &PurgeStatus) -> String {
-    let acknowledged = |state| state == PurgeState::Acknowledged;
-    let (done, open): (Vec<_>, Vec<_>) = status
-        .nodes
-        .iter()
-        .partition(|node| acknowledged(node.state));
-    let mut text = format!(
-        "Purged: {} is acknowledged by {} of {} edges, the last after {} ms\n",
-        status.seq,
-        done.len(),
-        status.nodes.len(),
-        status.elapsed_ms
-    );
-    for node in open {
-        let reason = node.reason.as_deref().unwrap_or("has not answered yet");
-        text.push_str(&format!("{}: {reason}\n", node.node));
-    }
-    text
 }
