@@ -293,8 +293,9 @@ impl Proxy {
                 Err(Stopped::For(error)) => return writing.fail(error),
             };
             info!(uri = %asked.uri, written, error = lost, "source lost within a body");
-            let next = match others.next() {
-                Some(home) => self.again_from_home(&writing, asked, home).await,
+            let home = others.next();
+            let next = match home {
+                Some(home) => self.again_from_home(&writing, asked, home, written).await,
                 None if asked_origin => return writing.fail(BodyError::Source(lost)),
                 None => {
                     asked_origin = true;
@@ -303,12 +304,20 @@ impl Proxy {
             };
             stopped = match next {
                 Ok((mut rest, from)) => {
-                    match self.pass_over(&writing, &mut rest, from..written).await {
+                    let stopped = match self.pass_over(&writing, &mut rest, from..written).await {
                         Ok(bytes) => match write(&mut writing, &mut written, bytes).await {
                             Ok(()) => self.write_rest(&mut writing, &mut written, &mut rest).await,
                             stopped => stopped,
                         },
                         Err(stopped) => Err(stopped),
+                    };
+                    match (stopped, rest, home) {
+                        (Err(Stopped::SharedOut(at)), Rest::Home(relayed), Some(home)) => {
+                            let (writing, written) = (&mut writing, &mut written);
+                            self.write_shared_out(writing, written, asked, home, *relayed, at)
+                                .await
+                        }
+                        (stopped, ..) => stopped,
                     }
                 }
                 Err(error) => Err(Stopped::Lost(error)),
@@ -316,24 +325,38 @@ impl Proxy {
         }
     }
 
-    /// Asks a home for the whole body once more.
+    /// Asks a home for the body once more: for the pieces behind `written`, if a strong validator makes sure that
+    /// they are of the same version, or else for all of it. Also says where what it sends begins.
     async fn again_from_home(
         &self,
         writing: &Writing,
         asked: &Asked,
         home: &Home,
+        written: u64,
     ) -> Result<(Rest, u64), String> {
         let mut fields = for_everybody(&asked.headers);
         forward::join_loop(&mut fields, &self.shared.me);
-        let asking = self.shared.upstream.fill(home, asked.wanted(&fields));
+        let stored = &writing.entry().head.headers;
+        let is_strong = EntityTag::of(stored).is_some_and(|tag| !tag.weak);
+        let known = u32::try_from(written / PIECE_BYTES as u64).unwrap_or(0);
+        let goes_on = is_strong && known > 0;
+        let wanted = Wanted {
+            have: stored.get(header::ETAG).filter(|_| goes_on),
+            from: if goes_on { known } else { 0 },
+            shares: goes_on,
+            ..asked.wanted(&fields)
+        };
+        let asking = self.shared.upstream.fill(home, wanted);
         let told = timeout_at(Instant::now() + asked.patience(), asking).await;
         let tag = |headers: &HeaderMap| headers.get(header::ETAG).cloned();
         match told {
             Ok(Ok(Told::Object(relayed)))
                 if tag(&entry::fields_of(&relayed.head.about))
-                    == tag(&writing.entry().head.headers) =>
+                    == tag(&writing.entry().head.headers)
+                    && relayed.head.from <= known =>
             {
-                Ok((Rest::Home(relayed), 0))
+                let from = u64::from(relayed.head.from) * PIECE_BYTES as u64;
+                Ok((Rest::Home(relayed), from))
             }
             Ok(Ok(_)) => Err(format!("home {} does not have it", home.id)),
             Ok(Err(error)) => Err(format!("home {} {error}", home.id)),
@@ -465,6 +488,7 @@ impl Asked {
             target: self.target(),
             fields,
             have: None,
+            from: 0,
             shares: false,
             purged: self.purges.applied(),
         }

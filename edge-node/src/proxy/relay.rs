@@ -27,7 +27,7 @@ use crate::{
         Lookup, Outcome, Turn,
         entry::{Body, Entry},
         fill::Growing,
-        policy::{self, CacheControl},
+        policy::{self, CacheControl, validator::EntityTag},
         vary,
     },
     error::{Kind, ServeError},
@@ -134,6 +134,7 @@ impl Proxy {
 
     async fn relay_to(&self, mut out: Out, question: Question) -> Result<(), Left> {
         let have = question.fields.get(relayed::HAVE_FIELD).cloned();
+        let from = relayed::from_in(&question.fields);
         let shares = question.fields.contains_key(relayed::FELLOWS_FIELD);
         let asker = question.asker.clone();
         let purged = relayed::purged_in(&question.fields);
@@ -148,13 +149,18 @@ impl Proxy {
             Found::Entry(entry, asked_for_you) => (entry, asked_for_you),
             Found::Refused(refusal) => return out.send(&[Frame::Refused(refusal)]).await,
         };
-        let head = Box::new(self.relay_head(&entry, asked_for_you));
+        let mut head = Box::new(self.relay_head(&entry, asked_for_you));
         let is_same = have.is_some() && entry.head.headers.get(header::ETAG) == have.as_ref();
-        if is_same {
+        if is_same && from == 0 {
             return out.send(&[Frame::Same(head)]).await;
         }
+        let start = u64::from(from) * PIECE_BYTES as u64;
+        let is_strong = EntityTag::of(&entry.head.headers).is_some_and(|tag| !tag.weak);
+        let goes_on = is_same && is_strong && entry.length().is_some_and(|length| start < length);
+        let (start, from) = if goes_on { (start, from) } else { (0, 0) };
+        head.from = from;
         let cache = &self.shared.cache;
-        let Ok(reading) = entry.open(0..entry.length().unwrap_or(u64::MAX), cache) else {
+        let Ok(reading) = entry.open(start..entry.length().unwrap_or(u64::MAX), cache) else {
             cache.forget(entry.key).await;
             return out.send(&[Frame::Refused(Refusal::Pass)]).await;
         };
@@ -172,16 +178,17 @@ impl Proxy {
                 length,
                 member,
             }) = &shared_out
-                && total % PIECE_BYTES as u64 == 0
-                && total < *length
-                && let Ok(piece) = u32::try_from(total / PIECE_BYTES as u64)
+                && (start + total) % PIECE_BYTES as u64 == 0
+                && start + total < *length
+                && let Ok(piece) = u32::try_from((start + total) / PIECE_BYTES as u64)
                 && member.is_shared(piece)
-                && let Ok(follower) = growing.follow(total)
+                && let Ok(follower) = growing.follow(start + total)
             {
                 drop(body);
                 out.send(&frames).await?;
                 let body = (growing, follower);
-                return self.share_out(&mut out, body, piece, *length, member).await;
+                let pieces = piece..piece_count(*length);
+                return self.share_out(&mut out, body, pieces, total, member).await;
             }
             let mut next = body.next();
             let bytes = match (&mut next).now_or_never() {
@@ -244,6 +251,7 @@ impl Proxy {
             length: entry.length(),
             age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
             asked_for_you,
+            from: 0,
         }
     }
 
@@ -395,6 +403,10 @@ impl Proxy {
             },
         })
     }
+}
+
+fn piece_count(length: u64) -> u32 {
+    u32::try_from(length.div_ceil(PIECE_BYTES as u64)).unwrap_or(u32::MAX)
 }
 
 /// The word for an error here, to who asked as a node.

@@ -4,6 +4,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    ops::Range,
     sync::{Arc, Mutex, MutexGuard},
 };
 
@@ -262,21 +263,18 @@ impl Proxy {
         swarms.get_mut(&object)?.late(index, late, id)
     }
 
-    /// Relays the pieces of a body from `first` on to a `member`: those that it is to have, and of the others
-    /// where they are.
+    /// Relays these `pieces` of a body to a `member`: those that it is to have, and of the others where they are.
+    /// So many bytes were `sent` before, as they came.
     pub(super) async fn share_out(
         &self,
         out: &mut Out,
         body: (&Arc<Growing>, Follower),
-        first: u32,
-        length: u64,
+        pieces: Range<u32>,
+        mut sent: u64,
         member: &Member,
     ) -> Result<(), Left> {
         let (growing, mut follower) = body;
-        let count = length.div_ceil(PIECE_BYTES as u64);
-        // All before were sent as they came.
-        let mut sent = u64::from(first) * PIECE_BYTES as u64;
-        for index in first..u32::try_from(count).unwrap_or(u32::MAX) {
+        for index in pieces {
             let hash = match out.wait(growing.piece_hash(index)).await? {
                 Ok(hash) => hash,
                 Err(error) => return out.send(&[failed(&error)]).await,
@@ -329,7 +327,7 @@ mod tests {
     }
 
     /// How many of these pieces each fellow has when all of them ask for all in order.
-    fn given(sharing: &mut Sharing, fellows: usize, pieces: std::ops::Range<u32>) -> Vec<usize> {
+    fn given(sharing: &mut Sharing, fellows: usize, pieces: Range<u32>) -> Vec<usize> {
         let mut given = vec![0; fellows];
         for piece in pieces {
             let holder = sharing.holder(piece, &id(piece as usize % fellows));

@@ -483,6 +483,7 @@ mod tests {
                 target: "/",
                 fields: &HeaderMap::new(),
                 have: None,
+                from: 0,
                 shares: false,
                 purged: cluster::purge::Position::default(),
             };

@@ -41,6 +41,8 @@ pub const HOST_FIELD: &str = "cdn-host";
 pub const TARGET_FIELD: &str = "cdn-target";
 /// Question: the entity tag of what the asker has.
 pub const HAVE_FIELD: &str = "cdn-have";
+/// Question: of what has the entity tag that the asker has, only the pieces from this one on.
+pub const FROM_FIELD: &str = "cdn-from";
 /// Question: the object may be [shared out](super::wants).
 pub const FELLOWS_FIELD: &str = "cdn-fellows";
 /// Question: up to which place in the purge log the asker lacks nothing, `LOG,NUMBER`.
@@ -75,6 +77,9 @@ pub struct Wanted<'a> {
     pub fields: &'a HeaderMap,
     /// The entity tag of what is here already.
     pub have: Option<&'a HeaderValue>,
+    /// With such a tag, a strong one: the first piece that is not here. 0: nothing of what is here is to be
+    /// gone on from.
+    pub from: u32,
     /// Pieces of it may come from others that ask for it.
     pub shares: bool,
     /// Up to which place in the purge log the asker lacks nothing.
@@ -92,6 +97,8 @@ pub struct RelayHead {
     pub age_ms: u64,
     /// The origin was asked for this very question.
     pub asked_for_you: bool,
+    /// The body begins with this piece.
+    pub from: u32,
 }
 
 /// Why a home gives no object. None of it is the home's fault.
@@ -470,8 +477,17 @@ pub fn question_fields(wanted: Wanted<'_>) -> Result<HeaderMap, PeerError> {
     }
     if let Some(tag) = wanted.have {
         fields.insert(HAVE_FIELD, tag.clone());
+        if wanted.from > 0 {
+            fields.insert(FROM_FIELD, wanted.from.into());
+        }
     }
     Ok(fields)
+}
+
+/// The first piece that the asker wants of what it has the beginning of; 0 where it does not say.
+pub fn from_in(fields: &HeaderMap) -> u32 {
+    let from = || fields.get(FROM_FIELD)?.to_str().ok()?.parse().ok();
+    from().unwrap_or(0)
 }
 
 /// Up to which place in the purge log an asker lacks nothing; no place, where it does not say.
@@ -534,6 +550,7 @@ mod tests {
             length: None,
             age_ms: 5,
             asked_for_you: true,
+            from: 0,
         }
     }
 
@@ -622,6 +639,7 @@ mod tests {
             target: "/a?b",
             fields: &HeaderMap::new(),
             have: None,
+            from: 0,
             shares: false,
             purged: Position { log: 3, seq: 4 },
         };
