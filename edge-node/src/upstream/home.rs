@@ -1,5 +1,5 @@
 //! The homes of a key ([`cluster::placement`]): which of them a fill asks ([`Way`]), and how far it may.
-//! What is said then is in [`relayed`](super::relayed).
+//! What is said then is in [`relayed`].
 //!
 //! **No question goes in a circle**: every fill has a [`Level`], may ask questions of lower levels only, and
 //! a question may wait only for a fill that reaches lower than itself ([`may_join`]). So along any chain
