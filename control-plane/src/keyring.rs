@@ -289,9 +289,10 @@ impl Keyring {
     /// The tokens in the store, and the revision that put them; `None`: they cannot be read.
     async fn stored(&self) -> Result<(Option<Tokens>, u64), StoreError> {
         let item = self.store.get(KEY).await?;
-        Ok(item.map_or((Some(Tokens::default()), 0), |item| {
-            (Tokens::from_json(&item.value).ok(), item.revision)
-        }))
+        Ok(match item {
+            None => (Some(Tokens::default()), 0),
+            Some(item) => (Tokens::from_json(&item.value).ok(), item.revision),
+        })
     }
 
     async fn pull(&self) -> Result<(), StoreError> {

@@ -26,6 +26,7 @@ const TAKEN_WITHIN: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one, once")]
 pub(super) enum Tokens {
     /// Make a token. It is shown once.
     Create {
