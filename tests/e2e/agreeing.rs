@@ -256,7 +256,7 @@ async fn a_store_does_what_a_map_does() {
     both(async |store| {
         let mut dice = StdRng::seed_from_u64(seed);
         let (mut map, mut at) = (BTreeMap::<String, u64>::new(), revision(&store).await);
-        let name = |n: u32| format!("{}/{n}", if n % 2 == 0 { "a" } else { "b" });
+        let name = |n: u32| format!("{}/{n}", if n.is_multiple_of(2) { "a" } else { "b" });
         let mut watch = store.watch("a/", at).await.unwrap();
         for step in 0..200 {
             let meant = dice.random_bool(0.7);
