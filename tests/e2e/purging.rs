@@ -138,8 +138,7 @@ fn tag(text: &str) -> Scope {
 async fn each_scope_takes_away_what_it_names_and_leaves_the_rest() {
     let stage = Stage::new(1).await;
     let edge = stage.edge();
-    let mut now = 1;
-    for (scope, gone) in [
+    let cases = [
         (url("/a"), &["/a"][..]),
         (url(&format!("//{HOST}/c?x=1")), &["/c?x=1"]),
         (url("//other.test/b"), &[]),
@@ -149,7 +148,8 @@ async fn each_scope_takes_away_what_it_names_and_leaves_the_rest() {
         (tag("B"), &[]),
         (tag("all"), &PAGES),
         (Scope::All, &PAGES),
-    ] {
+    ];
+    for (now, (scope, gone)) in (1..).zip(cases) {
         stage
             .purger
             .purge(edge, &[Scope::All], false)
@@ -176,7 +176,6 @@ async fn each_scope_takes_away_what_it_names_and_leaves_the_rest() {
                 );
             }
         }
-        now += 1;
     }
     let applied = edge
         .metric("edge_purges_applied_total", &["kind=\"tag\""])
@@ -190,8 +189,8 @@ async fn what_is_gone_is_gone_in_whatever_way_it_is_asked_for() {
     let stage = Stage::new(1).await;
     let edge = stage.edge();
     let client = Client::new();
-    let mut now = 1;
-    for way in ["get", "h2", "head", "range", "condition", "only-if-cached"] {
+    let ways = ["get", "h2", "head", "range", "condition", "only-if-cached"];
+    for (now, way) in (1..).zip(ways) {
         version(edge, "/a").await;
         assert_eq!(version(edge, "/a").await, (now, true), "{way}");
         stage.next_version();
@@ -227,7 +226,6 @@ async fn what_is_gone_is_gone_in_whatever_way_it_is_asked_for() {
         let later = stage.origin.seen("/a").split_off(asked);
         let asks_for_old = |seen: &Seen| seen.field("if-none-match") == Some(&old);
         assert!(!later.iter().any(asks_for_old), "{way}");
-        now += 1;
     }
 }
 
