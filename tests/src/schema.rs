@@ -134,7 +134,7 @@ mod tests {
             checked(good).unwrap();
         }
         for (bad, told) in [
-            (json!([]), "not of type"),
+            (json!([]), "is no object"),
             (json!({}), "lacks \"n\""),
             (json!({"n": 0}), "less than 1"),
             (json!({"n": 1.5}), "not of type"),
