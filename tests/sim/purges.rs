@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use cluster::purge::{Position, table::Said};
 use edge_node::purges::journal::Journal;
 use harness::{cluster::write_secret, simulation::Simulation};
@@ -82,9 +82,9 @@ fn run(seed: u64) -> Result<Counts> {
         stage.facts().lives(host, true, Duration::ZERO);
     }
     let story = Story::new(stage.clone(), edges.to_vec(), random);
-    simulation
-        .sim
-        .client("client", async move { Ok(story.tell().await?) });
+    simulation.sim.client("client", async move {
+        Ok(story.tell().await.map_err(|error| anyhow!("{error:#}"))?)
+    });
     let told = drive(&mut simulation, &stage).and_then(|()| {
         // As if all had been killed at once.
         drop(simulation);
