@@ -32,7 +32,9 @@ pub(super) async fn ask(stage: &Stage, asked: Asked) -> Result<()> {
     let began = Instant::now();
     loop {
         let mut changes = stage.changes.subscribe();
-        let due = stage.facts().due(edge, n, now());
+        let asked_at = now();
+        let due = stage.facts().due(edge, n, asked_at, true);
+        let by_receipts = stage.facts().due(edge, n, asked_at, false);
         let life = due.life;
         if !life.is_up {
             return Ok(());
@@ -51,7 +53,14 @@ pub(super) async fn ask(stage: &Stage, asked: Asked) -> Result<()> {
         let place = || format!("{} of {edge}", OBJECTS[n].target);
         match answered {
             Err(_) => bail!("{} hangs for {BUDGET:?}", place()),
-            Ok(Ok(answer)) => return check(stage, edge, n, &due, answer).with_context(place),
+            Ok(Ok(answer)) => {
+                // Who could not ask meanwhile need not know.
+                let due = match stage.facts().is_free_since(edge, asked_at) {
+                    true => due,
+                    false => by_receipts,
+                };
+                return check(stage, edge, n, &due, answer).with_context(place);
+            }
             Ok(Err(error)) => {
                 let is_starting = now() < life.since + START_MAX;
                 ensure!(is_starting, "{}: {error:#}", place());

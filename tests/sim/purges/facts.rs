@@ -291,8 +291,17 @@ impl Facts {
         self.is_all_due = true;
     }
 
-    /// What an answer of `edge` for object `n` must be like that begins now.
-    pub(super) fn due(&self, edge: &'static str, n: usize, now: Duration) -> Due {
+    /// Whether `edge` has been able to reach the control plane ever since.
+    pub(super) fn is_free_since(&self, edge: &'static str, then: Duration) -> bool {
+        let way = self.ways.get(&ends(edge, "control"));
+        let (is_cut, since) = way.copied().unwrap_or_default();
+        let control = self.lives.get("control").copied().unwrap_or_default();
+        !is_cut && control.is_up && since.max(control.since) <= then
+    }
+
+    /// What an answer of `edge` for object `n` must be like that begins now: by receipts, and with `learns`
+    /// by what it must have learnt as well.
+    pub(super) fn due(&self, edge: &'static str, n: usize, now: Duration, learns: bool) -> Due {
         let mut due = Due {
             version: self.versions[n],
             life: self.lives.get(edge).copied().unwrap_or_default(),
@@ -318,7 +327,7 @@ impl Facts {
             }
             let why = match taken.by.contains(edge) {
                 true => Some("acknowledged"),
-                false if taken.is_lost => None,
+                false if taken.is_lost || !learns => None,
                 false => self.must_know(edge, taken.at, now),
             };
             if let Some(why) = why {
