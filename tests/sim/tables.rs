@@ -15,7 +15,7 @@ use edge_node::purges::{journal::Frame, recent::Recent};
 use rand::{RngExt, SeedableRng, rngs::StdRng, seq::IndexedRandom};
 
 /// Runs where `SIM_RUNS` does not say.
-const RUNS: u64 = 2_000;
+const RUNS: u64 = 300;
 const NODES: usize = 3;
 /// Things that happen in a run.
 const EVENTS: usize = 120;
@@ -99,7 +99,9 @@ impl Log {
         let mut behind = self.records.iter().filter(|record| record.at > from);
         // What it leaves out is said again before its end: who has it may lack nothing up to there.
         let last = behind.clone().nth(limit).map(|_| behind.nth(limit - 1));
-        let to = last.flatten().map_or(self.place(), |record| record.at);
+        let to = last
+            .flatten()
+            .map_or_else(|| self.place(), |record| record.at);
         let told = self.records.iter().filter(|record| {
             let is_said = self.is_terse && self.is_superseded(record, to);
             record.at > from && record.at <= to && !is_said
@@ -378,13 +380,13 @@ fn run(seed: u64) {
         let said = node.table.said();
         // One that is too small forgets by the order in which it learns.
         if !is_small {
-            assert_eq!(*first.get_or_insert(said.clone()), said);
+            assert_eq!(*first.get_or_insert_with(|| said.clone()), said);
         }
     }
     check(
         &nodes,
         &log,
-        log.records.first().map_or(Position::default(), |r| r.at),
+        log.records.first().map(|r| r.at).unwrap_or_default(),
         !is_small,
     );
     check(&nodes, &log, Position::default(), !is_small);

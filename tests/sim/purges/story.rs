@@ -125,8 +125,7 @@ impl Story {
     }
 
     fn an_edge(&mut self) -> &'static str {
-        *self
-            .edges
+        self.edges
             .choose(&mut self.random)
             .expect("there are edges")
     }
