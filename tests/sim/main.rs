@@ -7,4 +7,8 @@ mod membership;
 #[cfg(test)]
 mod nodes;
 #[cfg(test)]
+mod purges;
+#[cfg(test)]
 mod purging;
+#[cfg(test)]
+mod tables;

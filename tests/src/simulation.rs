@@ -7,6 +7,7 @@
 use std::{
     io,
     net::SocketAddr,
+    ops::RangeInclusive,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -131,12 +132,19 @@ impl Simulation {
         {
             println!("SIM_SEED={seed}");
         }
+        let latency = Duration::from_millis(1)..=Duration::from_millis(100);
+        Self::of(seed, TICK, latency)
+    }
+
+    /// One of this seed, with steps of that much simulated time (no message takes less than one) and
+    /// messages that take so long.
+    pub fn of(seed: u64, tick: Duration, latency: RangeInclusive<Duration>) -> Self {
         let sim = turmoil::Builder::new()
             .rng_seed(seed)
             .enable_random_order()
-            .tick_duration(TICK)
-            .min_message_latency(Duration::from_millis(1))
-            .max_message_latency(Duration::from_millis(100))
+            .tick_duration(tick)
+            .min_message_latency(*latency.start())
+            .max_message_latency(*latency.end())
             .simulation_duration(Duration::from_secs(24 * 3600))
             .tcp_capacity(64 * 1024)
             .udp_capacity(64 * 1024)

@@ -1,0 +1,141 @@
+//! What clients see of an edge, and the checks that an answer has to stand.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use bytes::Bytes;
+use harness::cache_status::{CacheStatus, Source};
+use http::Method;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{
+    facts::{Due, OBJECTS},
+    world::{Answered, Stage, body, now, send},
+};
+
+/// The longest that a request may take: a home that falls silent (3 s) on each level, the origin's 5 s, and
+/// what this machine is slow.
+const BUDGET: Duration = Duration::from_secs(20);
+/// An edge that starts listens within this.
+const START_MAX: Duration = Duration::from_secs(10);
+
+/// Who asked what.
+#[derive(Clone)]
+pub(super) struct Asked {
+    pub(super) edge: &'static str,
+    pub(super) n: usize,
+}
+
+/// Asks, and checks the answer. An edge that is killed meanwhile owes none, one that starts needs a moment.
+pub(super) async fn ask(stage: &Stage, asked: Asked) -> Result<()> {
+    let Asked { edge, n } = asked;
+    let began = Instant::now();
+    loop {
+        let mut changes = stage.changes.subscribe();
+        let asked_at = now();
+        let due = stage.facts().due(edge, n, asked_at, true);
+        let by_receipts = stage.facts().due(edge, n, asked_at, false);
+        let life = due.life;
+        if !life.is_up {
+            return Ok(());
+        }
+        let at = format!("{edge}:8080");
+        let request = send(&at, Method::GET, OBJECTS[n].target, &[], Bytes::new());
+        let killed = async {
+            let is_other = |_: &u64| stage.facts().lives[edge].count != life.count;
+            // The sender lives as long as the stage.
+            let _ = changes.wait_for(is_other).await;
+        };
+        let answered = tokio::select! {
+            answered = timeout(BUDGET, request) => answered,
+            () = killed => return Ok(()),
+        };
+        let place = || format!("{} of {edge}", OBJECTS[n].target);
+        match answered {
+            Err(_) => bail!("{} hangs for {BUDGET:?}", place()),
+            Ok(Ok(answer)) => {
+                // Who could not ask meanwhile need not know.
+                let due = match stage.facts().is_free_since(edge, asked_at) {
+                    true => due,
+                    false => by_receipts,
+                };
+                return check(stage, edge, n, &due, answer).with_context(place);
+            }
+            Ok(Err(error)) => {
+                let is_starting = now() < life.since + START_MAX;
+                ensure!(is_starting, "{}: {error:#}", place());
+                ensure!(began.elapsed() < BUDGET, "{} does not listen", place());
+                sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+}
+
+fn check(stage: &Stage, edge: &'static str, n: usize, due: &Due, answer: Answered) -> Result<()> {
+    let text = |name: &str| {
+        answer
+            .headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+    };
+    let said = text("cache-status").unwrap_or_default().to_owned();
+    ensure!(answer.status == 200, "status {}, {said}", answer.status);
+    let version: u64 = text("x-version").context("no version")?.parse()?;
+    let status = CacheStatus::parse(&said);
+    let mut facts = stage.facts();
+    let object = &OBJECTS[n];
+    let due_text = format!("{} hard, {} soft", due.hard.version, due.soft.version);
+    facts.note(
+        now(),
+        format_args!(
+            "  {edge}: {} is version {version} (due {due_text}), {said}",
+            object.target
+        ),
+    );
+    match status.source() {
+        Source::Hit => facts.counts.hits += 1,
+        Source::Peer(_) | Source::Home(_) => facts.counts.peers += 1,
+        Source::Origin => facts.counts.origin += 1,
+        Source::Unsaid => {}
+    }
+    ensure!(
+        version <= facts.versions[n],
+        "version {version} of the future"
+    );
+    match answer.body {
+        Ok(bytes) => ensure!(
+            bytes == body(n, version),
+            "{} bytes of no version",
+            bytes.len()
+        ),
+        Err(error) => ensure!(
+            facts.versions[n] > due.version,
+            "cut without a reason: {error:#}"
+        ),
+    }
+    let newest = if due.hard.version >= due.soft.version {
+        &due.hard
+    } else {
+        &due.soft
+    };
+    facts.counts.bound += u64::from(newest.version > 0);
+    facts.counts.learnt += u64::from(newest.version > 0 && !newest.why.ends_with("acknowledged"));
+    ensure!(
+        version >= due.hard.version,
+        "version {version} after {}: {} is due ({said})",
+        due.hard.why,
+        due.hard.version
+    );
+    if version < due.soft.version {
+        // From its own store, while it looks whether that still holds; in the end it must have looked.
+        let is_stale = object.while_revalidating && status.hit;
+        ensure!(
+            is_stale,
+            "version {version} after the soft {}: {} is due ({said})",
+            due.soft.why,
+            due.soft.version
+        );
+        facts.counts.stale += 1;
+    }
+    Ok(())
+}
