@@ -9,6 +9,4 @@ mod nodes;
 #[cfg(test)]
 mod purges;
 #[cfg(test)]
-mod purging;
-#[cfg(test)]
 mod tables;
