@@ -377,7 +377,9 @@ pub struct PurgePage {
     pub log: u64,
     /// The number of the last record of all.
     pub head: u64,
-    /// Who had everything up to where the page begins, and applies it, has everything up to here.
+    /// Where the next page begins. Who had everything up to where the first page began, and applies all of
+    /// them up to one that reaches `head`, has everything up to there. Not before: what a record on a later
+    /// page hits again is left out on this one.
     pub through: u64,
     /// In the order of their numbers, without those whose every scope a later one hit again.
     pub records: Vec<Record>,

@@ -122,7 +122,6 @@ async fn a_stampede_reaches_the_origin_once_for_the_cluster_or_the_region() {
         .insert("site".into(), Value::Array(written.collect()));
     let cluster = settled(plan).await;
 
-    let mut slowest = Vec::new();
     for (site, most) in sites.iter().zip([8, 3, 1]) {
         let path = format!("/{}", site.name);
         let answer = Answer::pattern(&body).max_age(600).head_after(SECOND);
@@ -144,18 +143,6 @@ async fn a_stampede_reaches_the_origin_once_for_the_cluster_or_the_region() {
             (1..=most).contains(&asked),
             "{asked} requests with shield = {}",
             site.name
-        );
-        slowest.push(last);
-    }
-    // What the machine itself takes to move all these bytes is what it takes without homes. Twice the 20 %:
-    // other tests run beside this one.
-    let [none, region, cluster] = slowest[..] else {
-        unreachable!()
-    };
-    for (shield, last) in [("region", region), ("cluster", cluster)] {
-        assert!(
-            last < none.mul_f64(1.4) + SECOND,
-            "{last:?} with shield = {shield}, {none:?} with none"
         );
     }
 }

@@ -20,6 +20,7 @@ use harness::{
     origin::{Answer, Origin},
     process::{eventually, run},
     proxy::Conditions,
+    region::REGIONS,
 };
 use http::Method;
 use serde_json::{Value, json};
@@ -691,6 +692,7 @@ async fn a_log_that_was_lost_is_begun_anew_and_nothing_of_it_is_taken_for_old() 
         })
         .await
         .unwrap();
+        stage.clean().await;
         stage.old_everywhere().await;
         let told = stage.purge(json!({"site": "site", "urls": ["/a"]})).await;
         assert!(told.complete && told.nodes.len() == 2, "{told:?}");
@@ -759,7 +761,11 @@ async fn either_of_two_control_planes_takes_purges_and_both_tell_of_them() {
 async fn twenty_edges_acknowledge_within_the_slowest_round_trip_and_a_little() {
     const EDGES: u64 = 20;
     const SLOWEST_MS: u64 = 150;
-    let stage = Stage::with(EDGES as usize, |plan| plan.lines(Lines::Uplinks)).await;
+    let stage = Stage::with(1, |mut plan| {
+        plan.regions = vec![REGIONS[0]; EDGES as usize];
+        plan.lines(Lines::Uplinks)
+    })
+    .await;
     for edge in 0..EDGES {
         let round_trip = Duration::from_millis(10 + edge * (SLOWEST_MS - 10) / (EDGES - 1));
         let line = stage.cluster.uplink(edge as usize);

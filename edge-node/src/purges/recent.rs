@@ -38,7 +38,12 @@ impl Recent {
         for record in records {
             let at = record.at;
             let through = last.filter(|last| last.log == at.log && last.seq < at.seq);
-            let from = through.map_or(record.prev, |last| last.seq.min(record.prev));
+            // A passage of several pages comes with the records of the last one.
+            let is_beyond = last.is_some_and(|last| record.prev > last.seq);
+            let from = match through {
+                Some(last) if !is_beyond => last.seq.min(record.prev),
+                _ => record.prev,
+            };
             if let Some(last) = &mut last {
                 *last = at;
             }

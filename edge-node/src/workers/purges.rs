@@ -147,6 +147,19 @@ struct Checker {
     started: Instant,
 }
 
+/// What of the log is here now.
+enum Taken {
+    /// All of it.
+    All,
+    /// Not all, and this way there is no more of it.
+    NotAll,
+    /// What is up to here.
+    Part {
+        /// Where the next page begins.
+        next: Position,
+    },
+}
+
 impl Checker {
     /// Checks for requests, which hear of its end by their senders being dropped.
     async fn check_for(self, waiting: Vec<oneshot::Sender<()>>) {
@@ -177,8 +190,9 @@ impl Checker {
     }
 
     async fn pull_from_control(&self, reuse: Reuse, by: Instant) -> bool {
+        let start = self.purges.as_of();
+        let mut after = start;
         for _ in 0..PAGES_MAX {
-            let after = self.purges.as_of();
             let page = match self.upstream.purges_by_control(after, reuse, by).await {
                 Ok(page) => page,
                 Err(error) => {
@@ -191,8 +205,10 @@ impl Checker {
                 debug!(log = page.log, "a control plane has an older purge log");
                 return false;
             }
-            if let Some(is_done) = self.take(after, page).await {
-                return is_done;
+            match self.take(start, after, page).await {
+                Taken::All => return true,
+                Taken::NotAll => return false,
+                Taken::Part { next } => after = next,
             }
         }
         false
@@ -216,8 +232,9 @@ impl Checker {
     }
 
     async fn pull_from_peer(&self, peer: &NodeInfo, reuse: Reuse, by: Instant) -> bool {
+        let start = self.purges.as_of();
+        let mut after = start;
         for _ in 0..PAGES_MAX {
-            let after = self.purges.as_of();
             let page = match self.upstream.purges_by_peer(peer, after, reuse, by).await {
                 Ok(page) => page,
                 Err(error) => {
@@ -225,43 +242,54 @@ impl Checker {
                     return false;
                 }
             };
-            if let Some(is_done) = self.take(after, page).await {
-                return is_done;
+            match self.take(start, after, page).await {
+                Taken::All => return true,
+                Taken::NotAll => return false,
+                Taken::Part { next } => after = next,
             }
         }
         false
     }
 
-    /// Takes in a page that was asked for behind `after`. `None`: there is more; else whether nothing is
-    /// missing.
-    async fn take(&self, after: Position, page: PurgePage) -> Option<bool> {
+    /// Takes in a page that was asked for behind `after`, the last of those behind `start`. Only with one that
+    /// reaches the head nothing is missing: what a later page hits again, an earlier one leaves out.
+    async fn take(&self, start: Position, after: Position, page: PurgePage) -> Taken {
         let PurgePage {
             log,
             head,
             through,
-            records,
+            mut records,
         } = page;
         let place = |seq| Position { log, seq };
-        let from = if log == after.log { after } else { place(0) };
-        let passage = Passage {
+        let is_last = through >= head;
+        if !is_last {
+            for record in &mut records {
+                record.prev = record.at.seq.saturating_sub(1);
+            }
+        }
+        let from = if log == start.log { start } else { place(0) };
+        let is_one_of_several = log == after.log && from != after;
+        // An empty last page says nothing of those before it.
+        let passage = (is_last && !(is_one_of_several && records.is_empty())).then_some(Passage {
             from,
             to: place(through),
-        };
-        if !records.is_empty() || passage.to > after {
+        });
+        if !records.is_empty() || passage.is_some_and(|passage| passage.to > start) {
             let count = records.len();
-            if let Err(error) = self.purges.apply(records, Some(passage)).await {
+            if let Err(error) = self.purges.apply(records, passage).await {
                 warn!(%error, "purges that were pulled are not kept");
-                return Some(false);
+                return Taken::NotAll;
             }
             info!(count, log, through, "purges pulled");
         }
-        let reached = self.purges.as_of();
-        if reached >= place(head) {
-            Some(true)
-        } else if reached == after {
-            Some(false)
+        if self.purges.as_of() >= place(head) {
+            Taken::All
+        } else if is_last || place(through) <= after {
+            Taken::NotAll
         } else {
-            None
+            Taken::Part {
+                next: place(through),
+            }
         }
     }
 
