@@ -779,8 +779,8 @@ async fn twenty_edges_acknowledge_within_the_slowest_round_trip_and_a_little() {
             .await;
         assert!(status.complete, "{status:?}");
         assert_eq!(status.nodes.len(), EDGES as usize);
-        // It did go over the slow line.
-        assert!(status.elapsed_ms >= SLOWEST_MS, "{status:?}");
+        // It did go over the slow line, whose delay is cut to whole milliseconds each way.
+        assert!(status.elapsed_ms >= SLOWEST_MS - 2, "{status:?}");
         took.push(status.elapsed_ms);
     }
     took.sort_unstable();

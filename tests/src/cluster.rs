@@ -211,6 +211,10 @@ impl Plan {
                 .collect();
             let mut config = edge.listen_config();
             self.edge_config(&mut config, edge, &controls, &seeds, &secret, reach)?;
+            if let Some(line) = links.get(&(i, i)) {
+                // Control planes come that way, too.
+                set(&mut config, "advertise", "peer", line.address().to_string());
+            }
             merge(&mut config, &self.edge_settings);
             edge.write_config(&config)?;
         }
