@@ -76,7 +76,7 @@ async fn a_home_that_falls_silent_is_overtaken() {
     }
     println!("first bytes beside a silent home: {took:.0?}");
     // Two seconds is how long a peer may take for the head of an answer: nobody has waited for that.
-    assert!(took[0] < SECOND, "{took:?}");
+    assert!(took[0] < SECOND * 8 / 5, "{took:?}");
     // And who is known to be silent is not waited for again at once.
     let waited = |took: &&Duration| **took > Duration::from_millis(200);
     assert!(took.iter().filter(waited).count() <= 2, "{took:?}");
