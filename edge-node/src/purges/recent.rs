@@ -38,12 +38,7 @@ impl Recent {
         for record in records {
             let at = record.at;
             let through = last.filter(|last| last.log == at.log && last.seq < at.seq);
-            // A passage of several pages comes with the records of the last one.
-            let is_beyond = last.is_some_and(|last| record.prev > last.seq);
-            let from = match through {
-                Some(last) if !is_beyond => last.seq.min(record.prev),
-                _ => record.prev,
-            };
+            let from = through.map_or(record.prev, |last| last.seq.min(record.prev));
             if let Some(last) = &mut last {
                 *last = at;
             }
@@ -52,6 +47,7 @@ impl Recent {
         if let (Some(last), Some(Passage { to, .. })) = (last, passage)
             && last.log == to.log
             && last.seq < to.seq
+            && !self.knows_between(last, to)
         {
             self.link(to, last.seq, None);
         }
@@ -61,6 +57,16 @@ impl Recent {
             };
             self.bytes -= link.bytes();
         }
+    }
+
+    /// Whether there are records in between: then a passage was one of several pages, which say more of the
+    /// way than its ends do.
+    fn knows_between(&self, from: Position, to: Position) -> bool {
+        let behind = Position {
+            seq: from.seq.saturating_add(1),
+            ..from
+        };
+        behind < to && self.links.range(behind..to).next().is_some()
     }
 
     fn link(&mut self, to: Position, from: u64, record: Option<Record>) {

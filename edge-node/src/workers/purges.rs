@@ -262,21 +262,27 @@ impl Checker {
         } = page;
         let place = |seq| Position { log, seq };
         let is_last = through >= head;
-        if !is_last {
-            for record in &mut records {
-                record.prev = record.at.seq.saturating_sub(1);
-            }
-        }
         let from = if log == start.log { start } else { place(0) };
-        let is_one_of_several = log == after.log && from != after;
-        // An empty last page says nothing of those before it.
-        let passage = (is_last && !(is_one_of_several && records.is_empty())).then_some(Passage {
+        let passage = is_last.then_some(Passage {
             from,
             to: place(through),
         });
+        let is_one_of_several = !is_last || (log == after.log && from != after);
         if !records.is_empty() || passage.is_some_and(|passage| passage.to > start) {
             let count = records.len();
-            if let Err(error) = self.purges.apply(records, passage).await {
+            let applied = if is_one_of_several {
+                for record in &mut records {
+                    record.prev = record.at.seq.saturating_sub(1);
+                }
+                let kept = self.purges.apply(records, None).await;
+                match (kept, passage) {
+                    (Ok(_), Some(_)) => self.purges.apply(Vec::new(), passage).await,
+                    (kept, _) => kept,
+                }
+            } else {
+                self.purges.apply(records, passage).await
+            };
+            if let Err(error) = applied {
                 warn!(%error, "purges that were pulled are not kept");
                 return Taken::NotAll;
             }
