@@ -410,7 +410,8 @@ impl Cluster {
         self.control.iter().chain(&self.second).chain(&self.edges)
     }
 
-    /// Waits until every running edge lists every other running edge as its peer.
+    /// Waits until every running edge lists every other running edge as its peer, and every
+    /// control plane knows as many that live.
     ///
     /// # Errors
     ///
@@ -424,6 +425,19 @@ impl Cluster {
             eventually(&format!("{} knows {others:?}", edge.id), async || {
                 let known = edge.peers().await?;
                 ensure!(known == others, "it knows {known:?}");
+                Ok(())
+            })
+            .await?;
+        }
+        let wanted = u32::try_from(running.len())?;
+        let controls = self.control.iter().chain(&self.second);
+        for control in controls.filter(|control| control.process.is_some()) {
+            eventually(&format!("{} knows all edges", control.id), async || {
+                let all = control.metric("control_plane_nodes", &[]).await?;
+                let departed = ["state=\"departed\""];
+                let departed = control.metric("control_plane_nodes", &departed).await?;
+                let alive = all - departed;
+                ensure!(alive >= f64::from(wanted), "it knows {alive}");
                 Ok(())
             })
             .await?;
