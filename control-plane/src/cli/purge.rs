@@ -99,8 +99,12 @@ pub(super) enum PurgesCommand {
 /// A purge that is in the log, and not acknowledged by all that were waited for.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "purge {seq} is in the log, but {missing} of {all} edges have not acknowledged it yet; they get it \
-     as soon as they can be reached; `control-plane purges show {seq}` tells"
+    "purge {seq} is in the log, but {}; they get it as soon as they can be reached; \
+     `control-plane purges show {seq}` tells",
+    match all {
+        0 => "this control plane knows of no edge now".to_owned(),
+        all => format!("{missing} of {all} edges have not acknowledged it yet"),
+    }
 )]
 pub(super) struct Incomplete {
     seq: u64,
