@@ -397,7 +397,14 @@ async fn what_is_refused_changes_nothing() {
     assert_eq!(text.unwrap().status, 415);
     let large = Bytes::from(vec![b' '; 3 << 20]);
     let large = client.send(Method::PUT, &url, &[JSON], large).await;
-    assert_eq!(large.unwrap().status, 413);
+    // What no handler sees is told in JSON all the same.
+    let large = large.unwrap();
+    assert_eq!(large.status, 413);
+    let nameless = call(control, Method::GET, "/v1/sites/%ff", &[], &json!(null)).await;
+    assert_eq!(nameless.status, 404);
+    for answer in [large, nameless] {
+        assert!(answer.json().unwrap()["error"].is_string());
+    }
     // A check says the same and changes nothing either.
     let path = "/v1/sites/api/check";
     let checked = call(

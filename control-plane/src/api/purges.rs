@@ -10,7 +10,7 @@ use axum::{
     Json, Router,
     body::Bytes,
     extract::{
-        DefaultBodyLimit, Path, Query, State,
+        DefaultBodyLimit, Query, State,
         rejection::{BytesRejection, QueryRejection},
     },
     http::{HeaderValue, StatusCode, Uri, header::LOCATION},
@@ -25,7 +25,7 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 pub(super) use self::spoken::spoken;
-use super::{App, json};
+use super::{App, json, sent::Named};
 use crate::{access::Caller, error::ApiError, purge_log::NotTaken, receipts::WAIT_MAX};
 
 /// Largest request, in bytes: as many scopes as there may be, and what JSON puts around them.
@@ -161,7 +161,7 @@ async fn page(
 async fn one(
     State(app): State<Arc<App>>,
     caller: Caller,
-    Path(seq): Path<String>,
+    Named(seq): Named,
 ) -> Result<Json<PurgeStatus>, ApiError> {
     let number = seq.parse().ok().and_then(|seq| {
         let old = || Some(app.receipts.of_old(&app.purge_log.record(seq)?));

@@ -8,8 +8,7 @@ use std::sync::Arc;
 
 use axum::{
     Json, Router,
-    body::Bytes,
-    extract::{DefaultBodyLimit, Path, Query, State, rejection::QueryRejection},
+    extract::{DefaultBodyLimit, Query, State, rejection::QueryRejection},
     http::{
         HeaderMap, HeaderName, HeaderValue, StatusCode, Uri,
         header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH},
@@ -24,7 +23,10 @@ use cluster::{
 };
 use serde::{Deserialize, de::DeserializeOwned};
 
-use super::App;
+use super::{
+    App,
+    sent::{Named, Sent, meant},
+};
 use crate::{
     access::Caller,
     error::ApiError,
@@ -84,7 +86,7 @@ struct Shown {
 /// Answers with one site, as it is or as it was.
 async fn show(
     State(app): State<Arc<App>>,
-    Path(name): Path<String>,
+    Named(name): Named,
     asked: Result<Query<Shown>, QueryRejection>,
 ) -> Result<Response, ApiError> {
     let Query(Shown { version }) = asked.map_err(|e| ApiError::parameter("version", e))?;
@@ -103,7 +105,7 @@ async fn show(
 /// Answers with the versions of one site.
 async fn history(
     State(app): State<Arc<App>>,
-    Path(name): Path<String>,
+    Named(name): Named,
 ) -> Result<Json<SiteHistory>, ApiError> {
     let history = app.sites.history(&name).await?;
     let unknown = || Refusal::Unknown(shortened(&name)).into();
@@ -113,9 +115,9 @@ async fn history(
 async fn replace(
     State(app): State<Arc<App>>,
     caller: Caller,
-    Path(name): Path<String>,
+    Named(name): Named,
     fields: HeaderMap,
-    body: Bytes,
+    Sent(body): Sent,
 ) -> Result<Response, ApiError> {
     let wish = put_of(&name, &caller, &fields, &body)?;
     let is_new = app.sites.now().site(&name).is_none();
@@ -131,7 +133,7 @@ async fn replace(
 async fn remove(
     State(app): State<Arc<App>>,
     caller: Caller,
-    Path(name): Path<String>,
+    Named(name): Named,
     fields: HeaderMap,
 ) -> Result<Response, ApiError> {
     let wish = Wish {
@@ -151,9 +153,9 @@ async fn remove(
 async fn roll_back(
     State(app): State<Arc<App>>,
     caller: Caller,
-    Path(name): Path<String>,
+    Named(name): Named,
     fields: HeaderMap,
-    body: Bytes,
+    Sent(body): Sent,
 ) -> Result<Response, ApiError> {
     let SiteRollback { version } = read(Written::Json, &body)?;
     let (by, expected) = (by(&caller, &fields), expected(&fields)?);
@@ -166,9 +168,9 @@ async fn roll_back(
 async fn check(
     State(app): State<Arc<App>>,
     caller: Caller,
-    Path(name): Path<String>,
+    Named(name): Named,
     fields: HeaderMap,
-    body: Bytes,
+    Sent(body): Sent,
 ) -> Result<Json<SiteChanged>, ApiError> {
     let wish = put_of(&name, &caller, &fields, &body)?;
     let checked = app
@@ -235,14 +237,14 @@ fn read_site(name: &str, written: Written, body: &[u8]) -> Result<Site, ApiError
         Written::Json => {
             let mut fields: serde_json::Map<String, serde_json::Value> = read(written, body)?;
             fields.entry("name").or_insert_with(|| name.into());
-            serde_json::from_value(fields.into()).map_err(|error| meant(&error.to_string()))?
+            meant(serde_json::Value::from(fields), |error| error.to_string())?
         }
         Written::Toml => {
             let mut fields: toml::Table = read(written, body)?;
             fields.entry("name").or_insert_with(|| name.into());
-            fields
-                .try_into()
-                .map_err(|error: toml::de::Error| meant(error.message()))?
+            meant(toml::Value::from(fields), |error| {
+                error.message().to_owned()
+            })?
         }
     };
     if site.name != name {
@@ -257,18 +259,6 @@ fn read_site(name: &str, written: Written, body: &[u8]) -> Result<Site, ApiError
         ));
     }
     Ok(site)
-}
-
-/// What is well-formed and no site. serde names the field in its words.
-fn meant(error: &str) -> ApiError {
-    let named = error
-        .split('`')
-        .nth(1)
-        .filter(|_| error.contains("field `"));
-    match named {
-        Some(field) => ApiError::field(StatusCode::UNPROCESSABLE_ENTITY, field, error),
-        None => ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, error),
-    }
 }
 
 fn read<T: DeserializeOwned>(written: Written, body: &[u8]) -> Result<T, ApiError> {
