@@ -17,7 +17,6 @@ use axum::{
     routing::{get, post},
 };
 use cluster::{
-    node::Role,
     site::Site,
     wire::{SITES, SiteAction, SiteChanged, SiteHistory, SiteRollback},
 };
@@ -192,11 +191,14 @@ fn tag(version: u64) -> HeaderValue {
     HeaderValue::try_from(format!("\"{version}\"")).expect("digits in quotes")
 }
 
-/// Base URLs of the edges.
+/// Where the cluster's nodes listen, as base URLs.
 fn nodes(app: &App) -> Vec<String> {
     let nodes = app.atlas().statuses();
-    let edges = nodes.into_iter().filter(|node| node.role == Role::Edge);
-    edges.map(|node| node.http).collect()
+    let places = nodes.into_iter().flat_map(|node| {
+        let peer = (!node.peer.is_empty()).then(|| format!("http://{}", node.peer));
+        [Some(node.http), peer]
+    });
+    places.flatten().collect()
 }
 
 /// How a site is written.
