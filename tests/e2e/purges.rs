@@ -431,6 +431,16 @@ async fn commands_purge_list_and_show() {
         said.lines().all(|line| line.chars().count() <= 80),
         "{said}"
     );
+    // Where the control plane is may be said without `http://`.
+    let at = control.http.to_string();
+    let (code, said) = command(control, &["purges", "list", "--api", &at]).await;
+    assert_eq!(code, 0, "{said}");
+    // The list began at the oldest, and what was purged last was not on it where there were many.
+    let (code, said) = command(control, &["purges", "list", "--limit", "1"]).await;
+    assert!(
+        code == 0 && said.contains("all of it") && !said.contains("img-1"),
+        "{said}"
+    );
     let seq = told.seq.to_string();
     let (code, said) = command(control, &["purges", "show", &seq]).await;
     assert!(code == 0 && said.contains("soft purge"), "{said}");
