@@ -271,6 +271,30 @@ async fn an_upload_over_the_limit_is_told_so_and_never_reaches_the_origin() {
     assert_eq!(origin.requests(), 1);
 }
 
+/// The control plane closed while the client was sending, which then saw a broken connection and no answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_of_the_control_plane_is_not_lost_behind_the_body() {
+    let origin = Origin::start().await.unwrap();
+    let cluster = started(Plan::new(1, &origin.url())).await;
+    let control = cluster.control.as_ref().unwrap().http;
+    for (method, path, status) in [
+        ("PUT", "/v1/sites/b", 413),
+        ("POST", "/v1/purges", 413),
+        ("POST", "/v1/tokens", 413),
+        ("POST", "/v1/none", 404),
+    ] {
+        let length = 20 << 20;
+        let mut request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: control\r\ncontent-type: application/json\r\n\
+             content-length: {length}\r\nconnection: close\r\n\r\n"
+        )
+        .into_bytes();
+        request.resize(request.len() + length, b' ');
+        let answer = raw(control, &request).await.unwrap();
+        assert_eq!(raw_status(&answer), Some(status), "{method} {path}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_origin_that_misbehaves_is_reported_and_never_cached() {
     let origin = Origin::start().await.unwrap();

@@ -51,6 +51,7 @@ use crate::{
 
 pub mod edges;
 mod gate;
+mod heard;
 pub mod nodes;
 mod openapi;
 pub mod peers;
@@ -195,6 +196,7 @@ pub fn router(app: Arc<App>) -> Router {
     resources()
         .layer(middleware::from_fn_with_state(app.clone(), purges::spoken))
         .layer(middleware::from_fn_with_state(app.clone(), gate::admitted))
+        .layer(middleware::from_fn(heard::out))
         .layer(middleware::from_fn_with_state(app.clone(), counted))
         .with_state(app)
 }
