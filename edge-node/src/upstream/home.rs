@@ -17,8 +17,9 @@ use cluster::{
 use serde::Serialize;
 
 use super::{
-    Inner, Question, Upstream,
+    Inner, Upstream,
     peer::{Frames, PeerError},
+    question::Question,
     relayed::{self, Told, Wanted},
 };
 
