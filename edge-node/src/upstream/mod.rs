@@ -82,7 +82,7 @@ use self::{
     gate::{Place, Refused, Traffic},
     health::Health,
     hedge::Budget,
-    home::Level,
+    home::{Level, SpillingUntil},
     lane::{Begun, Lane},
     many::Spare,
     nearness::Nearnesses,
@@ -169,6 +169,7 @@ struct Inner {
     events: Arc<dyn Events>,
     nearnesses: Nearnesses,
     paying: Paying,
+    spilling: Mutex<SpillingUntil>,
 }
 
 impl Upstream {
@@ -222,6 +223,7 @@ impl Upstream {
             events,
             nearnesses: Nearnesses::default(),
             paying: Paying::default(),
+            spilling: Mutex::default(),
         }))
     }
 
