@@ -12,7 +12,7 @@ use harness::{
     proxy::{Conditions, Proxy},
     region::REGIONS,
 };
-use tokio::time::Instant;
+use tokio::{task::JoinHandle, time::Instant};
 
 use crate::homing;
 
@@ -84,14 +84,19 @@ impl Scene {
     async fn everybody(&self, path: &str) -> (Duration, f64) {
         let before = self.origin.body_bytes();
         let fetching = self.cluster.edges.iter().map(|edge| begin(edge, path));
-        let fetched = join_all(fetching.collect::<Vec<_>>()).await;
-        let took: Vec<_> = fetched
-            .into_iter()
-            .map(|fetched| self.took(fetched.unwrap(), 200))
-            .collect();
+        let (took, copies) = self.fetched(fetching.collect(), before).await;
         println!("{path}: {took:.1?}");
-        let copies = (self.origin.body_bytes() - before) as f64 / BYTES as f64;
         (took.into_iter().max().unwrap(), copies)
+    }
+
+    /// How long each of `fetching` has taken for the right bytes, and how many copies the origin has sent since it
+    /// had sent `before`.
+    async fn fetched(&self, fetching: Vec<Fetching>, before: u64) -> (Vec<Duration>, f64) {
+        let fetched = join_all(fetching).await.into_iter();
+        let took = fetched.map(|fetched| self.took(fetched.unwrap(), 200));
+        let took = took.collect();
+        let copies = (self.origin.body_bytes() - before) as f64 / BYTES as f64;
+        (took, copies)
     }
 
     /// How often the edges have answered questions of others like that.
@@ -113,7 +118,9 @@ async fn fetch(url: &str) -> (Duration, Digested) {
     (begun.elapsed(), answer)
 }
 
-fn begin(edge: &Node, path: &str) -> tokio::task::JoinHandle<(Duration, Digested)> {
+type Fetching = JoinHandle<(Duration, Digested)>;
+
+fn begin(edge: &Node, path: &str) -> Fetching {
     let url = edge.url(path);
     tokio::spawn(async move { fetch(&url).await })
 }
@@ -156,12 +163,7 @@ async fn one_is_killed_and_one_is_corrupted_and_nobody_else_notices() {
     assert!(!victim.is_finished());
     victim.abort();
     scene.cluster.edges[6].kill9().await.unwrap();
-    let fetched = join_all(fetching).await;
-    let took: Vec<_> = fetched
-        .into_iter()
-        .map(|fetched| scene.took(fetched.unwrap(), 200))
-        .collect();
-    let copies = (scene.origin.body_bytes() - before) as f64 / BYTES as f64;
+    let (took, copies) = scene.fetched(fetching, before).await;
     println!("{took:.1?}, {copies:.3} copies");
     assert!((1.0..=1.1).contains(&copies), "{copies}");
     let mut ejected = 0;
@@ -195,12 +197,7 @@ async fn a_home_is_killed_midway_and_no_client_notices() {
     scene.cluster.edges[0].kill9().await.unwrap();
     // What comes of it must not take the test a minute.
     scene.line.set(narrow(LINE_BYTES_PER_S * 8));
-    let fetched = join_all(fetching).await;
-    let took: Vec<_> = fetched
-        .into_iter()
-        .map(|fetched| scene.took(fetched.unwrap(), 200))
-        .collect();
-    let copies = (scene.origin.body_bytes() - before) as f64 / BYTES as f64;
+    let (took, copies) = scene.fetched(fetching, before).await;
     println!("home killed after {pieces} pieces: {took:.1?}, {copies:.3} copies");
     // What the home had, and the rest once more for the next home; not for everybody.
     assert!(copies < 3.0, "{copies}");

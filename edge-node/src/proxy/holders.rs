@@ -19,10 +19,7 @@ use crate::{
         policy::{self, Freshness, Reuse, part::Part, validator::EntityTag},
         vary,
     },
-    deliver::{
-        self, Content, Delivery,
-        cache_status::{CacheStatus, Fwd, Handled},
-    },
+    deliver::{self, Content, Delivery, cache_status::Fwd},
     error::{Kind, ServeError},
     metrics::{Outcome, Source},
     payload::Payload,
@@ -141,21 +138,8 @@ impl Proxy {
             return None;
         };
         asked.rules.consume_targets(&mut head.headers);
-        let (node, detail) = (self.shared.me.as_str(), from.to_string());
-        let handled = Handled::Forwarded {
-            why: Fwd::Partial,
-            status: Some(head.status.as_u16()),
-            stored: false,
-            collapsed: false,
-        };
-        CacheStatus {
-            node,
-            handled,
-            ttl_s: None,
-            key: Some(&asked.key.to_string()),
-            detail: Some(&detail),
-        }
-        .append_to(&mut head.headers);
+        let (detail, status) = (from.to_string(), head.status);
+        self.tell_unstored(asked, Fwd::Partial, status, &detail, &mut head.headers);
         let begun =
             (begun.position() == pieces.start && begun.end() > pieces.start).then_some(begun);
         let skipped = range.start - part::bytes_of(&pieces, of).start;

@@ -114,7 +114,9 @@ impl Proxy {
                 }
             };
             match told {
-                Told::Refused(Refusal::Crossed | Refusal::Unknown | Refusal::Behind) => {}
+                Told::Refused(
+                    Refusal::Crossed | Refusal::Unknown | Refusal::Behind | Refusal::SentOn,
+                ) => {}
                 Told::Refused(Refusal::Busy) => busy = Some(&home.id),
                 Told::Refused(Refusal::OriginBusy) => {
                     filler.fail(self.shed_by_home(&home.id, Kind::OriginBusy));

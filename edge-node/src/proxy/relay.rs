@@ -286,6 +286,7 @@ impl Proxy {
         };
         let asked = Asked {
             level: question.level,
+            may_be_sent_on: relayed::may_be_sent_on(&question.fields),
             ..self.asked(&sites, selected, parts, caller, false)
         };
         (asked.key == question.key).then_some(asked)
@@ -340,6 +341,12 @@ impl Proxy {
         Found::Refused(Refusal::Pass)
     }
 
+    /// Whether the asker is to have the next home fetch it.
+    fn sends_on(&self, asked: &Asked) -> bool {
+        let upstream = &self.shared.upstream;
+        asked.may_be_sent_on && upstream.sends_on(&asked.site, asked.key, asked.level)
+    }
+
     /// Fetches, or follows whoever does; `None`: look again.
     async fn filled(
         &self,
@@ -354,6 +361,13 @@ impl Proxy {
                     return Some(Found::Refused(Refusal::Crossed));
                 }
                 (None, following)
+            }
+            // What is fetched here already, or is here and only has to be validated, is never sent on: one node
+            // decides for a key, and sticks to it.
+            Turn::Fill(filler) if stored.is_none() && self.sends_on(asked) => {
+                // Who has come to follow meanwhile looks again.
+                filler.again();
+                return Some(Found::Refused(Refusal::SentOn));
             }
             Turn::Fill(filler) => {
                 let following = filler.follow();
