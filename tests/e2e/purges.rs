@@ -19,7 +19,7 @@ use harness::{
     etcd::Etcd,
     origin::{Answer, Origin},
     process::{eventually, run},
-    proxy::Conditions,
+    proxy::{Conditions, Proxy},
     region::REGIONS,
 };
 use http::Method;
@@ -786,4 +786,49 @@ async fn twenty_edges_acknowledge_within_the_slowest_round_trip_and_a_little() {
     took.sort_unstable();
     println!("acknowledged by all after {took:?} ms");
     assert!(took[0] <= SLOWEST_MS + 50, "{took:?}");
+}
+
+/// The line is so slow that one attempt gets some pages of many, and nobody can push.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_larger_than_a_page_is_learnt_over_a_line_on_which_no_pull_comes_to_its_end() {
+    let mut stage = Stage::with(1, |plan| plan.lines(Lines::Uplinks)).await;
+    stage.old_everywhere().await;
+    let at = stage.control().http.to_string();
+    let line = Proxy::start(&at, Conditions::default()).await.unwrap();
+    let edge = &mut stage.cluster.edges[0];
+    edge.terminate().await.unwrap();
+    let url = toml::Value::from(format!("http://{}", line.address()));
+    edge.configure("cluster", "control_plane", vec![url])
+        .unwrap();
+    stage.cluster.uplink(0).set(Conditions {
+        cut: true,
+        ..Conditions::default()
+    });
+    // 24 MB, of which a page has 4.
+    let long = "x".repeat(1_900);
+    for n in 0..48 {
+        let urls: Vec<_> = (0..250).map(|m| format!("/{n}/{m}/{long}")).collect();
+        let wish = json!({"site": "site", "urls": urls, "wait": "none"});
+        assert_eq!(post(stage.control(), &wish).await.status, 200);
+    }
+    let last = json!({"site": "site", "tags": ["a"], "wait": "none"});
+    assert_eq!(post(stage.control(), &last).await.status, 200);
+    let head = log(stage.control()).await.unwrap().head;
+    line.set(Conditions {
+        bytes_per_s: Some(5 << 20),
+        ..Conditions::default()
+    });
+    stage.cluster.edges[0].launch().unwrap();
+    eventually("it has everything", async || {
+        let applied = stage.cluster.edges[0].metric("edge_purge_seq_applied", &[]);
+        let applied = applied.await?;
+        ensure!(applied == head as f64, "{applied} of {head}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    assert_eq!(stage.gone().await, ["/a"]);
+    // Nothing that had come came again, but the pages that broke off.
+    println!("{} bytes came over the line", line.carried());
+    assert!(line.carried() < 80 << 20, "{}", line.carried());
 }
