@@ -107,6 +107,11 @@ impl PurgeLog {
         self.retained().scopes()
     }
 
+    /// Whether the store fails that has it.
+    pub fn is_store_away(&self) -> bool {
+        self.0.store.is_away()
+    }
+
     /// Gives a purge its place in the log. When this returns, it survives a crash.
     ///
     /// # Errors
