@@ -537,6 +537,75 @@ async fn plugins_are_understood_wherever_they_ask() {
     );
 }
 
+/// What each plugin puts on answers, and how it purges what has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_plugin_tags_it_can_purge() {
+    let stage = Stage::with(1, |plan| {
+        plan.site(|site| site.purge_from = vec!["127.0.0.0/8".parse().unwrap()])
+    })
+    .await;
+    let edge = &stage.cluster.edges[0];
+    let client = harness::client::Client::new();
+    for (n, (field, tags, method, asked, value)) in [
+        ("Surrogate-Key", "one two", "PURGE", "Surrogate-Key", "one"),
+        ("Cache-Tag", "one,two", "BAN", "Cache-Tag", "one"),
+        ("Cache-Tags", "node:1 two", "BAN", "Cache-Tags", "node:1"),
+        (
+            "Purge-Cache-Tags",
+            "one two",
+            "BAN",
+            "Purge-Cache-Tags",
+            "one",
+        ),
+        ("X-Cache-Tag", "one", "BAN", "X-Cache-Tag", "one"),
+        (
+            "X-Cache-Tags",
+            "one,two",
+            "BAN",
+            "X-Cache-Tags",
+            "(^|,)(one)(,|$)",
+        ),
+        (
+            "X-Cache-Tags",
+            "one,two",
+            "PURGETAGS",
+            "X-Cache-Tags",
+            "one",
+        ),
+        ("xkey", "one two", "PURGEKEYS", "xkey-purge", "one"),
+        ("xkey", "one two", "PURGE", "xkey", "one"),
+        (
+            "X-Magento-Tags",
+            "cat_p_1,store",
+            "PURGE",
+            "X-Magento-Tags-Pattern",
+            "((^|,)cat_p_1(,|$))",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (tagged, other) = (format!("/tagged/{n}"), format!("/other/{n}"));
+        let answer = || Answer::bytes("page").max_age(600);
+        stage.origin.route(&tagged, answer().field(field, tags));
+        stage.origin.route(&other, answer().field(field, "three"));
+        let is_hit = async |path: &str| edge.get(path).await.unwrap().cache_status().hit;
+        for base in [stage.control().url(""), edge.url("")] {
+            for path in [&tagged, &other] {
+                is_hit(path).await;
+                assert!(is_hit(path).await, "{field}: {path}");
+            }
+            let method = Method::from_bytes(method.as_bytes()).unwrap();
+            let fields = [("host", HOST), (asked, value)];
+            let url = format!("{}/", base.trim_end_matches('/'));
+            let purged = client.send(method, &url, &fields, "".into()).await.unwrap();
+            assert_eq!(purged.status, 200, "{field}: {}", purged.text());
+            assert!(!is_hit(&tagged).await, "{asked} at {base}");
+            assert!(is_hit(&other).await, "{asked} at {base}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_edge_takes_purges_only_from_where_the_site_says() {
     let stage = Stage::with(1, |plan| {
