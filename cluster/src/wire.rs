@@ -385,6 +385,17 @@ pub struct PurgePage {
     pub records: Vec<Record>,
 }
 
+impl PurgePage {
+    /// Lets its records say nothing of what came before them: one that is left out may be made up for by one
+    /// behind this page, and who has only this page must not conclude from who came before whom that it
+    /// lacks nothing.
+    pub fn unlink(&mut self) {
+        for record in &mut self.records {
+            record.prev = record.at.seq.saturating_sub(1);
+        }
+    }
+}
+
 /// The body of `POST /v1/purges`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

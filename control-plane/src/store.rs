@@ -11,7 +11,14 @@ mod embedded;
 mod etcd;
 mod sled;
 
-use std::{fmt, path::Path, sync::Arc};
+use std::{
+    fmt,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use bytes::Bytes;
 use cluster::net::Net;
@@ -170,9 +177,25 @@ pub enum StoreError {
     Failed(String),
 }
 
+/// Whether the store did what it was last asked for. A clone-able handle.
+#[derive(Clone, Debug, Default)]
+struct Health {
+    is_away: Arc<AtomicBool>,
+}
+
+impl Health {
+    /// Notes what came of a question or a change.
+    fn note(&self, is_away: bool) {
+        self.is_away.store(is_away, Ordering::Relaxed);
+    }
+}
+
 /// A store. Cheap to clone; all clones are the same store.
 #[derive(Clone)]
-pub struct Store(Kind);
+pub struct Store {
+    kind: Kind,
+    health: Health,
+}
 
 #[derive(Clone)]
 enum Kind {
@@ -208,7 +231,12 @@ impl Store {
     ///
     /// It does not let us in, or does not answer within half a minute.
     pub async fn etcd(config: EtcdConfig, net: Arc<dyn Net>) -> Result<Self, StoreError> {
-        Ok(Self(Kind::Etcd(etcd::Etcd::open(config, net).await?)))
+        let health = Health::default();
+        let etcd = etcd::Etcd::open(config, net, health.clone()).await?;
+        Ok(Self {
+            kind: Kind::Etcd(etcd),
+            health,
+        })
     }
 
     /// The store in `dir`, which is made if it is not there; one that is damaged is set aside. Blocks.
@@ -218,7 +246,20 @@ impl Store {
     /// The disk refuses, or another process uses it.
     pub fn embedded(dir: &Path) -> Result<Self, StartError> {
         let embedded = embedded::Embedded::open(dir).map_err(StartError::Store)?;
-        Ok(Self(Kind::Embedded(embedded)))
+        Ok(Self {
+            kind: Kind::Embedded(embedded),
+            health: Health::default(),
+        })
+    }
+
+    /// Whether it fails: it cannot be reached, or its disk refuses.
+    pub fn is_away(&self) -> bool {
+        self.health.is_away.load(Ordering::Relaxed)
+    }
+
+    fn noted<T>(&self, done: Result<T, StoreError>) -> Result<T, StoreError> {
+        self.health.note(matches!(done, Err(StoreError::Failed(_))));
+        done
     }
 
     /// What `key` holds.
@@ -228,10 +269,10 @@ impl Store {
     /// It is no key, or the store failed.
     pub async fn get(&self, key: &str) -> Result<Option<Item>, StoreError> {
         check_key(key)?;
-        match &self.0 {
+        self.noted(match &self.kind {
             Kind::Embedded(store) => store.get(key).await,
             Kind::Etcd(store) => store.get(key).await,
-        }
+        })
     }
 
     /// Items whose keys begin with `prefix` (`family/…`), by their keys, those behind the key `after`
@@ -249,10 +290,10 @@ impl Store {
     ) -> Result<Page, StoreError> {
         check_key(prefix)?;
         let limit = limit.clamp(1, PAGE_MAX);
-        match &self.0 {
+        self.noted(match &self.kind {
             Kind::Embedded(store) => store.list(prefix, limit, after).await,
             Kind::Etcd(store) => store.list(prefix, limit, after).await,
-        }
+        })
     }
 
     /// Items whose keys begin with `prefix` and that were put after `revision`, in the order of their
@@ -270,10 +311,10 @@ impl Store {
     ) -> Result<Page, StoreError> {
         check_key(prefix)?;
         let limit = limit.clamp(1, PAGE_MAX);
-        match &self.0 {
+        self.noted(match &self.kind {
             Kind::Embedded(store) => store.since(prefix, revision, limit).await,
             Kind::Etcd(store) => store.since(prefix, revision, limit).await,
-        }
+        })
     }
 
     /// Makes all of `changes`, if all of `conditions` hold; else none. When this returns, it is on disk.
@@ -288,10 +329,10 @@ impl Store {
         changes: Vec<Change>,
     ) -> Result<Committed, StoreError> {
         check_commit(&conditions, &changes)?;
-        match &self.0 {
+        self.noted(match &self.kind {
             Kind::Embedded(store) => store.commit(conditions, changes).await,
             Kind::Etcd(store) => store.commit(conditions, changes).await,
-        }
+        })
     }
 
     /// Follows the commits after the revision `from` that change something below `prefix`.
@@ -301,16 +342,16 @@ impl Store {
     /// The prefix is none, or the store failed.
     pub async fn watch(&self, prefix: &str, from: u64) -> Result<Watch, StoreError> {
         check_key(prefix)?;
-        match &self.0 {
+        self.noted(match &self.kind {
             Kind::Embedded(store) => store.watch(prefix, from).await.map(Watch),
             Kind::Etcd(store) => store.watch(prefix, from).await.map(Watch),
-        }
+        })
     }
 }
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match &self.0 {
+        f.write_str(match &self.kind {
             Kind::Embedded(_) => "Store(embedded)",
             Kind::Etcd(_) => "Store(etcd)",
         })

@@ -23,7 +23,7 @@ use self::{
     words::{Events, KeyValue, Range, Ranged, Txn, TxnDone, WatchRequest},
 };
 use super::{
-    COMMIT_MAX, Change, Committed, Condition, Item, News, PAGE_BYTES_MAX, Page, StoreError,
+    COMMIT_MAX, Change, Committed, Condition, Health, Item, News, PAGE_BYTES_MAX, Page, StoreError,
     WATCH_WAITING_MAX,
 };
 
@@ -68,9 +68,14 @@ struct Inner {
 
 impl Etcd {
     /// Waits a bounded time until etcd answers.
-    pub(super) async fn open(config: EtcdConfig, net: Arc<dyn Net>) -> Result<Self, StoreError> {
+    /// `health` is noted by whatever is sent, the renewals of watches included.
+    pub(super) async fn open(
+        config: EtcdConfig,
+        net: Arc<dyn Net>,
+        health: Health,
+    ) -> Result<Self, StoreError> {
         let etcd = Self(Arc::new(Inner {
-            line: Line::new(config.members, config.user, net),
+            line: Line::new(config.members, config.user, net, health),
             prefix: config.prefix,
         }));
         let deadline = Instant::now() + START_PATIENCE;

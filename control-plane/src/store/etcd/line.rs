@@ -38,7 +38,7 @@ use tokio::{
 use tower::Service;
 
 use super::words::{Complaint, LoggedIn, Login, Streamed};
-use crate::store::{COMMIT_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::store::{COMMIT_BYTES_MAX, Health, VALUE_BYTES_MAX};
 
 /// For a connection to a member.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -102,6 +102,7 @@ pub(super) struct Line {
     /// Who answered last.
     good: AtomicUsize,
     places: Semaphore,
+    health: Health,
     user: Option<(String, String)>,
     token: Mutex<Option<HeaderValue>>,
 }
@@ -112,6 +113,7 @@ impl Line {
         members: Vec<String>,
         user: Option<(String, String)>,
         net: Arc<dyn Net>,
+        health: Health,
     ) -> Self {
         let client = Client::builder(TokioExecutor::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
@@ -122,6 +124,7 @@ impl Line {
             members,
             good: AtomicUsize::new(0),
             places: Semaphore::new(ASKING_MAX),
+            health,
             user,
             token: Mutex::default(),
         }
@@ -171,8 +174,24 @@ impl Line {
         }
     }
 
-    /// Tries the members, the last good one first, until one answers; `whole`: with all of the answer.
     async fn anywhere(
+        &self,
+        path: &str,
+        question: Bytes,
+        twice: bool,
+        whole: bool,
+    ) -> Result<Answered, LineError> {
+        let answered = self.one_of_all(path, question, twice, whole).await;
+        let is_away = matches!(
+            answered,
+            Err(LineError::Unanswered { .. } | LineError::Refused { .. })
+        );
+        self.health.note(is_away);
+        answered
+    }
+
+    /// Tries the members, the last good one first, until one answers; `whole`: with all of the answer.
+    async fn one_of_all(
         &self,
         path: &str,
         question: Bytes,
