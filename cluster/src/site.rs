@@ -168,7 +168,9 @@ pub struct Site {
 
 fn is_name(name: &str) -> bool {
     let fits = |b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-');
-    (1..=64).contains(&name.len()) && name.bytes().all(fits)
+    // Dots alone are a step in a path, and not a name, for much that reads URLs.
+    let is_step = name.bytes().all(|b| b == b'.');
+    (1..=64).contains(&name.len()) && name.bytes().all(fits) && !is_step
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -258,7 +260,10 @@ impl Site {
         if !is_name(&self.name) {
             return bad(
                 "name",
-                format!("1 to 64 of a-z, 0-9, '.', '_' and '-', not {:?}", self.name),
+                format!(
+                    "1 to 64 of a-z, 0-9, '.', '_' and '-', and not dots alone, not {:?}",
+                    self.name
+                ),
             );
         }
         if !(1..=HOSTS_MAX).contains(&self.hosts.len()) {

@@ -449,7 +449,7 @@ pub struct PurgeStatus {
     pub taken_at: u64,
     /// Who asked for it.
     pub by: String,
-    /// Every live edge has acknowledged it.
+    /// Every live edge has acknowledged it, and there is one.
     pub complete: bool,
     /// How long the slowest of those that have acknowledged it took, in milliseconds.
     pub elapsed_ms: u64,

@@ -14,7 +14,7 @@ use cluster::{
     geo::GeoPoint,
     membership::Membership,
     net::Net,
-    node::{NodeId, NodeInfo, Phase},
+    node::{NodeId, NodeInfo, Phase, Role},
     view::ClusterView,
     wire::{NodeStatus, Place},
 };
@@ -86,6 +86,14 @@ impl Atlas {
     /// Everybody alive.
     pub fn seats(&self) -> impl Iterator<Item = Seat<'_>> {
         self.seats.values().map(Located::seat)
+    }
+
+    /// Edges that fell silent without having said that they were about to end.
+    pub fn silent_edges(&self) -> impl Iterator<Item = &NodeId> {
+        let nodes = self.departed.iter().map(|l| &l.node);
+        nodes
+            .filter(|node| node.role == Role::Edge && node.phase != Phase::Draining)
+            .map(|node| &node.id)
     }
 
     /// Everybody alive, then those that fell silent, each in order of their names.

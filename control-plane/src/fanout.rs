@@ -117,6 +117,7 @@ impl Fanout {
             .clone()
             .map(|node| (node.id.clone(), node.phase != Phase::Starting));
         self.receipts.alive(counted);
+        self.receipts.silent(atlas.silent_edges().cloned());
         let alive: BTreeSet<_> = edges.clone().map(|node| node.id.clone()).collect();
         workers.retain(|id, (_, worker)| {
             let stays = alive.contains(id);

@@ -176,6 +176,13 @@ impl PurgeLog {
         }
     }
 
+    /// The last `count` records, at most [`PURGE_PAGE_MAX`], in their order.
+    pub fn last(&self, count: usize) -> PurgePage {
+        let count = count.clamp(1, PURGE_PAGE_MAX);
+        let after = self.retained().before_last(count);
+        self.page(None, after, count)
+    }
+
     /// A node has applied everything up to `position`.
     pub fn seen(&self, position: Position) {
         self.0.seen.send_if_modified(|farthest| {

@@ -42,6 +42,8 @@ struct Known {
     /// Those that some edge has not acknowledged.
     open: BTreeSet<u64>,
     edges: BTreeMap<NodeId, Edge>,
+    /// Edges that fell silent, and have not come back: they may be serving all the same.
+    silent: BTreeSet<NodeId>,
 }
 
 /// An edge that gossip hears from.
@@ -61,6 +63,9 @@ struct Tracked {
     needs: u64,
     /// In milliseconds after it was taken; `None`: not yet.
     edges: BTreeMap<NodeId, Option<u64>>,
+    /// Those that were silent when it was taken, and have not been heard of since: nobody waits for them, but
+    /// who asks shall know of them.
+    silent: BTreeSet<NodeId>,
     is_told: bool,
 }
 
@@ -110,6 +115,7 @@ impl Receipts {
             record,
             needs: seq,
             edges,
+            silent: known.silent.clone(),
             is_told,
         };
         known.purges.insert(seq, tracked);
@@ -138,14 +144,33 @@ impl Receipts {
     /// These edges, with whether purges wait for them, are alive, and no others.
     pub fn alive(&self, edges: impl Iterator<Item = (NodeId, bool)>) {
         let mut known = self.known();
-        let mut before = std::mem::take(&mut known.edges);
+        let Known {
+            purges,
+            open,
+            edges: now,
+            ..
+        } = &mut *known;
+        let mut before = std::mem::take(now);
         for (id, counts) in edges {
             let mut edge = before.remove(&id).unwrap_or_default();
+            let is_back = counts && !edge.counts;
             edge.counts = counts;
-            known.edges.insert(id, edge);
+            for seq in open.iter().filter(|_| is_back) {
+                let tracked = purges.get_mut(seq);
+                if let Some(tracked) = tracked.filter(|tracked| tracked.silent.contains(&id)) {
+                    tracked.silent.remove(&id);
+                    tracked.edges.entry(id.clone()).or_insert(None);
+                }
+            }
+            now.insert(id, edge);
         }
         drop(known);
         self.tell();
+    }
+
+    /// These edges fell silent; of others that did, it is not known any more.
+    pub fn silent(&self, edges: impl Iterator<Item = NodeId>) {
+        self.known().silent = edges.collect();
     }
 
     /// An edge has acknowledged `pushed`, and has applied everything up to `applied`. Gives the purges
@@ -157,6 +182,7 @@ impl Receipts {
             purges,
             open,
             edges,
+            ..
         } = &mut *known;
         if let Some(edge) = edges.get_mut(node) {
             edge.failing = None;
@@ -175,6 +201,7 @@ impl Receipts {
                 let ms = now.saturating_sub(tracked.record.taken_at);
                 let receipt = tracked.edges.entry(node.clone()).or_insert(None);
                 receipt.get_or_insert(ms);
+                tracked.silent.remove(node);
             }
             let waits = |(id, ms): (&NodeId, &Option<u64>)| ms.is_none() && edges.contains_key(id);
             if !tracked.is_told && !tracked.edges.iter().any(waits) {
@@ -185,7 +212,7 @@ impl Receipts {
                 });
             }
             // One that is away now may come back.
-            tracked.edges.values().any(Option::is_none)
+            tracked.edges.values().any(Option::is_none) || !tracked.silent.is_empty()
         });
         drop(known);
         self.tell();
@@ -208,13 +235,15 @@ impl Receipts {
         let tracked = known.purges.get(&seq)?;
         let age_ms = self.clock.unix_ms().saturating_sub(tracked.record.taken_at);
         let is_old = u128::from(age_ms) >= LATE_AFTER.as_millis();
-        let nodes = tracked.edges.iter().map(|(id, ms)| {
+        let silent = tracked.silent.iter().map(|id| (id, &None));
+        let everybody: BTreeMap<_, _> = silent.chain(&tracked.edges).collect();
+        let nodes = everybody.into_iter().map(|(id, ms)| {
             let edge = known.edges.get(id);
             let (state, reason) = match (ms, edge) {
                 (Some(_), _) => (PurgeState::Acknowledged, None),
                 (None, None) => (
                     PurgeState::Unreachable,
-                    Some("left the cluster; it gets the purge before it is ready again".into()),
+                    Some("fell silent; it gets the purge before it is ready again".into()),
                 ),
                 (None, Some(edge)) => match &edge.failing {
                     Some((_, reason)) => (PurgeState::Unreachable, Some(reason.clone())),
@@ -231,7 +260,9 @@ impl Receipts {
         });
         let is_missing =
             |(id, ms): (&NodeId, &Option<u64>)| ms.is_none() && known.edges.contains_key(id);
-        let complete = !tracked.edges.iter().any(is_missing);
+        // Where no edge is known, nothing shows that there is none.
+        let is_heard = !known.edges.is_empty() && !tracked.edges.is_empty();
+        let complete = is_heard && !tracked.edges.iter().any(is_missing);
         Some(status_of(
             &tracked.record,
             complete,
@@ -255,9 +286,10 @@ impl Receipts {
                 reason: None,
             })
             .collect();
-        let complete = nodes
-            .iter()
-            .all(|node| node.state == PurgeState::Acknowledged);
+        let complete = !nodes.is_empty()
+            && nodes
+                .iter()
+                .all(|node| node.state == PurgeState::Acknowledged);
         status_of(record, complete, 0, nodes)
     }
 
@@ -321,6 +353,7 @@ impl Receipts {
         let known = self.known();
         let (mut acknowledged, mut pending, mut unreachable, mut away) = (0, 0, 0, 0);
         for tracked in known.purges.values() {
+            away += tracked.silent.len();
             for (id, ms) in &tracked.edges {
                 match (ms, known.edges.get(id)) {
                     (Some(_), _) => acknowledged += 1,
@@ -465,6 +498,47 @@ mod tests {
             "told once"
         );
         assert!(told(&receipts, 5).0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_fell_silent_before_a_purge_is_named() {
+        let receipts = receipts(&["a"]);
+        receipts.silent([id("b"), id("c")].into_iter());
+        let deadline = Instant::now() + WAIT_MAX;
+        receipts.track(record(5), &[]);
+        let done = receipts.acknowledged(&id("a"), &[5], at(5));
+        assert_eq!(done.len(), 1);
+        receipts.settle(5, PurgeWait::All, deadline).await;
+        let now = told(&receipts, 5);
+        let away = "a Acknowledged 0, b Unreachable, c Unreachable";
+        assert_eq!(now, (true, away.into()));
+        // It is back: starting first, then it counts, then it has it.
+        receipts.alive([(id("a"), true), (id("b"), false)].into_iter());
+        receipts.silent([id("c")].into_iter());
+        assert!(told(&receipts, 5).0);
+        receipts.alive([(id("a"), true), (id("b"), true)].into_iter());
+        let now = told(&receipts, 5);
+        let back = "a Acknowledged 0, b Pending, c Unreachable";
+        assert_eq!(now, (false, back.into()));
+        receipts.acknowledged(&id("b"), &[5], at(5));
+        let now = told(&receipts, 5);
+        let back = "a Acknowledged 0, b Acknowledged 0, c Unreachable";
+        assert_eq!(now, (true, back.into()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_any_edge_no_purge_is_complete() {
+        let receipts = receipts(&[]);
+        let begun = Instant::now();
+        receipts.track(record(5), &[]);
+        receipts.settle(5, PurgeWait::All, begun + WAIT_MAX).await;
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+        assert_eq!(told(&receipts, 5), (false, String::new()));
+        assert!(!receipts.of_old(&record(4)).complete);
+        // It was away, or this control plane was.
+        receipts.alive([(id("a"), true)].into_iter());
+        receipts.acknowledged(&id("a"), &[5], at(5));
+        assert_eq!(told(&receipts, 5), (true, "a Acknowledged 0".into()));
     }
 
     #[tokio::test(start_paused = true)]

@@ -357,6 +357,51 @@ async fn an_edge_that_is_away_is_named_and_has_the_purge_from_its_first_answer_o
     .unwrap();
 }
 
+/// An edge that was given up before the purge was not named at all, and may have served what was purged.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edge_that_fell_silent_before_a_purge_is_named() {
+    let mut stage = Stage::new(2).await;
+    stage.old_everywhere().await;
+    stage.cluster.edges[1].kill9().await.unwrap();
+    eventually("it is given up", async || {
+        let nodes = stage.control().ask("/v1/nodes").await?.json()?;
+        let nodes = nodes["nodes"].as_array().context("no list")?.clone();
+        let gone = nodes.iter().filter(|node| node["alive"] == false);
+        ensure!(gone.count() == 1, "{nodes:?}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let told = stage.purge(json!({"site": "site", "tags": ["all"]})).await;
+    assert_eq!(
+        state(&told, "edge-2"),
+        PurgeState::Unreachable,
+        "it is named"
+    );
+    assert!(
+        told.complete && state(&told, "edge-1") == PurgeState::Acknowledged,
+        "nobody waits for it: {told:?}"
+    );
+    let seq = told.seq.to_string();
+    let show = ["purges", "show", &seq];
+    let (code, said) = command(stage.control(), &show).await;
+    assert_eq!(code, 0, "{said}");
+    assert!(
+        said.contains("acknowledged by 1 of 2 edges") && said.contains("fell silent"),
+        "{said}"
+    );
+    stage.cluster.edges[1].start().await.unwrap();
+    assert_eq!(version(&stage.cluster.edges[1], "/b").await, 2);
+    let control = stage.control();
+    eventually("its receipt is there", async || {
+        let now = status(control, told.seq).await?;
+        ensure!(state(&now, "edge-2") == PurgeState::Acknowledged, "{now:?}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_purge_list_and_show() {
     let stage = Stage::new(2).await;
@@ -384,6 +429,16 @@ async fn commands_purge_list_and_show() {
     );
     assert!(
         said.lines().all(|line| line.chars().count() <= 80),
+        "{said}"
+    );
+    // Where the control plane is may be said without `http://`.
+    let at = control.http.to_string();
+    let (code, said) = command(control, &["purges", "list", "--api", &at]).await;
+    assert_eq!(code, 0, "{said}");
+    // The list began at the oldest, and what was purged last was not on it where there were many.
+    let (code, said) = command(control, &["purges", "list", "--limit", "1"]).await;
+    assert!(
+        code == 0 && said.contains("all of it") && !said.contains("img-1"),
         "{said}"
     );
     let seq = told.seq.to_string();

@@ -323,6 +323,48 @@ async fn what_is_refused_changes_nothing() {
             "",
             "is at version",
         ),
+        // What is of another kind than is expected was told without its field.
+        (
+            "b",
+            &[],
+            with("hosts", json!("b.test")),
+            422,
+            "hosts",
+            "expected a sequence",
+        ),
+        (
+            "b",
+            &[],
+            with("default_ttl", json!("5 parsecs")),
+            422,
+            "default_ttl",
+            "not a duration",
+        ),
+        (
+            "b",
+            &[],
+            with("shield", json!("planet")),
+            422,
+            "shield",
+            "unknown variant",
+        ),
+        (
+            "b",
+            &[],
+            with("takedown", json!([{"url": "/x", "by": "me"}])),
+            422,
+            "takedown[0].reason",
+            "missing field",
+        ),
+        // This port was taken for 80.
+        (
+            "b",
+            &[],
+            with("origins", json!(["http://o.example.com:70000"])),
+            422,
+            "origins",
+            "1 to 65535",
+        ),
         ("b", &[("if-match", "*")], site(&origin), 404, "", "no site"),
         (
             "b",
@@ -397,7 +439,14 @@ async fn what_is_refused_changes_nothing() {
     assert_eq!(text.unwrap().status, 415);
     let large = Bytes::from(vec![b' '; 3 << 20]);
     let large = client.send(Method::PUT, &url, &[JSON], large).await;
-    assert_eq!(large.unwrap().status, 413);
+    // What no handler sees is told in JSON all the same.
+    let large = large.unwrap();
+    assert_eq!(large.status, 413);
+    let nameless = call(control, Method::GET, "/v1/sites/%ff", &[], &json!(null)).await;
+    assert_eq!(nameless.status, 404);
+    for answer in [large, nameless] {
+        assert!(answer.json().unwrap()["error"].is_string());
+    }
     // A check says the same and changes nothing either.
     let path = "/v1/sites/api/check";
     let checked = call(

@@ -194,6 +194,13 @@ fn check_url(origin: &str) -> Result<(), &'static str> {
     if authority.host().is_empty() || authority.port_u16() == Some(0) {
         return Err("has no host, or port 0");
     }
+    // What is no port is no number for `http`, and would be the usual one.
+    let port = authority.as_str().strip_prefix(authority.host());
+    let is_port = |digits: &str| digits.parse::<u16>().is_ok();
+    let is_good = |rest: &str| rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port);
+    if !port.is_some_and(is_good) {
+        return Err("has a port that is none of 1 to 65535");
+    }
     match uri.path_and_query().map(http::uri::PathAndQuery::as_str) {
         None | Some("/") => Ok(()),
         Some(_) => Err("must not have a path"),

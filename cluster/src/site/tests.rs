@@ -94,10 +94,22 @@ fn impossible_sites_are_refused_by_field() {
         change(&mut site);
         site.check().unwrap_err().field
     };
+    let v6 = Site::new("a.b", &["a.test"], &["http://[2001:db8::1]:8080"]);
+    assert!(v6.check().is_ok());
     assert_eq!(with(|s| s.name = "A b".into()), "name");
     assert_eq!(with(|s| s.hosts = vec![]), "hosts");
     assert_eq!(with(|s| s.hosts = vec!["a.test:80".into()]), "hosts");
     assert_eq!(with(|s| s.origins = vec![]), "origins");
+    assert_eq!(with(|s| s.name = "..".into()), "name");
+    assert_eq!(with(|s| s.origins = vec!["http://o:".into()]), "origins");
+    assert_eq!(
+        with(|s| s.origins = vec!["http://o:70000".into()]),
+        "origins"
+    );
+    assert_eq!(
+        with(|s| s.origins = vec!["http://[2001:db8::1]:99999".into()]),
+        "origins"
+    );
     assert_eq!(with(|s| s.origins = vec!["ftp://o".into()]), "origins");
     assert_eq!(with(|s| s.origins = vec!["http://u:p@o".into()]), "origins");
     assert_eq!(

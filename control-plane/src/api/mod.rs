@@ -55,6 +55,7 @@ pub mod nodes;
 mod openapi;
 pub mod peers;
 pub mod purges;
+mod sent;
 pub mod sites;
 pub mod status;
 pub mod steering;

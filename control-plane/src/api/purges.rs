@@ -10,7 +10,7 @@ use axum::{
     Json, Router,
     body::Bytes,
     extract::{
-        DefaultBodyLimit, Path, Query, State,
+        DefaultBodyLimit, Query, State,
         rejection::{BytesRejection, QueryRejection},
     },
     http::{HeaderValue, StatusCode, Uri, header::LOCATION},
@@ -25,7 +25,7 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 pub(super) use self::spoken::spoken;
-use super::{App, json};
+use super::{App, json, sent::Named};
 use crate::{access::Caller, error::ApiError, purge_log::NotTaken, receipts::WAIT_MAX};
 
 /// Largest request, in bytes: as many scopes as there may be, and what JSON puts around them.
@@ -128,9 +128,9 @@ async fn append(app: &App, purge: Purge, by: &str) -> Result<u64, ApiError> {
 #[serde(deny_unknown_fields)]
 struct Part {
     log: Option<u64>,
-    #[serde(default)]
-    after: u64,
+    after: Option<u64>,
     limit: Option<usize>,
+    last: Option<usize>,
 }
 
 /// Answers with a part of the log, and a MAC.
@@ -141,16 +141,34 @@ async fn page(
 ) -> Result<Response, ApiError> {
     let Query(part) = part.map_err(|error| {
         let reason = error.body_text();
-        let named = ["log", "after", "limit"];
+        let named = ["log", "after", "limit", "last"];
         let field = named.into_iter().find(|name| reason.contains(name));
         ApiError::parameter(field.unwrap_or("query"), reason)
     })?;
-    let limit = part.limit.unwrap_or(PURGE_PAGE_MAX);
-    if !(1..=PURGE_PAGE_MAX).contains(&limit) {
-        let reason = format!("1 to {PURGE_PAGE_MAX}, not {limit}");
-        return Err(ApiError::parameter("limit", reason));
-    }
-    let page = app.purge_log.page(part.log, part.after, limit);
+    let count = |name: &str, given: Option<usize>| {
+        let count = given.unwrap_or(PURGE_PAGE_MAX);
+        let reason = || format!("1 to {PURGE_PAGE_MAX}, not {count}");
+        let is_good = (1..=PURGE_PAGE_MAX).contains(&count);
+        is_good
+            .then_some(count)
+            .ok_or_else(|| ApiError::parameter(name, reason()))
+    };
+    let page = match part {
+        Part {
+            last: Some(_),
+            log: None,
+            after: None,
+            limit: None,
+        } => app.purge_log.last(count("last", part.last)?),
+        Part { last: Some(_), .. } => {
+            let reason = "goes with none of log, after and limit";
+            return Err(ApiError::parameter("last", reason));
+        }
+        Part { log, after, .. } => {
+            let limit = count("limit", part.limit)?;
+            app.purge_log.page(log, after.unwrap_or(0), limit)
+        }
+    };
     if page.log == 0 {
         let reason = "the purge log has not been read yet: try again";
         return Err(ApiError::new(StatusCode::SERVICE_UNAVAILABLE, reason));
@@ -161,7 +179,7 @@ async fn page(
 async fn one(
     State(app): State<Arc<App>>,
     caller: Caller,
-    Path(seq): Path<String>,
+    Named(seq): Named,
 ) -> Result<Json<PurgeStatus>, ApiError> {
     let number = seq.parse().ok().and_then(|seq| {
         let old = || Some(app.receipts.of_old(&app.purge_log.record(seq)?));

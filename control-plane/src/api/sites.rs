@@ -8,8 +8,7 @@ use std::sync::Arc;
 
 use axum::{
     Json, Router,
-    body::Bytes,
-    extract::{DefaultBodyLimit, Path, Query, State, rejection::QueryRejection},
+    extract::{DefaultBodyLimit, Query, State, rejection::QueryRejection},
     http::{
         HeaderMap, HeaderName, HeaderValue, StatusCode, Uri,
         header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_MATCH, IF_NONE_MATCH},
@@ -18,13 +17,15 @@ use axum::{
     routing::{get, post},
 };
 use cluster::{
-    node::Role,
     site::Site,
     wire::{SITES, SiteAction, SiteChanged, SiteHistory, SiteRollback},
 };
 use serde::{Deserialize, de::DeserializeOwned};
 
-use super::App;
+use super::{
+    App,
+    sent::{Named, Sent, meant},
+};
 use crate::{
     access::Caller,
     error::ApiError,
@@ -84,7 +85,7 @@ struct Shown {
 /// Answers with one site, as it is or as it was.
 async fn show(
     State(app): State<Arc<App>>,
-    Path(name): Path<String>,
+    Named(name): Named,
     asked: Result<Query<Shown>, QueryRejection>,
 ) -> Result<Response, ApiError> {
     let Query(Shown { version }) = asked.map_err(|e| ApiError::parameter("version", e))?;
@@ -103,7 +104,7 @@ async fn show(
 /// Answers with the versions of one site.
 async fn history(
     State(app): State<Arc<App>>,
-    Path(name): Path<String>,
+    Named(name): Named,
 ) -> Result<Json<SiteHistory>, ApiError> {
     let history = app.sites.history(&name).await?;
     let unknown = || Refusal::Unknown(shortened(&name)).into();
@@ -113,9 +114,9 @@ async fn history(
 async fn replace(
     State(app): State<Arc<App>>,
     caller: Caller,
-    Path(name): Path<String>,
+    Named(name): Named,
     fields: HeaderMap,
-    body: Bytes,
+    Sent(body): Sent,
 ) -> Result<Response, ApiError> {
     let wish = put_of(&name, &caller, &fields, &body)?;
     let is_new = app.sites.now().site(&name).is_none();
@@ -131,7 +132,7 @@ async fn replace(
 async fn remove(
     State(app): State<Arc<App>>,
     caller: Caller,
-    Path(name): Path<String>,
+    Named(name): Named,
     fields: HeaderMap,
 ) -> Result<Response, ApiError> {
     let wish = Wish {
@@ -151,9 +152,9 @@ async fn remove(
 async fn roll_back(
     State(app): State<Arc<App>>,
     caller: Caller,
-    Path(name): Path<String>,
+    Named(name): Named,
     fields: HeaderMap,
-    body: Bytes,
+    Sent(body): Sent,
 ) -> Result<Response, ApiError> {
     let SiteRollback { version } = read(Written::Json, &body)?;
     let (by, expected) = (by(&caller, &fields), expected(&fields)?);
@@ -166,9 +167,9 @@ async fn roll_back(
 async fn check(
     State(app): State<Arc<App>>,
     caller: Caller,
-    Path(name): Path<String>,
+    Named(name): Named,
     fields: HeaderMap,
-    body: Bytes,
+    Sent(body): Sent,
 ) -> Result<Json<SiteChanged>, ApiError> {
     let wish = put_of(&name, &caller, &fields, &body)?;
     let checked = app
@@ -190,11 +191,14 @@ fn tag(version: u64) -> HeaderValue {
     HeaderValue::try_from(format!("\"{version}\"")).expect("digits in quotes")
 }
 
-/// Base URLs of the edges.
+/// Where the cluster's nodes listen, as base URLs.
 fn nodes(app: &App) -> Vec<String> {
     let nodes = app.atlas().statuses();
-    let edges = nodes.into_iter().filter(|node| node.role == Role::Edge);
-    edges.map(|node| node.http).collect()
+    let places = nodes.into_iter().flat_map(|node| {
+        let peer = (!node.peer.is_empty()).then(|| format!("http://{}", node.peer));
+        [Some(node.http), peer]
+    });
+    places.flatten().collect()
 }
 
 /// How a site is written.
@@ -235,14 +239,14 @@ fn read_site(name: &str, written: Written, body: &[u8]) -> Result<Site, ApiError
         Written::Json => {
             let mut fields: serde_json::Map<String, serde_json::Value> = read(written, body)?;
             fields.entry("name").or_insert_with(|| name.into());
-            serde_json::from_value(fields.into()).map_err(|error| meant(&error.to_string()))?
+            meant(serde_json::Value::from(fields), |error| error.to_string())?
         }
         Written::Toml => {
             let mut fields: toml::Table = read(written, body)?;
             fields.entry("name").or_insert_with(|| name.into());
-            fields
-                .try_into()
-                .map_err(|error: toml::de::Error| meant(error.message()))?
+            meant(toml::Value::from(fields), |error| {
+                error.message().to_owned()
+            })?
         }
     };
     if site.name != name {
@@ -257,18 +261,6 @@ fn read_site(name: &str, written: Written, body: &[u8]) -> Result<Site, ApiError
         ));
     }
     Ok(site)
-}
-
-/// What is well-formed and no site. serde names the field in its words.
-fn meant(error: &str) -> ApiError {
-    let named = error
-        .split('`')
-        .nth(1)
-        .filter(|_| error.contains("field `"));
-    match named {
-        Some(field) => ApiError::field(StatusCode::UNPROCESSABLE_ENTITY, field, error),
-        None => ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, error),
-    }
 }
 
 fn read<T: DeserializeOwned>(written: Written, body: &[u8]) -> Result<T, ApiError> {

@@ -4,14 +4,17 @@ use std::sync::Arc;
 
 use axum::{
     Json, Router,
-    body::Bytes,
-    extract::{DefaultBodyLimit, Path, State, rejection::JsonRejection},
+    extract::{DefaultBodyLimit, State, rejection::JsonRejection},
     http::{HeaderValue, StatusCode, header::LOCATION},
     response::{IntoResponse, Response},
     routing::{delete, get, post},
 };
 
-use super::{App, gate::refused_by_keyring};
+use super::{
+    App,
+    gate::refused_by_keyring,
+    sent::{Named, Sent, not_json},
+};
 use crate::{
     access::{Caller, TOKENS},
     error::ApiError,
@@ -43,8 +46,7 @@ async fn create(
     caller: Caller,
     request: Result<Json<TokenRequest>, JsonRejection>,
 ) -> Result<Response, ApiError> {
-    // serde names the field.
-    let Json(request) = request.map_err(|e| ApiError::new(e.status(), e.body_text()))?;
+    let Json(request) = request.map_err(|rejection| not_json(&rejection))?;
     let bad = |(field, reason): (&str, String)| ApiError::parameter(field, reason);
     request.check().map_err(bad)?;
     let sites = app.sites.now();
@@ -69,8 +71,8 @@ async fn create(
 async fn rotate(
     State(app): State<Arc<App>>,
     caller: Caller,
-    Path(id): Path<String>,
-    body: Bytes,
+    Named(id): Named,
+    Sent(body): Sent,
 ) -> Result<Json<TokenMade>, ApiError> {
     let rotation = match body.is_empty() {
         true => TokenRotation::default(),
@@ -91,7 +93,7 @@ async fn rotate(
 async fn revoke(
     State(app): State<Arc<App>>,
     caller: Caller,
-    Path(id): Path<String>,
+    Named(id): Named,
 ) -> Result<Json<TokenStatus>, ApiError> {
     let revoked = app.keyring.revoke(&id, &caller).await.map_err(refused)?;
     Ok(Json(revoked.status(app.keyring.now_ms())))

@@ -6,7 +6,7 @@ use std::{collections::HashSet, sync::Arc};
 use axum::{
     Json, Router,
     extract::{
-        DefaultBodyLimit, Path, State,
+        DefaultBodyLimit, State,
         rejection::{BytesRejection, JsonRejection},
     },
     http::{
@@ -22,7 +22,10 @@ use cluster::{
     wire::{NodeStatus, WARM, WARM_URL_BYTES_MAX, WarmList, WarmRequest, WarmStatus},
 };
 
-use super::App;
+use super::{
+    App,
+    sent::{Named, not_json},
+};
 use crate::{error::ApiError, sites::snapshot::Snapshot, warm::NotTaken};
 
 /// Most URLs of one job; a longer list makes several.
@@ -69,16 +72,13 @@ async fn all(State(app): State<Arc<App>>) -> Json<WarmList> {
     Json(WarmList { jobs })
 }
 
-async fn one(
-    State(app): State<Arc<App>>,
-    Path(id): Path<String>,
-) -> Result<Json<WarmStatus>, ApiError> {
+async fn one(State(app): State<Arc<App>>, Named(id): Named) -> Result<Json<WarmStatus>, ApiError> {
     app.warming.status(&id).map(Json).ok_or_else(|| no_job(&id))
 }
 
 async fn cancel(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    Named(id): Named,
 ) -> Result<Json<WarmStatus>, ApiError> {
     let cancelled = app.warming.cancel(&id).await.map_err(|error| {
         let reason = format!("cancelled, but that could not be written down: {error}");
@@ -100,8 +100,7 @@ fn unreadable(rejection: JsonRejection) -> ApiError {
             let reason = format!("larger than {REQUEST_BYTES_MAX} bytes: make several jobs of it");
             ApiError::new(rejection.status(), reason)
         }
-        // serde names the field.
-        _ => ApiError::new(rejection.status(), rejection.body_text()),
+        _ => not_json(&rejection),
     }
 }
 

@@ -101,12 +101,20 @@ impl Asking {
         fields: &[(HeaderName, String)],
         body: Bytes,
     ) -> anyhow::Result<Bytes> {
-        let api = self.api.trim_end_matches('/');
+        let given = self.api.trim_end_matches('/');
+        // `host:port` can mean one thing only.
+        let api = match given.contains("://") {
+            true => given.to_owned(),
+            false => format!("http://{given}"),
+        };
         let uri: Uri = format!("{api}{path}")
             .parse()
             .with_context(|| format!("{api:?} is not a URL"))?;
         if uri.scheme_str() != Some("http") {
-            bail!("{api:?} must begin with http://");
+            bail!(
+                "{api:?} must begin with http://, which is what a control plane speaks; where something \
+                 before it speaks TLS, run the command behind that"
+            );
         }
         let mut request = Request::builder()
             .method(method)

@@ -72,11 +72,11 @@ enum Wait {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum PurgesCommand {
-    /// The purges that still count, in their order.
+    /// The purges that still count, the last of them, in their order.
     List {
-        /// Only those behind this number.
-        #[arg(long, default_value_t = 0)]
-        after: u64,
+        /// Those behind this number, not the last.
+        #[arg(long)]
+        after: Option<u64>,
         /// At most this many.
         #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=PURGE_PAGE_MAX as i64))]
         limit: u16,
@@ -99,8 +99,12 @@ pub(super) enum PurgesCommand {
 /// A purge that is in the log, and not acknowledged by all that were waited for.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "purge {seq} is in the log, but {missing} of {all} edges have not acknowledged it yet; they get it \
-     as soon as they can be reached; `control-plane purges show {seq}` tells"
+    "purge {seq} is in the log, but {}; they get it as soon as they can be reached; \
+     `control-plane purges show {seq}` tells",
+    match all {
+        0 => "this control plane knows of no edge now".to_owned(),
+        all => format!("{missing} of {all} edges have not acknowledged it yet"),
+    }
 )]
 pub(super) struct Incomplete {
     seq: u64,
@@ -201,7 +205,10 @@ impl PurgesCommand {
                 watch,
                 asking,
             } => {
-                let path = format!("{PURGES}?after={after}&limit={limit}");
+                let path = match after {
+                    Some(after) => format!("{PURGES}?after={after}&limit={limit}"),
+                    None => format!("{PURGES}?last={limit}"),
+                };
                 watch.tell(asking, &path, |page| page_text(&page))
             }
             Self::Show { seq, watch, asking } => {
@@ -251,13 +258,16 @@ fn status_text(status: &PurgeStatus) -> String {
     });
     let how = if status.soft { "soft purge" } else { "purge" };
     let done = acknowledged(status);
+    let last = match done {
+        0 => String::new(),
+        _ => format!(", the last after {} ms", status.elapsed_ms),
+    };
     format!(
-        "{how} {} of site {}: {}\nacknowledged by {done} of {} edges, the last after {} ms\n{}",
+        "{how} {} of site {}: {}\nacknowledged by {done} of {} edges{last}\n{}",
         status.seq,
         status.site,
         scopes(&status.scopes),
         status.nodes.len(),
-        status.elapsed_ms,
         table(["NODE", "STATE", "MS", "BECAUSE IT"], rows, [20, 12, 6, 39])
     )
 }
@@ -283,7 +293,14 @@ fn page_text(page: &PurgePage) -> String {
         true => format!("more: --after {}\n", page.through),
         false => String::new(),
     };
-    format!("log {}, up to {}\n{table}{more}", page.log, page.head)
+    let earlier = match page.records.first() {
+        Some(first) if first.prev > 0 && more.is_empty() => "earlier: --after 0\n",
+        _ => "",
+    };
+    format!(
+        "log {}, up to {}\n{table}{earlier}{more}",
+        page.log, page.head
+    )
 }
 
 fn scopes(scopes: &[Scope]) -> String {

@@ -220,6 +220,12 @@ impl Retained {
         (records, self.head().seq.max(after))
     }
 
+    /// Behind which number the last `count` records are.
+    pub fn before_last(&self, count: usize) -> u64 {
+        let before = self.records.keys().rev().nth(count);
+        before.copied().unwrap_or(0)
+    }
+
     /// What is to be done in the store; nothing is told twice.
     pub fn upkeep(&mut self) -> Vec<Upkeep> {
         let worn = std::mem::take(&mut self.worn);
@@ -432,6 +438,8 @@ mod tests {
         assert_eq!((numbers(&page), page.1), (vec![(2, 4)], 4), "one at least");
         assert_eq!(log.page(7, 9, 9_999), (vec![], 7));
         assert_eq!(log.page(u64::MAX, 9, 9_999).0, []);
+        let last = [1, 2, 3, 4].map(|count| log.before_last(count));
+        assert_eq!(last, [4, 2, 0, 0]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What becomes of the registry by a change, and whether it may. Pure.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use axum::http::Uri;
 use cluster::{
@@ -44,7 +44,7 @@ pub enum Expected {
 pub struct Surroundings {
     /// Private origins that may be named.
     pub private: PrivateOrigins,
-    /// Base URLs of the nodes that serve sites.
+    /// Base URLs at which the cluster's nodes listen: for clients, for each other, for operators.
     pub nodes: Vec<String>,
 }
 
@@ -215,10 +215,11 @@ fn no_way_back(site: &Site, map: &SiteMap, nodes: &[String]) -> Result<(), BadSi
         let Some((host, port)) = origin.address() else {
             continue;
         };
+        let host = one_spelling(&host);
         let served = || served_under(&host, map).filter(|_| !names_host(site, origin));
         let reason = if nodes.contains(&(host.clone(), port)) {
             format!(
-                "{:?} is where an edge serves: it would ask itself",
+                "{:?} is where a node of the cluster serves: it would ask itself",
                 origin.url
             )
         } else if let (true, Some(other)) = (nodes.iter().any(|(_, own)| *own == port), served()) {
@@ -259,8 +260,18 @@ fn place(base: &str) -> Option<(String, u16)> {
         Some("https") => 443,
         _ => 80,
     };
-    let host = uri.host()?.to_ascii_lowercase();
+    let host = one_spelling(&uri.host()?.to_ascii_lowercase());
     Some((host, uri.port_u16().unwrap_or(usual)))
+}
+
+/// A host that can be written in several ways, in one: an IPv4 address that is written as IPv6, a name with
+/// the dot of the root.
+fn one_spelling(host: &str) -> String {
+    let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+    match bare.unwrap_or(host).parse::<IpAddr>() {
+        Ok(address) => address.to_canonical().to_string(),
+        Err(_) => host.strip_suffix('.').unwrap_or(host).to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -445,7 +456,11 @@ mod tests {
 
     #[test]
     fn an_origin_that_leads_back_is_refused() {
-        let nodes = ["http://{host}:8081", "http://edge-2.cdn.example.net:8080"];
+        let nodes = [
+            "http://{host}:8081",
+            "http://edge-2.cdn.example.net:8080",
+            "http://192.0.2.7:8080",
+        ];
         let refused = |site: Site| {
             let before = with(&[Site::new(
                 "w",
@@ -472,6 +487,11 @@ mod tests {
                 Some("would ask itself"),
             ),
             ("http://edge-2.cdn.example.net:9000", None),
+            (
+                "http://edge-2.cdn.example.net.:8080",
+                Some("would ask itself"),
+            ),
+            ("http://[::ffff:192.0.2.7]:8080", Some("would ask itself")),
         ] {
             let found = refused(site("a", origin));
             match told {
