@@ -97,6 +97,14 @@ impl Change {
         Self::Delete { key: key.into() }
     }
 
+    /// How long it is, as the store counts it.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Put { key, value } => key.len() + value.len(),
+            Self::Delete { key } => key.len(),
+        }
+    }
+
     /// The key that it changes.
     pub fn key(&self) -> &str {
         match self {
@@ -391,9 +399,8 @@ fn check_commit(conditions: &[Condition], changes: &[Change]) -> Result<(), Stor
     }
     for (n, change) in changes.iter().enumerate() {
         check_key(change.key())?;
-        bytes += change.key().len();
+        bytes += change.bytes();
         if let Change::Put { key, value } = change {
-            bytes += value.len();
             if value.len() > VALUE_BYTES_MAX {
                 return refused(format!(
                     "{key:?} would hold {} bytes, more than {VALUE_BYTES_MAX}",
