@@ -14,7 +14,8 @@ use crate::{
 };
 
 pub use self::registry::{
-    SiteAction, SiteChanged, SiteDifference, SiteHistory, SiteRollback, SiteVersion,
+    SiteAction, SiteChanged, SiteDifference, SiteHistory, SiteRollback, SiteVersion, SitesPut,
+    SitesPutAnswer,
 };
 
 /// Peer listener: `GET {HOLD}/{key as 32 hex digits}` asks for an object from storage only.

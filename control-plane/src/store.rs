@@ -24,7 +24,7 @@ use bytes::Bytes;
 use cluster::net::Net;
 use tokio::sync::mpsc;
 
-pub use self::etcd::EtcdConfig;
+pub use self::etcd::{EtcdConfig, EtcdTls, UnusableTls};
 use crate::{config::StoreAddress, data_dir::DataDir, error::StartError};
 
 /// The embedded store's part of the data directory.
@@ -95,6 +95,14 @@ impl Change {
     /// `key` holds nothing from now on.
     pub fn delete(key: impl Into<String>) -> Self {
         Self::Delete { key: key.into() }
+    }
+
+    /// How long it is, as the store counts it.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Put { key, value } => key.len() + value.len(),
+            Self::Delete { key } => key.len(),
+        }
     }
 
     /// The key that it changes.
@@ -391,9 +399,8 @@ fn check_commit(conditions: &[Condition], changes: &[Change]) -> Result<(), Stor
     }
     for (n, change) in changes.iter().enumerate() {
         check_key(change.key())?;
-        bytes += change.key().len();
+        bytes += change.bytes();
         if let Change::Put { key, value } = change {
-            bytes += value.len();
             if value.len() > VALUE_BYTES_MAX {
                 return refused(format!(
                     "{key:?} would hold {} bytes, more than {VALUE_BYTES_MAX}",

@@ -6,6 +6,7 @@
 //! when its member dies; if what came in between was compacted, who watches is told to begin anew.
 
 mod line;
+mod tls;
 mod words;
 
 use std::{sync::Arc, time::Duration};
@@ -18,6 +19,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
+pub use self::tls::{EtcdTls, UnusableTls};
 use self::{
     line::{Line, LineError, Lines},
     words::{Events, KeyValue, Range, Ranged, Txn, TxnDone, WatchRequest},
@@ -49,6 +51,8 @@ pub struct EtcdConfig {
     pub prefix: String,
     /// Who we are to it: user and password.
     pub user: Option<(String, String)>,
+    /// With which certificates it is spoken to over TLS, if it is. [Checked](EtcdTls::check).
+    pub tls: Option<EtcdTls>,
 }
 
 impl std::fmt::Debug for EtcdConfig {
@@ -75,7 +79,13 @@ impl Etcd {
         health: Health,
     ) -> Result<Self, StoreError> {
         let etcd = Self(Arc::new(Inner {
-            line: Line::new(config.members, config.user, net, health),
+            line: Line::new(
+                config.members,
+                config.user,
+                config.tls.as_ref(),
+                net,
+                health,
+            ),
             prefix: config.prefix,
         }));
         let deadline = Instant::now() + START_PATIENCE;
