@@ -14,7 +14,7 @@ use harness::{
 };
 use tokio::{task::JoinHandle, time::Instant};
 
-use crate::homing;
+use crate::{heard_of, homing, stored};
 
 const EDGES: usize = 10;
 
@@ -229,4 +229,31 @@ async fn a_home_is_killed_midway_and_no_client_notices() {
     println!("home killed after {pieces} pieces: {took:.1?}, {copies:.3} copies");
     // What the home had, and the rest once more for the next home; not for everybody.
     assert!(copies < 3.0, "{copies}");
+}
+
+/// One edge has all of it already, and all others want it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_edge_holds_the_others_pass_on_to_each_other_as_well() {
+    let scene = Scene::new(64).await;
+    let path = scene.path("held").await;
+    scene.line.set(Conditions::default());
+    let (holder, others) = scene.cluster.edges.split_first().unwrap();
+    scene.took(begin(holder, &path).await.unwrap(), 200);
+    stored(holder, &path).await;
+    for edge in others {
+        heard_of(edge, &holder.id, 1).await.unwrap();
+    }
+    scene.line.set(narrow(*LINE));
+    let before = scene.origin.body_bytes();
+    let fetching = others.iter().map(|edge| begin(edge, &path));
+    let (took, copies) = scene.fetched(fetching.collect(), before).await;
+    println!("held: {took:.1?}, {copies:.3} copies");
+    let sent = |edge| scene.cluster.uplink(edge).carried() as f64 / *BYTES as f64;
+    let sent: Vec<_> = (0..EDGES).map(sent).collect();
+    println!("copies sent by each: {sent:.2?}");
+    assert!(copies < 0.1, "{copies}");
+    // One line would have been full for nine transfers.
+    assert!(sent[0] < 4.0, "{sent:?}");
+    let last = took.into_iter().max().unwrap();
+    assert!(last < share_of_transfer(400), "{last:?}");
 }
