@@ -78,7 +78,8 @@ pub(super) struct Out {
 
 /// A body that may be shared out, and as what its asker takes part.
 struct SharedOut {
-    growing: Arc<Growing>,
+    /// `None`: all of it is stored.
+    growing: Option<Arc<Growing>>,
     length: u64,
     member: Member,
 }
@@ -182,11 +183,16 @@ impl Proxy {
                 && start + total < *length
                 && let Ok(piece) = u32::try_from((start + total) / PIECE_BYTES as u64)
                 && member.is_shared(piece)
-                && let Ok(follower) = growing.follow(start + total)
+                && let Ok(source) = match growing {
+                    Some(growing) => growing
+                        .follow(start + total)
+                        .map(|follower| swarm::Source::Growing(growing.clone(), follower)),
+                    None => Ok(swarm::Source::Stored(entry.clone(), cache.clone())),
+                }
             {
                 drop(body);
                 out.send(&frames).await?;
-                let body = (growing, follower);
+                let body = source;
                 let pieces = piece..piece_count(*length);
                 return self.share_out(&mut out, body, pieces, total, member).await;
             }
@@ -225,11 +231,12 @@ impl Proxy {
         }
     }
 
-    /// What it takes to share `entry` out, if that is worth it: it is large, of known length, and still comes
-    /// in. One that is all here is held, and others hear of that by digest.
+    /// What it takes to share `entry` out, if that is worth it: it is large, and of known length.
     fn shared_out(&self, entry: &Entry, asker: NodeId) -> Option<SharedOut> {
-        let Body::Growing(growing) = &entry.body else {
-            return None;
+        let growing = match &entry.body {
+            Body::Growing(growing) => Some(growing.clone()),
+            Body::Pieces { .. } => None,
+            Body::Whole(_) | Body::Shelved(_) => return None,
         };
         let length = entry.length().filter(|_| entry.head.part.is_none())?;
         if length < swarm::PIECES_MIN * PIECE_BYTES as u64 {
@@ -238,7 +245,7 @@ impl Proxy {
         let view = self.shared.upstream.view();
         let region = view.node(&asker).map_or("", |node| &node.region);
         Some(SharedOut {
-            growing: growing.clone(),
+            growing,
             length,
             member: self.shared.swarms.join(entry.object, asker, region)?,
         })
