@@ -25,7 +25,7 @@ static BYTES: LazyLock<u64> = LazyLock::new(|| given("SWARM_BYTES").unwrap_or(64
 static LINE: LazyLock<u64> = LazyLock::new(|| given("SWARM_LINE").unwrap_or(5 << 20));
 
 fn given(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
+    let text = std::env::var_os(name)?.into_string().unwrap();
     Some(text.parse().unwrap_or_else(|e| panic!("{name}: {e}")))
 }
 
