@@ -433,6 +433,14 @@ async fn what_is_refused_changes_nothing() {
     )
     .await;
     assert_eq!(back.status, 404);
+    let origins = json!(["http://192.0.2.1"]);
+    let good = json!({"name": "good", "hosts": ["good.test"], "origins": origins});
+    let mut bad = good.clone();
+    bad["hosts"] = json!([1]);
+    let several = json!({"sites": [good, bad]});
+    let several = call(control, Method::POST, "/v1/sites", &[], &several).await;
+    assert_eq!(several.status, 422, "{}", several.text());
+    assert_eq!(several.json().unwrap()["field"], "sites[1].hosts[0]");
     let url = control.url("/v1/sites/b");
     let text = [("content-type", "text/plain")];
     let text = client.send(Method::PUT, &url, &text, "x".into()).await;

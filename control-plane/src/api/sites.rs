@@ -21,6 +21,7 @@ use cluster::{
     wire::{SITES, SiteAction, SiteChanged, SiteHistory, SiteRollback, SitesPut, SitesPutAnswer},
 };
 use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
 
 use super::{
     App,
@@ -143,14 +144,14 @@ async fn replace_all(
     caller: Caller,
     asked: Result<Query<Several>, QueryRejection>,
     fields: HeaderMap,
-    body: Bytes,
+    Sent(body): Sent,
 ) -> Result<Json<SitesPutAnswer>, ApiError> {
     let Query(Several { check }) = asked.map_err(|e| ApiError::parameter("check", e))?;
     let SitesPut { sites, versions } = read(Written::Json, &body)?;
     let by = by(&caller, &fields);
-    let wished = sites.into_iter().map(|fields| {
-        let site: Site =
-            serde_json::from_value(fields.into()).map_err(|e| meant(&e.to_string()))?;
+    let wished = sites.into_iter().enumerate().map(|(n, fields)| {
+        let site: Site = meant(Value::from(fields), serde_json::Error::to_string)
+            .map_err(|error| error.within(&format!("sites[{n}]")))?;
         let expected = match versions.get(&site.name) {
             None => Expected::Anything,
             Some(0) => Expected::Absent,
@@ -280,9 +281,9 @@ fn put_of(name: &str, caller: &Caller, fields: &HeaderMap, body: &[u8]) -> Resul
 fn read_site(name: &str, written: Written, body: &[u8]) -> Result<Site, ApiError> {
     let site: Site = match written {
         Written::Json => {
-            let mut fields: serde_json::Map<String, serde_json::Value> = read(written, body)?;
+            let mut fields: serde_json::Map<String, Value> = read(written, body)?;
             fields.entry("name").or_insert_with(|| name.into());
-            meant(serde_json::Value::from(fields), |error| error.to_string())?
+            meant(Value::from(fields), |error| error.to_string())?
         }
         Written::Toml => {
             let mut fields: toml::Table = read(written, body)?;
