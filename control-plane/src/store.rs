@@ -400,13 +400,13 @@ fn check_commit(conditions: &[Condition], changes: &[Change]) -> Result<(), Stor
     for (n, change) in changes.iter().enumerate() {
         check_key(change.key())?;
         bytes += change.bytes();
-        if let Change::Put { key, value } = change {
-            if value.len() > VALUE_BYTES_MAX {
-                return refused(format!(
-                    "{key:?} would hold {} bytes, more than {VALUE_BYTES_MAX}",
-                    value.len()
-                ));
-            }
+        if let Change::Put { key, value } = change
+            && value.len() > VALUE_BYTES_MAX
+        {
+            return refused(format!(
+                "{key:?} would hold {} bytes, more than {VALUE_BYTES_MAX}",
+                value.len()
+            ));
         }
         if changes[..n].iter().any(|other| other.key() == change.key()) {
             return refused(format!("{:?} is changed twice", change.key()));

@@ -78,7 +78,7 @@ async fn measure(objects: u64, tags: u64) -> Result<String> {
     let origin = Origin::start().await?;
     origin.route_by(PATH, move |seen| {
         let number = seen.target.rsplit('?').next().and_then(|n| n.parse().ok());
-        let tag = match number.unwrap_or(0) {
+        let tag = match number.unwrap_or(0_u64) {
             hot if hot < HOT => format!("hot-{}", hot % TAGS_FEW),
             other => format!("tag-{}", other % tags),
         };
@@ -88,6 +88,11 @@ async fn measure(objects: u64, tags: u64) -> Result<String> {
     let cluster = Plan::new(1, &origin.url()).start().await?;
     cluster.settled().await?;
     let (edge, control) = (&cluster.edges[0], cluster.control.as_ref().context("one")?);
+    let none = json!({"site": "site", "tags": ["none"]});
+    eventually("the edge gives a receipt", async || {
+        purge(control, none.clone()).await.map(drop)
+    })
+    .await?;
     for from in (0..tags).step_by(usize::try_from(SCOPES)?) {
         let named = from..(from + SCOPES).min(tags);
         let named: Vec<_> = named.map(|tag| format!("tag-{tag}")).collect();

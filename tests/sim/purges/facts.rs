@@ -245,12 +245,14 @@ impl Facts {
         covers
     }
 
-    /// A purge is in the log. Returns its place among all, for [`Facts::acknowledged`].
+    /// A purge is in the log that it was sent to, after so many were lost. Returns its place among all, for
+    /// [`Facts::acknowledged`].
     pub(super) fn took(
         &mut self,
         name: u64,
         covers: [Option<u64>; OBJECTS.len()],
         soft: bool,
+        logs_lost: u64,
         now: Duration,
     ) -> usize {
         self.counts.purges += 1;
@@ -260,7 +262,8 @@ impl Facts {
             covers,
             soft,
             by: BTreeSet::new(),
-            is_lost: false,
+            // Seed 1006: the log was lost while the answer was on its way.
+            is_lost: logs_lost < self.counts.logs_lost,
         });
         self.taken.len() - 1
     }
