@@ -80,9 +80,19 @@ pub enum NotTaken {
     /// It does not fit into the store.
     #[error("{0} bytes, more than {VALUE_BYTES_MAX}: make several purges of it")]
     TooLarge(usize),
-    /// The store failed.
-    #[error(transparent)]
+    /// The store failed, or takes no such thing.
+    #[error("{}{}", .0, what_then(.0))]
     Store(#[from] StoreError),
+}
+
+/// What is to be done about a purge of which it is not known whether it was taken.
+fn what_then(error: &StoreError) -> &'static str {
+    match error {
+        StoreError::Failed(_) => {
+            "; it may have the purge all the same: ask again, twice does no harm"
+        }
+        StoreError::Refused(_) => "",
+    }
 }
 
 impl PurgeLog {

@@ -123,7 +123,7 @@ async fn from_the_first_token_on_every_change_needs_one_that_is_good_for_it() {
             400,
             "sites",
         ),
-        (json!({"name": "a", "role": "root"}), 422, ""),
+        (json!({"name": "a", "role": "root"}), 422, "role"),
         (
             json!({"name": "a", "role": "admin", "expires": "0s"}),
             400,
