@@ -26,6 +26,18 @@ pub const SCOPES_MAX: usize = 1_000;
 /// Longest text of a scope, in bytes.
 pub const SCOPE_BYTES_MAX: usize = 2_048;
 
+/// The fields of an origin's answer that give it tags: each that a request [as others send it](spoken) may name.
+pub const TAG_FIELDS: [&str; 8] = [
+    "surrogate-key",
+    "cache-tag",
+    "xkey",
+    "x-magento-tags",
+    "x-cache-tags",
+    "x-cache-tag",
+    "cache-tags",
+    "purge-cache-tags",
+];
+
 /// A place in the purge log. Ordered: all of a later log comes after all of an earlier one.
 ///
 /// A log has a number of its own because a control plane that lost its data begins with 1 again, and
@@ -48,7 +60,7 @@ pub enum Scope {
     Url(String),
     /// What begins with it: `//host/path`, or `/path` on every host of the site.
     Prefix(String),
-    /// What the origin gave this tag (`Surrogate-Key`, `Cache-Tag`, `xkey`).
+    /// What the origin gave this tag, in one of the [`TAG_FIELDS`].
     Tag(String),
     /// All of the site.
     All,

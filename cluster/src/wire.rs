@@ -14,7 +14,8 @@ use crate::{
 };
 
 pub use self::registry::{
-    SiteAction, SiteChanged, SiteDifference, SiteHistory, SiteRollback, SiteVersion,
+    SiteAction, SiteChanged, SiteDifference, SiteHistory, SiteRollback, SiteVersion, SitesPut,
+    SitesPutAnswer,
 };
 
 /// Peer listener: `GET {HOLD}/{key as 32 hex digits}` asks for an object from storage only.
@@ -383,6 +384,17 @@ pub struct PurgePage {
     pub through: u64,
     /// In the order of their numbers, without those whose every scope a later one hit again.
     pub records: Vec<Record>,
+}
+
+impl PurgePage {
+    /// Lets its records say nothing of what came before them: one that is left out may be made up for by one
+    /// behind this page, and who has only this page must not conclude from who came before whom that it
+    /// lacks nothing.
+    pub fn unlink(&mut self) {
+        for record in &mut self.records {
+            record.prev = record.at.seq.saturating_sub(1);
+        }
+    }
 }
 
 /// The body of `POST /v1/purges`.

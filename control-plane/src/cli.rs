@@ -1,6 +1,7 @@
 //! The command line: to serve, to check a configuration, and to ask a running control plane.
 
 mod asking;
+mod hash;
 mod paper;
 mod purge;
 mod sites;
@@ -108,6 +109,8 @@ enum Command {
         #[command(subcommand)]
         command: purge::PurgesCommand,
     },
+    /// Content hashes of files, as `[[site.takedown]]` takes them; asks nobody.
+    Hash(hash::Hash),
     /// Tokens: who may change what.
     Tokens {
         #[command(subcommand)]
@@ -277,6 +280,7 @@ pub fn run(arguments: Arguments, env: impl Iterator<Item = (OsString, OsString)>
         Command::Warm(warm) => warm.run(),
         Command::Purge(purge) => purge.run(),
         Command::Purges { command } => command.run(),
+        Command::Hash(hash) => hash.run(),
         Command::Tokens { command } => command.run(env),
         Command::Healthy(asking) => asking.ask("/readyz").map(|_| ()),
         Command::Completions { shell } => paper::completions(shell),

@@ -440,6 +440,26 @@ mod tests {
                 "store = 'etcd://a:1'\n[etcd]\ncredentials_file = '/dev/null'",
                 "etcd.credentials_file: /dev/null: must be one line",
             ),
+            (
+                "store = 'etcd://a:1'\n[etcd]\nca_file = '/dev/null'",
+                "etcd.ca_file: only over TLS",
+            ),
+            (
+                "store = 'etcds://a:1'\n[etcd]\nca_file = '/nonexistent'",
+                "etcd.ca_file: /nonexistent: ",
+            ),
+            (
+                "store = 'etcds://a:1'\n[etcd]\nca_file = '/dev/null'",
+                "etcd.ca_file: no certificate in PEM",
+            ),
+            (
+                "store = 'etcds://a:1'\n[etcd]\ncert_file = '/dev/null'",
+                "etcd.key_file: missing",
+            ),
+            (
+                "store = 'etcds://a:1'\n[etcd]\ncert_file = '/dev/null'\nkey_file = '/dev/null'",
+                "etcd.cert_file: no certificate in PEM",
+            ),
             ("[cluster]\nname = ''", "cluster.name: "),
             (
                 "[cluster]\nseeds = ['a']",

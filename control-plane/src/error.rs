@@ -115,6 +115,16 @@ impl ApiError {
         }
     }
 
+    /// The same, of a field of `outer`.
+    pub fn within(mut self, outer: &str) -> Self {
+        self.answer.error = format!("{outer}: {}", self.answer.error);
+        self.answer.field = Some(match self.answer.field {
+            Some(field) => format!("{outer}.{field}"),
+            None => outer.to_owned(),
+        });
+        self
+    }
+
     /// There is no such thing.
     pub fn not_found(reason: impl ToString) -> Self {
         Self::new(StatusCode::NOT_FOUND, reason)

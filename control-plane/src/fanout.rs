@@ -193,7 +193,10 @@ impl Fanout {
                 }
                 continue;
             }
-            let page = self.log.page(Some(known.log), known.seq, PURGE_PAGE_MAX);
+            let mut page = self.log.page(Some(known.log), known.seq, PURGE_PAGE_MAX);
+            if page.through < page.head {
+                page.unlink();
+            }
             let pushed: Vec<_> = page.records.iter().map(|record| record.at.seq).collect();
             if pushed.is_empty() {
                 // It has applied what the log does not know; the log is asked about it.

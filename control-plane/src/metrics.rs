@@ -1,11 +1,15 @@
 //! The metrics of a control plane. The only file that names prometheus.
 
-use std::{collections::HashSet, sync::Mutex, sync::PoisonError, sync::atomic::Ordering};
+use std::{
+    collections::HashSet,
+    sync::{Mutex, PoisonError, atomic::Ordering},
+    time::Duration,
+};
 
 use cluster::{membership::GossipStats, node::NodeId};
 use prometheus::{
-    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder, core::Collector, process_collector::ProcessCollector,
+    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder, core::Collector, process_collector::ProcessCollector,
 };
 
 /// Most edges with a series of their own; further ones are counted together as `other`.
@@ -26,6 +30,10 @@ pub struct Purges {
     pub scopes: usize,
     /// Receipts by state, of the purges of which they are kept.
     pub receipts: [(&'static str, usize); 4],
+    /// How old the oldest purge is that a live edge has not acknowledged.
+    pub oldest_open: Duration,
+    /// Whether the store fails.
+    pub is_store_away: bool,
 }
 
 /// The metrics of one control plane, in a registry of their own.
@@ -56,6 +64,10 @@ pub struct Metrics {
     purge_scopes: IntGauge,
     /// `control_plane_purge_log_head`.
     purge_head: IntGauge,
+    /// `control_plane_purge_unacknowledged_seconds`.
+    oldest_open: Gauge,
+    /// `control_plane_store_up`.
+    store_up: IntGauge,
     edges: Mutex<HashSet<NodeId>>,
 }
 
@@ -88,6 +100,10 @@ impl Metrics {
         let receipts = opts(
             "purge_receipts",
             "Receipts by state, of the purges of which they are kept.",
+        );
+        let oldest_open = opts(
+            "purge_unacknowledged_seconds",
+            "Age of the oldest purge that a live edge has not acknowledged; 0 when there is none.",
         );
         let nodes = IntGaugeVec::new(opts("nodes", "Nodes known, by state."), &["state"]);
         let metrics = Self {
@@ -135,6 +151,12 @@ impl Metrics {
                 &registry,
                 "purge_log_head",
                 "Number of the last record of the purge log.",
+            ),
+            oldest_open: registered(&registry, Gauge::with_opts(oldest_open)),
+            store_up: gauge(
+                &registry,
+                "store_up",
+                "Whether the store did what it was last asked for.",
             ),
             edges: Mutex::new(HashSet::new()),
             registry,
@@ -201,6 +223,8 @@ impl Metrics {
         self.purge_scopes.set(signed(purges.scopes));
         self.purge_head
             .set(i64::try_from(purges.head).unwrap_or(i64::MAX));
+        self.oldest_open.set(purges.oldest_open.as_secs_f64());
+        self.store_up.set(i64::from(!purges.is_store_away));
         for (state, count) in nodes {
             let count = i64::try_from(count).unwrap_or(i64::MAX);
             self.nodes.with_label_values(&[state]).set(count);
@@ -317,6 +341,8 @@ mod tests {
                     ("unreachable", 0),
                     ("departed", 0),
                 ],
+                oldest_open: Duration::from_millis(2_500),
+                is_store_away: true,
             },
             &GossipStats::default(),
         );
@@ -331,6 +357,8 @@ mod tests {
             "control_plane_sites_version 7",
             "control_plane_purge_log_head 42",
             "control_plane_purge_receipts{state=\"acknowledged\"} 2",
+            "control_plane_purge_unacknowledged_seconds 2.5",
+            "control_plane_store_up 0",
             "control_plane_purge_duration_seconds_bucket{le=\"0.1\"} 1",
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\n{text}");

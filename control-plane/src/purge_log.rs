@@ -117,6 +117,11 @@ impl PurgeLog {
         self.retained().scopes()
     }
 
+    /// Whether the store fails that has it.
+    pub fn is_store_away(&self) -> bool {
+        self.0.store.is_away()
+    }
+
     /// Gives a purge its place in the log. When this returns, it survives a crash.
     ///
     /// # Errors
@@ -172,14 +177,7 @@ impl PurgeLog {
         let is_another = log.is_some_and(|log| log != head.log);
         let after = if is_another { 0 } else { after };
         let limit = limit.clamp(1, PURGE_PAGE_MAX);
-        let (mut records, through) = retained.page(after, limit, PURGE_PAGE_BYTES_MAX);
-        if through < head.seq {
-            // One that is left out may be made up for by one behind the page: who has only this page
-            // lacks something, and must not conclude otherwise from who came before whom.
-            for record in &mut records {
-                record.prev = record.at.seq.saturating_sub(1);
-            }
-        }
+        let (records, through) = retained.page(after, limit, PURGE_PAGE_BYTES_MAX);
         PurgePage {
             log: head.log,
             head: head.seq,

@@ -335,6 +335,19 @@ impl Receipts {
         until.max().filter(|until| *until > Instant::now())
     }
 
+    /// How old the oldest purge is that an edge which is alive has not acknowledged; zero: there is none.
+    pub fn oldest_open(&self) -> Duration {
+        let known = self.known();
+        let is_missing =
+            |(id, ms): (&NodeId, &Option<u64>)| ms.is_none() && known.edges.contains_key(id);
+        let mut open = known.open.iter().filter_map(|seq| known.purges.get(seq));
+        let oldest = open.find(|tracked| tracked.edges.iter().any(is_missing));
+        oldest.map_or(Duration::ZERO, |tracked| {
+            let age_ms = self.clock.unix_ms().saturating_sub(tracked.record.taken_at);
+            Duration::from_millis(age_ms)
+        })
+    }
+
     /// How many receipts there are in each state, of all purges that are kept.
     pub fn states(&self) -> [(&'static str, usize); 4] {
         let known = self.known();

@@ -38,11 +38,11 @@ use tracing::{error, info, warn};
 
 pub use self::change::{Expected, Refusal, Wish};
 use self::{
-    change::{Surroundings, plan},
+    change::{Asked, Surroundings, plan},
     snapshot::{Record, Snapshot},
     stored::{SET, Stored, changes_of, json, past, too_old, was},
 };
-use crate::store::{Change, Committed, Condition, Item, News, Store, StoreError};
+use crate::store::{COMMIT_BYTES_MAX, Change, Committed, Condition, Item, News, Store, StoreError};
 
 /// How often a change is judged anew when another came in between.
 const TRIES_MAX: usize = 64;
@@ -228,25 +228,54 @@ impl Sites {
         expected: Expected,
         nodes: Vec<String>,
     ) -> Result<SiteChanged, ChangeError> {
+        only(self.change_all(vec![(wish, expected)], nodes).await?)
+    }
+
+    /// Makes several changes in one commit, and says what they were, in the same order.
+    ///
+    /// # Errors
+    ///
+    /// None of them is made.
+    pub async fn change_all(
+        &self,
+        asked: Vec<Asked>,
+        nodes: Vec<String>,
+    ) -> Result<Vec<SiteChanged>, ChangeError> {
+        let asked: Arc<[Asked]> = asked.into();
         let _turn = self.turn.acquire().await.map_err(|_| ChangeError::Busy)?;
         for _ in 0..TRIES_MAX {
             let before = self.now();
-            let (planned, answer) = self.judged(&before, &wish, &expected, &nodes).await?;
-            let Some(record) = planned.record else {
-                return Ok(answer);
+            let (planned, answers) = self.judged(&before, &asked, &nodes).await?;
+            if planned.fresh.is_empty() {
+                return Ok(answers);
+            }
+            // Of many sites the oldest version leaves only: there is one more with each change.
+            let leave_max = match planned.fresh.len() {
+                1 => usize::MAX,
+                _ => 1,
             };
-            let mut changes = changes_of(&wish.name, &record);
-            let past = past(&self.store, &wish.name).await?;
-            changes.extend(too_old(&wish.name, &past).map(Change::delete));
+            let mut changes = Vec::new();
+            for (name, record) in &planned.fresh {
+                changes.extend(changes_of(name, record));
+                let past = past(&self.store, name).await?;
+                let leave = too_old(name, &past).take(leave_max);
+                changes.extend(leave.map(Change::delete));
+            }
             changes.push(Change::put(SET, json(&planned.after.head())));
+            let bytes = SET.len() + changes.iter().map(Change::bytes).sum::<usize>();
+            if bytes > COMMIT_BYTES_MAX {
+                return Err(Refusal::TooLargeAtOnce(bytes).into());
+            }
             let unchanged = Condition::at(SET, before.revision);
             match self.store.commit(vec![unchanged], changes).await? {
                 Committed::At(_) => {
-                    info!(site = wish.name, version = record.version, by = wish.by,
-                        action = ?wish.action, "site changed");
+                    let version = planned.after.version();
+                    for (site, record) in &planned.fresh {
+                        info!(site, version, by = record.by, action = ?record.action, "site changed");
+                    }
                     // If it is not seen at once, it is made all the same.
-                    self.sees(|now| now.version() >= record.version).await;
-                    return Ok(answer);
+                    self.sees(|now| now.version() >= version).await;
+                    return Ok(answers);
                 }
                 Committed::Conflict => {
                     if !self.sees(|now| now.revision > before.revision).await {
@@ -269,44 +298,57 @@ impl Sites {
         expected: Expected,
         nodes: Vec<String>,
     ) -> Result<SiteChanged, ChangeError> {
+        only(self.check_all(vec![(wish, expected)], nodes).await?)
+    }
+
+    /// What several changes in one commit would be; changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// They would not be made.
+    pub async fn check_all(
+        &self,
+        asked: Vec<Asked>,
+        nodes: Vec<String>,
+    ) -> Result<Vec<SiteChanged>, ChangeError> {
         let before = self.now();
-        let (_, answer) = self.judged(&before, &wish, &expected, &nodes).await?;
-        let known = before.record(&wish.name).map_or(0, |known| known.version);
-        Ok(SiteChanged {
-            version: known,
-            set_version: before.version(),
-            ..answer
-        })
+        let (_, mut answers) = self.judged(&before, &asked.into(), &nodes).await?;
+        for answer in &mut answers {
+            let known = before.record(&answer.site);
+            answer.version = known.map_or(0, |known| known.version);
+            answer.set_version = before.version();
+        }
+        Ok(answers)
     }
 
     async fn judged(
         &self,
         before: &Arc<Snapshot>,
-        wish: &Wish,
-        expected: &Expected,
+        asked: &Arc<[Asked]>,
         nodes: &[String],
-    ) -> Result<(change::Planned, SiteChanged), ChangeError> {
+    ) -> Result<(change::Planned, Vec<SiteChanged>), ChangeError> {
         let around = Surroundings {
             private: self.private.clone(),
             nodes: nodes.to_vec(),
         };
-        let (before, wish, expected) = (before.clone(), wish.clone(), expected.clone());
+        let (before, asked) = (before.clone(), asked.clone());
         let now_ms = self.clock.unix_ms();
         // Thousands of sites take longer than a runtime thread may be kept.
         let judging = spawn_blocking(move || {
-            let planned = plan(&before, &wish, &expected, &around, now_ms)?;
-            let version = match &planned.record {
-                Some(record) => record.version,
-                None => before.record(&wish.name).map_or(0, |known| known.version),
-            };
-            let answer = SiteChanged {
-                version,
+            let planned = plan(&before, &asked, &around, now_ms)?;
+            let answer = |(wish, _): &Asked| SiteChanged {
+                version: planned.after.record(&wish.name).map_or_else(
+                    // It is gone, or never was.
+                    || planned.after.version(),
+                    |record| record.version,
+                ),
                 set_version: planned.after.version(),
-                changed: planned.record.is_some(),
+                changed: planned.fresh.contains_key(&wish.name),
                 diff: diff::between(before.site(&wish.name), wish.site.as_ref()),
-                site: wish.name,
+                site: wish.name.clone(),
             };
-            Ok((planned, answer))
+            let answers = asked.iter().map(answer).collect();
+            Ok((planned, answers))
         });
         let judged: Result<_, Refusal> = judging
             .await
@@ -385,5 +427,12 @@ impl Sites {
     }
 }
 
+/// The answer to the one change that was asked for.
+fn only(mut changed: Vec<SiteChanged>) -> Result<SiteChanged, ChangeError> {
+    changed.pop().ok_or(ChangeError::Busy)
+}
+
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod wishes;

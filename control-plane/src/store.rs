@@ -11,13 +11,20 @@ mod embedded;
 mod etcd;
 mod sled;
 
-use std::{fmt, path::Path, sync::Arc};
+use std::{
+    fmt,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use bytes::Bytes;
 use cluster::net::Net;
 use tokio::sync::mpsc;
 
-pub use self::etcd::EtcdConfig;
+pub use self::etcd::{EtcdConfig, EtcdTls, UnusableTls};
 use crate::{config::StoreAddress, data_dir::DataDir, error::StartError};
 
 /// The embedded store's part of the data directory.
@@ -88,6 +95,14 @@ impl Change {
     /// `key` holds nothing from now on.
     pub fn delete(key: impl Into<String>) -> Self {
         Self::Delete { key: key.into() }
+    }
+
+    /// How long it is, as the store counts it.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Put { key, value } => key.len() + value.len(),
+            Self::Delete { key } => key.len(),
+        }
     }
 
     /// The key that it changes.
@@ -170,9 +185,25 @@ pub enum StoreError {
     Failed(String),
 }
 
+/// Whether the store did what it was last asked for. A clone-able handle.
+#[derive(Clone, Debug, Default)]
+struct Health {
+    is_away: Arc<AtomicBool>,
+}
+
+impl Health {
+    /// Notes what came of a question or a change.
+    fn note(&self, is_away: bool) {
+        self.is_away.store(is_away, Ordering::Relaxed);
+    }
+}
+
 /// A store. Cheap to clone; all clones are the same store.
 #[derive(Clone)]
-pub struct Store(Kind);
+pub struct Store {
+    kind: Kind,
+    health: Health,
+}
 
 #[derive(Clone)]
 enum Kind {
@@ -208,7 +239,12 @@ impl Store {
     ///
     /// It does not let us in, or does not answer within half a minute.
     pub async fn etcd(config: EtcdConfig, net: Arc<dyn Net>) -> Result<Self, StoreError> {
-        Ok(Self(Kind::Etcd(etcd::Etcd::open(config, net).await?)))
+        let health = Health::default();
+        let etcd = etcd::Etcd::open(config, net, health.clone()).await?;
+        Ok(Self {
+            kind: Kind::Etcd(etcd),
+            health,
+        })
     }
 
     /// The store in `dir`, which is made if it is not there; one that is damaged is set aside. Blocks.
@@ -218,7 +254,20 @@ impl Store {
     /// The disk refuses, or another process uses it.
     pub fn embedded(dir: &Path) -> Result<Self, StartError> {
         let embedded = embedded::Embedded::open(dir).map_err(StartError::Store)?;
-        Ok(Self(Kind::Embedded(embedded)))
+        Ok(Self {
+            kind: Kind::Embedded(embedded),
+            health: Health::default(),
+        })
+    }
+
+    /// Whether it fails: it cannot be reached, or its disk refuses.
+    pub fn is_away(&self) -> bool {
+        self.health.is_away.load(Ordering::Relaxed)
+    }
+
+    fn noted<T>(&self, done: Result<T, StoreError>) -> Result<T, StoreError> {
+        self.health.note(matches!(done, Err(StoreError::Failed(_))));
+        done
     }
 
     /// What `key` holds.
@@ -228,10 +277,10 @@ impl Store {
     /// It is no key, or the store failed.
     pub async fn get(&self, key: &str) -> Result<Option<Item>, StoreError> {
         check_key(key)?;
-        match &self.0 {
+        self.noted(match &self.kind {
             Kind::Embedded(store) => store.get(key).await,
             Kind::Etcd(store) => store.get(key).await,
-        }
+        })
     }
 
     /// Items whose keys begin with `prefix` (`family/…`), by their keys, those behind the key `after`
@@ -249,10 +298,10 @@ impl Store {
     ) -> Result<Page, StoreError> {
         check_key(prefix)?;
         let limit = limit.clamp(1, PAGE_MAX);
-        match &self.0 {
+        self.noted(match &self.kind {
             Kind::Embedded(store) => store.list(prefix, limit, after).await,
             Kind::Etcd(store) => store.list(prefix, limit, after).await,
-        }
+        })
     }
 
     /// Items whose keys begin with `prefix` and that were put after `revision`, in the order of their
@@ -270,10 +319,10 @@ impl Store {
     ) -> Result<Page, StoreError> {
         check_key(prefix)?;
         let limit = limit.clamp(1, PAGE_MAX);
-        match &self.0 {
+        self.noted(match &self.kind {
             Kind::Embedded(store) => store.since(prefix, revision, limit).await,
             Kind::Etcd(store) => store.since(prefix, revision, limit).await,
-        }
+        })
     }
 
     /// Makes all of `changes`, if all of `conditions` hold; else none. When this returns, it is on disk.
@@ -288,10 +337,10 @@ impl Store {
         changes: Vec<Change>,
     ) -> Result<Committed, StoreError> {
         check_commit(&conditions, &changes)?;
-        match &self.0 {
+        self.noted(match &self.kind {
             Kind::Embedded(store) => store.commit(conditions, changes).await,
             Kind::Etcd(store) => store.commit(conditions, changes).await,
-        }
+        })
     }
 
     /// Follows the commits after the revision `from` that change something below `prefix`.
@@ -301,16 +350,16 @@ impl Store {
     /// The prefix is none, or the store failed.
     pub async fn watch(&self, prefix: &str, from: u64) -> Result<Watch, StoreError> {
         check_key(prefix)?;
-        match &self.0 {
+        self.noted(match &self.kind {
             Kind::Embedded(store) => store.watch(prefix, from).await.map(Watch),
             Kind::Etcd(store) => store.watch(prefix, from).await.map(Watch),
-        }
+        })
     }
 }
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match &self.0 {
+        f.write_str(match &self.kind {
             Kind::Embedded(_) => "Store(embedded)",
             Kind::Etcd(_) => "Store(etcd)",
         })
@@ -350,15 +399,14 @@ fn check_commit(conditions: &[Condition], changes: &[Change]) -> Result<(), Stor
     }
     for (n, change) in changes.iter().enumerate() {
         check_key(change.key())?;
-        bytes += change.key().len();
-        if let Change::Put { key, value } = change {
-            bytes += value.len();
-            if value.len() > VALUE_BYTES_MAX {
-                return refused(format!(
-                    "{key:?} would hold {} bytes, more than {VALUE_BYTES_MAX}",
-                    value.len()
-                ));
-            }
+        bytes += change.bytes();
+        if let Change::Put { key, value } = change
+            && value.len() > VALUE_BYTES_MAX
+        {
+            return refused(format!(
+                "{key:?} would hold {} bytes, more than {VALUE_BYTES_MAX}",
+                value.len()
+            ));
         }
         if changes[..n].iter().any(|other| other.key() == change.key()) {
             return refused(format!("{:?} is changed twice", change.key()));

@@ -3,7 +3,7 @@
 //!
 //! Modules in reading order: the [`key`] of a request (it reads [`cookie`]s and [`percent`]-encoding)
 //! and its variants ([`vary`]); what may be
-//! stored and reused ([`policy`], pure), and what else decides that ([`standing`], pure); an [`entry`] and the [`fill`] that makes it grow; the tiers
+//! stored and reused ([`policy`], pure), and what else decides that ([`standing`], pure); an [`entry`], its fields [`packed`], and the [`fill`] that makes it grow; the tiers
 //! ([`memory`], then [`store`] over [`segment`] files and their [`index`], read on a [`pool`] of
 //! threads of their own), the [`pieces`] of large bodies in both, and small bodies that are [`shelved`];
 //! what of it goes to disk at once ([`admission`], pure).
@@ -23,6 +23,8 @@ mod filler;
 pub mod index;
 pub mod key;
 pub mod memory;
+pub mod meta;
+pub mod packed;
 pub mod percent;
 pub mod pieces;
 pub mod policy;
@@ -38,7 +40,6 @@ pub mod vary;
 mod writing;
 
 use std::{
-    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -47,7 +48,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use cluster::{digest::Holdings, key::Key, manifest::PieceHash, node::DigestVersion};
+use cluster::{
+    digest::Holdings,
+    key::{Key, KeyMap},
+    manifest::PieceHash,
+    node::DigestVersion,
+};
 use http::{HeaderMap, HeaderName};
 use tokio::{
     sync::{Semaphore, watch},
@@ -56,8 +62,9 @@ use tokio::{
 use tracing::{debug, warn};
 
 use self::{
-    entry::{Body, Entry, Meta, Provenance, Variants},
+    entry::{Body, Entry, Provenance, Variants},
     memory::{Item, Memory},
+    meta::Meta,
     pieces::Pieces,
     policy::{CacheControl, Reuse, Rules, Why},
     shelved::Shelved,
@@ -165,10 +172,10 @@ struct Shared {
     memory: Memory,
     store: Store,
     pieces: Pieces,
-    fills: Mutex<HashMap<Key, Arc<Fill>>>,
+    fills: Mutex<KeyMap<Arc<Fill>>>,
     passing: Mutex<Passing>,
     /// When keys were invalidated by requests, in Unix milliseconds.
-    doubts: Mutex<HashMap<Key, u64>>,
+    doubts: Mutex<KeyMap<u64>>,
     holdings: Arc<Mutex<Holdings>>,
     withdrawals: Mutex<claims::Withdrawals>,
     object_bytes_max: u64,
@@ -553,7 +560,7 @@ impl Cache {
         self.shared.object_bytes_max
     }
 
-    fn fills(&self) -> MutexGuard<'_, HashMap<Key, Arc<Fill>>> {
+    fn fills(&self) -> MutexGuard<'_, KeyMap<Arc<Fill>>> {
         self.shared
             .fills
             .lock()
@@ -889,7 +896,7 @@ impl Cache {
 /// Keys whose last answer could not be shared, for [`PASS_FOR`].
 #[derive(Default)]
 struct Passing {
-    until: HashMap<Key, Instant>,
+    until: KeyMap<Instant>,
 }
 
 impl Passing {

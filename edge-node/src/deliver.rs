@@ -56,7 +56,7 @@ pub enum Content {
 pub fn plan(method: &Method, request: &HeaderMap, entry: &Entry, now_ms: u64) -> Delivery {
     let stored = &entry.head;
     let length = entry.length();
-    let mut headers = stored.headers.clone();
+    let mut headers = stored.headers.to_map();
     headers.insert(header::AGE, stored.freshness.age_s(now_ms).into());
     let send_body = method != Method::HEAD;
     if stored.status == StatusCode::OK {

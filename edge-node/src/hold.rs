@@ -194,7 +194,8 @@ impl Hold {
         }
         if let Some(key) = key_behind(wire::FILL) {
             self.shared.offering.asked(key, &from, request.headers());
-            let level = Level::of_query(request.uri().query());
+            let is_next = relayed::is_for_next(request.headers());
+            let level = Level::of_question(request.uri().query(), is_next);
             let question = level.map(|level| Question {
                 key,
                 level,

@@ -20,6 +20,7 @@
 //! {cache, upstream, deliver} → cluster`. `cache` and `upstream` never know each other.
 
 pub mod admin;
+mod alarm;
 pub mod cache;
 pub mod config;
 pub mod deliver;

@@ -167,6 +167,8 @@ struct Asked {
     started: Instant,
     /// Who asks: a client, or another node of which.
     level: Level,
+    /// Who asks knows of another home that may fetch it instead.
+    may_be_sent_on: bool,
     /// Until when the fill must know what comes of it, once homes were asked.
     deadline: OnceLock<Instant>,
 }
@@ -437,6 +439,7 @@ impl Proxy {
             now_ms: self.shared.clock.unix_ms(),
             started: caller.started,
             level: Level::Client,
+            may_be_sent_on: false,
             deadline: OnceLock::new(),
         }
     }

@@ -13,6 +13,7 @@
 //! **Locks:** the table's is held for one record, or one question, and never across an await.
 
 pub mod journal;
+pub mod pull;
 pub mod recent;
 pub mod tags;
 pub mod watch;

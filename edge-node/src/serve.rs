@@ -49,6 +49,10 @@ const H2_STREAM_WINDOW: u32 = 1 << 20;
 const H2_CONNECTION_WINDOW: u32 = 4 << 20;
 /// Streams a client may reset before they were served (CVE-2023-44487) until it is cut off.
 const H2_RESETS_MAX: usize = 64;
+/// For how long a peer may take nothing of an answer. Where an object is shared out, a home tells who asks of pieces
+/// far ahead, and sends few itself to who was late: a node takes these when it comes to them, and the socket has
+/// room again only when a mebibyte of them has gone. One that is gone keeps two blocks of 64 KiB so long.
+const PEER_WRITE_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// What a listener allows a connection.
 #[derive(Clone, Debug)]
@@ -95,7 +99,7 @@ impl ConnectionLimits {
             connections: 4096,
             head_bytes_max: 64 << 10,
             head_timeout: Duration::from_secs(120),
-            write_timeout: Duration::from_secs(30),
+            write_timeout: PEER_WRITE_TIMEOUT,
             h2_streams: 0,
             keeps_case: false,
             gated: true,

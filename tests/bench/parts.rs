@@ -211,7 +211,7 @@ fn entry(key: Key) -> Entry {
     let head = Head {
         status: StatusCode::OK,
         freshness: Freshness::of(StatusCode::OK, &headers, &Rules::default(), NOW_MS),
-        headers,
+        headers: headers.into(),
         asked_ms: NOW_MS,
         selected_by: Vec::new(),
         length: Some(BODY_BYTES as u64),

@@ -283,7 +283,7 @@ impl Policy for Tier {
         let head = Head {
             status: StatusCode::OK,
             freshness: Freshness::of(StatusCode::OK, &headers, &Rules::default(), 0),
-            headers,
+            headers: headers.into(),
             asked_ms: 0,
             selected_by: Vec::new(),
             length: None,

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use cluster::net::SystemNet;
 use control_plane::store::{
-    COMMIT_MAX, Change, Committed, Condition, EtcdConfig, News, Page, Store, StoreError,
+    COMMIT_MAX, Change, Committed, Condition, EtcdConfig, EtcdTls, News, Page, Store, StoreError,
     VALUE_BYTES_MAX, WATCH_WAITING_MAX,
 };
 use harness::{client::Client, etcd::Etcd, process::run};
@@ -22,6 +22,7 @@ fn config(etcd: &Etcd, prefix: &str) -> EtcdConfig {
         members: etcd.members(),
         prefix: prefix.into(),
         user: None,
+        tls: None,
     }
 }
 
@@ -490,4 +491,47 @@ async fn etcd_lets_in_whom_it_knows() {
         let error = refused.unwrap_err().to_string();
         assert!(error.contains(told) && !error.contains("secret"), "{error}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn etcd_is_spoken_to_over_tls_by_who_has_a_certificate() {
+    let (Some(binary), Some(openssl)) = (installed("etcd"), installed("openssl")) else {
+        return;
+    };
+    let etcd = Etcd::start_over_tls(&binary, &openssl).await.unwrap();
+    let pem = etcd.pem.as_ref().unwrap();
+    let [ca, certificate, key] =
+        [&pem.ca, &pem.certificate, &pem.key].map(|file| std::fs::read(file).unwrap());
+    let with = |ca: Option<&Vec<u8>>, identity: Option<(&Vec<u8>, &Vec<u8>)>| EtcdConfig {
+        tls: Some(EtcdTls {
+            ca: ca.cloned(),
+            identity: identity.map(|(certificate, key)| (certificate.clone(), key.clone())),
+        }),
+        ..config(&etcd, "geo-cdn/")
+    };
+    let ours = Some((&certificate, &key));
+    let store = connected(with(Some(&ca), ours)).await;
+    let at = put(&store, "a/1", "x").await;
+    let mut watch = store.watch("a/", at - 1).await.unwrap();
+    let told = next(&mut watch).await;
+    assert_eq!(told, commit(at, &[Change::put("a/1", "x")]));
+    assert!(!store.is_away());
+    // Nobody else is believed, or let in; both are tried for as long as etcd may take to be there.
+    let strangers = [
+        (with(None, ours), "certificate"),
+        (with(Some(&ca), None), "certificate"),
+        (
+            EtcdConfig {
+                tls: None,
+                ..config(&etcd, "geo-cdn/")
+            },
+            "",
+        ),
+    ];
+    let tried = strangers.map(async |(config, told)| {
+        let refused = Store::etcd(config, Arc::new(SystemNet)).await;
+        let error = refused.unwrap_err().to_string();
+        assert!(error.to_lowercase().contains(told), "{error}");
+    });
+    futures_util::future::join_all(tried).await;
 }

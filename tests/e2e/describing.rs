@@ -212,6 +212,18 @@ async fn what_is_answered_is_what_is_described() {
     reader
         .ask(Method::PUT, one, path, json!({"hosts": []}), 422)
         .await;
+    let several = json!({"sites": [{"name": "shop", "hosts": ["shop.test"], "origins": ["http://192.0.2.8"]}],
+        "versions": {"shop": history["versions"][0]["version"]}});
+    let all = "/v1/sites";
+    let looked = format!("{all}?check=true");
+    reader
+        .ask(Method::POST, all, &looked, several.clone(), 200)
+        .await;
+    let told = reader
+        .ask(Method::POST, all, all, several.clone(), 200)
+        .await;
+    assert_eq!(told["sites"][0]["changed"], true, "{told}");
+    reader.ask(Method::POST, all, all, several, 412).await;
     let of_file = "/v1/sites/site";
     reader.ask(Method::PUT, one, of_file, shop("1s"), 409).await;
     for status in [200, 404] {

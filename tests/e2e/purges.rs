@@ -19,7 +19,7 @@ use harness::{
     etcd::Etcd,
     origin::{Answer, Origin},
     process::{eventually, run},
-    proxy::Conditions,
+    proxy::{Conditions, Proxy},
     region::REGIONS,
 };
 use http::Method;
@@ -592,6 +592,75 @@ async fn plugins_are_understood_wherever_they_ask() {
     );
 }
 
+/// What each plugin puts on answers, and how it purges what has it.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_plugin_tags_it_can_purge() {
+    let stage = Stage::with(1, |plan| {
+        plan.site(|site| site.purge_from = vec!["127.0.0.0/8".parse().unwrap()])
+    })
+    .await;
+    let edge = &stage.cluster.edges[0];
+    let client = harness::client::Client::new();
+    for (n, (field, tags, method, asked, value)) in [
+        ("Surrogate-Key", "one two", "PURGE", "Surrogate-Key", "one"),
+        ("Cache-Tag", "one,two", "BAN", "Cache-Tag", "one"),
+        ("Cache-Tags", "node:1 two", "BAN", "Cache-Tags", "node:1"),
+        (
+            "Purge-Cache-Tags",
+            "one two",
+            "BAN",
+            "Purge-Cache-Tags",
+            "one",
+        ),
+        ("X-Cache-Tag", "one", "BAN", "X-Cache-Tag", "one"),
+        (
+            "X-Cache-Tags",
+            "one,two",
+            "BAN",
+            "X-Cache-Tags",
+            "(^|,)(one)(,|$)",
+        ),
+        (
+            "X-Cache-Tags",
+            "one,two",
+            "PURGETAGS",
+            "X-Cache-Tags",
+            "one",
+        ),
+        ("xkey", "one two", "PURGEKEYS", "xkey-purge", "one"),
+        ("xkey", "one two", "PURGE", "xkey", "one"),
+        (
+            "X-Magento-Tags",
+            "cat_p_1,store",
+            "PURGE",
+            "X-Magento-Tags-Pattern",
+            "((^|,)cat_p_1(,|$))",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (tagged, other) = (format!("/tagged/{n}"), format!("/other/{n}"));
+        let answer = || Answer::bytes("page").max_age(600);
+        stage.origin.route(&tagged, answer().field(field, tags));
+        stage.origin.route(&other, answer().field(field, "three"));
+        let is_hit = async |path: &str| edge.get(path).await.unwrap().cache_status().hit;
+        for base in [stage.control().url(""), edge.url("")] {
+            for path in [&tagged, &other] {
+                is_hit(path).await;
+                assert!(is_hit(path).await, "{field}: {path}");
+            }
+            let method = Method::from_bytes(method.as_bytes()).unwrap();
+            let fields = [("host", HOST), (asked, value)];
+            let url = format!("{}/", base.trim_end_matches('/'));
+            let purged = client.send(method, &url, &fields, "".into()).await.unwrap();
+            assert_eq!(purged.status, 200, "{field}: {}", purged.text());
+            assert!(!is_hit(&tagged).await, "{asked} at {base}");
+            assert!(is_hit(&other).await, "{asked} at {base}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_edge_takes_purges_only_from_where_the_site_says() {
     let stage = Stage::with(1, |plan| {
@@ -841,4 +910,49 @@ async fn twenty_edges_acknowledge_within_the_slowest_round_trip_and_a_little() {
     took.sort_unstable();
     println!("acknowledged by all after {took:?} ms");
     assert!(took[0] <= SLOWEST_MS + 50, "{took:?}");
+}
+
+/// The line is so slow that one attempt gets some pages of many, and nobody can push.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_larger_than_a_page_is_learnt_over_a_line_on_which_no_pull_comes_to_its_end() {
+    let mut stage = Stage::with(1, |plan| plan.lines(Lines::Uplinks)).await;
+    stage.old_everywhere().await;
+    let at = stage.control().http.to_string();
+    let line = Proxy::start(&at, Conditions::default()).await.unwrap();
+    let edge = &mut stage.cluster.edges[0];
+    edge.terminate().await.unwrap();
+    let url = toml::Value::from(format!("http://{}", line.address()));
+    edge.configure("cluster", "control_plane", vec![url])
+        .unwrap();
+    stage.cluster.uplink(0).set(Conditions {
+        cut: true,
+        ..Conditions::default()
+    });
+    // 24 MB, of which a page has 4.
+    let long = "x".repeat(1_900);
+    for n in 0..48 {
+        let urls: Vec<_> = (0..250).map(|m| format!("/{n}/{m}/{long}")).collect();
+        let wish = json!({"site": "site", "urls": urls, "wait": "none"});
+        assert_eq!(post(stage.control(), &wish).await.status, 200);
+    }
+    let last = json!({"site": "site", "tags": ["a"], "wait": "none"});
+    assert_eq!(post(stage.control(), &last).await.status, 200);
+    let head = log(stage.control()).await.unwrap().head;
+    line.set(Conditions {
+        bytes_per_s: Some(5 << 20),
+        ..Conditions::default()
+    });
+    stage.cluster.edges[0].launch().unwrap();
+    eventually("it has everything", async || {
+        let applied = stage.cluster.edges[0].metric("edge_purge_seq_applied", &[]);
+        let applied = applied.await?;
+        ensure!(applied == head as f64, "{applied} of {head}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    assert_eq!(stage.gone().await, ["/a"]);
+    // Nothing that had come came again, but the pages that broke off.
+    println!("{} bytes came over the line", line.carried());
+    assert!(line.carried() < 80 << 20, "{}", line.carried());
 }

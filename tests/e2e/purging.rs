@@ -440,6 +440,98 @@ async fn what_was_purged_while_a_node_was_away_is_not_its_first_answer() {
     assert!(version(edge, "/b").await.1);
 }
 
+/// An edge that has everything, cut off from the purge log while the origin has something new.
+async fn cut_off() -> Stage {
+    let stage = Stage::new(1).await;
+    all_hits(stage.edge(), 1).await;
+    stage.line.set(Conditions {
+        cut: true,
+        ..Conditions::default()
+    });
+    stage.next_version();
+    stage
+}
+
+async fn reaches(edge: &Node, seq: u64) {
+    eventually("it has everything", async || {
+        let applied = edge.metric("edge_purge_seq_applied", &[]).await?;
+        ensure!(applied == seq as f64, "{applied} of {seq}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partial_page_does_not_acknowledge_what_it_left_out() {
+    let stage = cut_off().await;
+    let (edge, purger) = (stage.edge(), &stage.purger);
+    let early = purger.log(&[url("/a")], false);
+    let others: Vec<_> = (0..150)
+        .map(|n| purger.log(&[url(&format!("/nothing/{n}"))], false))
+        .collect();
+    let late = purger.log(&[url("/a")], false);
+    purger.leave_out(&early);
+    purger.silent_from(Some(1));
+    stage.line.set(Conditions::default());
+    eventually("the first page is there", async || {
+        let applied = edge
+            .metric("edge_purges_applied_total", &["kind=\"url\""])
+            .await?;
+        ensure!(applied == 100.0, "{applied}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    // What a control plane would take for a receipt of the first.
+    let applied = purger.push(edge, &others[..1]).await.unwrap();
+    assert!(applied < early.at, "{applied:?}");
+    assert_eq!(
+        edge.metric("edge_purge_seq_applied", &[]).await.unwrap(),
+        0.0
+    );
+    purger.silent_from(None);
+    reaches(edge, late.at.seq).await;
+    assert_eq!(version(edge, "/a").await, (2, false));
+    assert_eq!(version(edge, "/b").await, (1, true));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_that_is_interrupted_goes_on_where_it_was() {
+    let stage = cut_off().await;
+    let (edge, purger) = (stage.edge(), &stage.purger);
+    let log = |n| purger.log(&[url(&format!("/nothing/{n}"))], false).at.seq;
+    let seqs: Vec<_> = (0..1_050).map(log).collect();
+    let before = purger.asked().len();
+    // Once it hangs, and once the line breaks.
+    for silent_from in [seqs[299], seqs[699]] {
+        purger.silent_from(Some(silent_from));
+        stage.line.set(Conditions::default());
+        eventually("it has come that far", async || {
+            ensure!(purger.asked().contains(&silent_from));
+            Ok(())
+        })
+        .await
+        .unwrap();
+        assert_eq!(
+            edge.metric("edge_purge_seq_applied", &[]).await.unwrap(),
+            0.0
+        );
+        if silent_from == seqs[699] {
+            stage.line.set(Conditions {
+                cut: true,
+                ..Conditions::default()
+            });
+            sleep(SECOND).await;
+        }
+    }
+    purger.silent_from(None);
+    stage.line.set(Conditions::default());
+    reaches(edge, *seqs.last().unwrap()).await;
+    let asked = purger.asked().split_off(before);
+    assert!(asked.is_sorted(), "{asked:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_was_stopped_during_a_purge_asks_before_its_first_answer() {
     let mut stage = Stage::new(1).await;

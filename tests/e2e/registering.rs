@@ -433,6 +433,14 @@ async fn what_is_refused_changes_nothing() {
     )
     .await;
     assert_eq!(back.status, 404);
+    let origins = json!(["http://192.0.2.1"]);
+    let good = json!({"name": "good", "hosts": ["good.test"], "origins": origins});
+    let mut bad = good.clone();
+    bad["hosts"] = json!([1]);
+    let several = json!({"sites": [good, bad]});
+    let several = call(control, Method::POST, "/v1/sites", &[], &several).await;
+    assert_eq!(several.status, 422, "{}", several.text());
+    assert_eq!(several.json().unwrap()["field"], "sites[1].hosts[0]");
     let url = control.url("/v1/sites/b");
     let text = [("content-type", "text/plain")];
     let text = client.send(Method::PUT, &url, &text, "x".into()).await;
@@ -531,6 +539,7 @@ async fn the_commands_apply_compare_and_roll_back() {
         output.contains("30 of 30 sites changed; the sites are at version "),
         "{output}"
     );
+    assert!(output.ends_with(", by 1 commit"), "{output}");
     assert!(sites(&["list"]).await.1.contains("s29"));
     let (code, output) = sites(&["diff", "-f", &path]).await;
     assert_eq!(
@@ -600,4 +609,58 @@ async fn the_commands_apply_compare_and_roll_back() {
         "{output}"
     );
     assert!(!sites(&["list"]).await.1.contains("s1.test"));
+}
+
+/// Hosts change places between sites: one by one, each of them would have a host that is another's.
+#[tokio::test(flavor = "multi_thread")]
+async fn sites_of_a_file_change_together_or_not_at_all() {
+    let origin = Origin::start().await.unwrap();
+    let cluster = cluster(1, &origin).await;
+    let control = cluster.control.as_ref().unwrap();
+    let file = cluster.root.join("sites.toml");
+    let path = file.to_string_lossy();
+    let apply = async |sites: &[(String, String)]| {
+        let site = |(name, host): &(String, String)| {
+            format!(
+                "[[site]]\nname = '{name}'\nhosts = ['{host}']\norigins = ['{}']\n",
+                origin.url()
+            )
+        };
+        std::fs::write(&file, sites.iter().map(site).collect::<String>()).unwrap();
+        let args = ["sites", "apply", "-f", &path, "--api", &control.url("")];
+        let (status, output) = run(&control.binary, &args, &[]).await.unwrap();
+        (status.code().unwrap(), output)
+    };
+    let set_version = async || {
+        let sites = control.ask("/v1/sites").await.unwrap().json().unwrap();
+        sites["version"].as_u64().unwrap()
+    };
+    let named = |n: usize, host: usize| (format!("s{n}"), format!("h{host}.test"));
+    let sites: Vec<_> = (0..90).map(|n| named(n, n)).collect();
+    let (code, output) = apply(&sites).await;
+    assert_eq!(code, 0, "{output}");
+    assert!(output.contains("90 of 90 sites applied"), "{output}");
+    assert!(
+        output.contains("90 of 90 sites changed; ") && output.ends_with(", by 3 commits"),
+        "{output}"
+    );
+
+    let before = set_version().await;
+    let (code, output) = apply(&[named(0, 1), named(1, 0)]).await;
+    assert_eq!(code, 0, "{output}");
+    assert!(
+        output.contains("2 of 2 sites changed; ") && output.ends_with(", by 1 commit"),
+        "{output}"
+    );
+    assert!(set_version().await > before);
+    let shown = control.ask("/v1/sites/s0").await.unwrap().json().unwrap();
+    assert_eq!(shown["hosts"], json!(["h1.test"]));
+
+    let before = set_version().await;
+    let (code, output) = apply(&[named(0, 100), named(1, 101), named(2, 3)]).await;
+    assert!(
+        code == 1 && output.contains("nothing was changed"),
+        "{output}"
+    );
+    assert_eq!(set_version().await, before);
 }

@@ -27,6 +27,9 @@ use crate::{
     stored,
 };
 
+/// For how long a home may be silent before it gets company (`upstream/homes.rs`).
+const SILENCE_MIN: Duration = Duration::from_millis(800);
+
 fn one_region(edges: usize, origin: &str) -> Plan {
     let mut plan = Plan::new(edges, origin).site(|site| site.shield = Some(Shield::Region));
     plan.regions = vec![REGIONS[0]; edges];
@@ -75,8 +78,11 @@ async fn a_home_that_falls_silent_is_overtaken() {
         took.push(answer.first_byte - begun);
     }
     println!("first bytes beside a silent home: {took:.0?}");
-    // Two seconds is how long a peer may take for the head of an answer: nobody has waited for that.
-    assert!(took[0] < SECOND * 8 / 5, "{took:?}");
+    // A home has 800 ms to say anything, however near it is: on two cores that eight nodes share with hundreds of
+    // clients one that lives takes that long, and company for it costs the origin a request. As much again is for
+    // this test's machine; it is less than the two seconds that any peer may take for the head of an answer, which
+    // is what a silent home would cost that nobody overtakes.
+    assert!(took[0] < SILENCE_MIN * 2, "{took:?}");
     // And who is known to be silent is not waited for again at once.
     let waited = |took: &&Duration| **took > Duration::from_millis(200);
     assert!(took.iter().filter(waited).count() <= 2, "{took:?}");

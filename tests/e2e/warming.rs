@@ -87,6 +87,48 @@ fn from(node: &WarmNode, source: WarmSource) -> usize {
     node.sources.get(&source).map_or(0, |tally| tally.objects)
 }
 
+/// Of what varies by `Accept-Encoding`, what browsers and programs ask for is there; of what varies by another
+/// field, what a request without it gets.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_encodings_that_clients_ask_for_are_fetched_as_well() {
+    let origin = Origin::start().await.unwrap();
+    origin.route_by("/page", |seen| {
+        let coding = match seen.field("accept-encoding") {
+            None => "identity",
+            Some(said) if said.contains("zstd") => "zstd",
+            Some(said) if said.contains("br") => "br",
+            Some(_) => "gzip",
+        };
+        let answer = Answer::bytes(format!("{coding:8}"))
+            .max_age(600)
+            .field("vary", "accept-encoding")
+            .field("x-coding", coding);
+        answer.into()
+    });
+    let spoken = Answer::bytes("hello").max_age(600);
+    origin.route("/spoken", spoken.field("vary", "accept-language"));
+    let cluster = known(Plan::new(1, &origin.url())).await;
+    let control = cluster.control.as_ref().unwrap();
+    let job = json!({"site": "site", "urls": ["/page", "/spoken"]});
+    let job = taken(control, &job).await;
+    let done = until(control, &job.id, is_done).await;
+    assert_eq!((done.nodes[0].done, done.nodes[0].bytes), (2, 4 * 8 + 5));
+    assert_eq!(origin.requests(), 5);
+    let url = cluster.edges[0].url("/page");
+    for (accepted, coding) in [
+        ("gzip, deflate, br, zstd", "zstd"),
+        ("gzip, deflate, br", "br"),
+        ("br, deflate, gzip", "br"),
+        ("gzip", "gzip"),
+    ] {
+        let fields = [("host", HOST), ("accept-encoding", accepted)];
+        let answer = Client::new().get_with(&url, &fields).await.unwrap();
+        assert_eq!(answer.field("x-coding"), Some(coding), "{accepted}");
+        assert!(answer.cache_status().hit, "{accepted}: {answer:?}");
+    }
+    assert_eq!(origin.requests(), 5);
+}
+
 /// The edges find each other's objects, and the origin is asked once for each: what one edge has been
 /// given, the others get from it.
 #[tokio::test(flavor = "multi_thread")]

@@ -4,6 +4,7 @@ use harness::{
     cache_status::Source,
     origin::{Answer, Origin},
     pattern::Pattern,
+    process::run,
 };
 use serde_json::{Value, json};
 
@@ -41,6 +42,12 @@ async fn what_is_taken_down_is_gone_on_every_node_and_asked_of_nobody() {
     };
     let (small, large) = (hash("/small").await, hash("/large").await);
     assert_eq!(small, blake3::hash(b"/small").to_hex().as_str());
+    // Of a file as well, without asking anybody.
+    let file = cluster.root.join("small");
+    std::fs::write(&file, "/small").unwrap();
+    let args = ["hash", &file.to_string_lossy()];
+    let (status, said) = run(&control.binary, &args, &[]).await.unwrap();
+    assert!(status.success() && said.starts_with(&small), "{said}");
     let why = |what: Value| {
         let mut takedown = what;
         takedown["reason"] = "court order 7".into();

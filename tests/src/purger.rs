@@ -37,6 +37,12 @@ struct Shared {
     log: u64,
     records: Vec<Record>,
     has_forgotten: bool,
+    /// Numbers of records of which pages say nothing, because later ones hit the same.
+    left_out: Vec<u64>,
+    /// Questions for what is behind this number, or any later one, are not answered.
+    silent_from: Option<u64>,
+    /// The numbers behind which pages were asked for.
+    asked: Vec<u64>,
 }
 
 impl Purger {
@@ -53,6 +59,9 @@ impl Purger {
             log: Clock::system().unix_ms(),
             records: Vec::new(),
             has_forgotten: false,
+            left_out: Vec::new(),
+            silent_from: None,
+            asked: Vec::new(),
         }));
         let server = Origin::start().await?;
         let pages = shared.clone();
@@ -143,10 +152,25 @@ impl Purger {
     pub fn forget(&self) {
         lock(&self.shared).has_forgotten = true;
     }
+
+    /// Leaves a record out of all pages, because a later one hits the same.
+    pub fn leave_out(&self, record: &Record) {
+        lock(&self.shared).left_out.push(record.at.seq);
+    }
+
+    /// Does not answer questions for what is behind this number, or any later one.
+    pub fn silent_from(&self, after: Option<u64>) {
+        lock(&self.shared).silent_from = after;
+    }
+
+    /// The numbers behind which pages were asked for, in that order.
+    pub fn asked(&self) -> Vec<u64> {
+        lock(&self.shared).asked.clone()
+    }
 }
 
 impl Shared {
-    fn page(&self, seen: &Seen) -> Script {
+    fn page(&mut self, seen: &Seen) -> Script {
         let number = |name: &str| -> u64 {
             let query = seen.target.split_once('?').map_or("", |(_, query)| query);
             let mut pairs = query.split('&').filter_map(|pair| pair.split_once('='));
@@ -158,11 +182,17 @@ impl Shared {
         } else {
             0
         };
+        self.asked.push(after);
+        if self.silent_from.is_some_and(|from| after >= from) {
+            return Script::Silence;
+        }
         let limit = usize::try_from(number("limit"))
             .unwrap_or(usize::MAX)
             .clamp(1, 100);
         let head = self.records.last().map_or(0, |record| record.at.seq);
-        let behind = self.records.iter().filter(|record| record.at.seq > after);
+        let is_told =
+            |record: &&Record| record.at.seq > after && !self.left_out.contains(&record.at.seq);
+        let behind = self.records.iter().filter(is_told);
         let records: Vec<_> = match self.has_forgotten {
             true => Vec::new(),
             false => behind.take(limit).cloned().collect(),

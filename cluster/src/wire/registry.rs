@@ -1,5 +1,7 @@
 //! What is said about the site registry, beside the sites themselves.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// The answer to a change of a site, and to `POST /v1/sites/{name}/check`, which changes nothing.
@@ -15,6 +17,25 @@ pub struct SiteChanged {
     pub changed: bool,
     /// In what.
     pub diff: Vec<SiteDifference>,
+}
+
+/// The body of `POST /v1/sites`: sites that are made or replaced together, or, with `?check=true`, only
+/// looked at.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SitesPut {
+    /// The sites.
+    pub sites: Vec<serde_json::Map<String, serde_json::Value>>,
+    /// By name, the version that must be replaced; 0: the site must not be there.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub versions: BTreeMap<String, u64>,
+}
+
+/// The answer to `POST /v1/sites`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SitesPutAnswer {
+    /// What became of each, in the same order.
+    pub sites: Vec<SiteChanged>,
 }
 
 /// One difference between two versions of a site.

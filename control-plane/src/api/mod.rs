@@ -258,6 +258,8 @@ async fn scrape(State(app): State<Arc<App>>) -> Response {
         head: app.purge_log.head().borrow().seq,
         scopes: app.purge_log.scopes(),
         receipts: app.receipts.states(),
+        oldest_open: app.receipts.oldest_open(),
+        is_store_away: app.purge_log.is_store_away(),
     };
     let text = app
         .metrics

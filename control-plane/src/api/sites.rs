@@ -1,5 +1,5 @@
-//! The site registry: `GET /v1/sites`, and under `/v1/sites/{name}` one site: `GET` (with `?version=N` as it
-//! was), `PUT`, `DELETE`, `GET …/history`, `POST …/rollback`, `POST …/check`.
+//! The site registry: `GET /v1/sites`, and `POST` for several sites in one commit; under `/v1/sites/{name}` one
+//! site: `GET` (with `?version=N` as it was), `PUT`, `DELETE`, `GET …/history`, `POST …/rollback`, `POST …/check`.
 //!
 //! A site is sent as JSON or TOML, by `Content-Type`. Its version is its `ETag`: `If-Match` changes only what
 //! was looked at, `If-None-Match: *` only what is not there.
@@ -18,9 +18,10 @@ use axum::{
 };
 use cluster::{
     site::Site,
-    wire::{SITES, SiteAction, SiteChanged, SiteHistory, SiteRollback},
+    wire::{SITES, SiteAction, SiteChanged, SiteHistory, SiteRollback, SitesPut, SitesPutAnswer},
 };
 use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
 
 use super::{
     App,
@@ -46,7 +47,7 @@ const SET_VERSION_FIELD: HeaderName = HeaderName::from_static("cdn-set-version")
 pub(super) fn routes() -> Router<Arc<App>> {
     let one = format!("{SITES}/{{name}}");
     Router::new()
-        .route(SITES, get(all))
+        .route(SITES, get(all).post(replace_all))
         .route(&one, get(show).put(replace).delete(remove))
         .route(&format!("{one}/history"), get(history))
         .route(&format!("{one}/rollback"), post(roll_back))
@@ -127,6 +128,49 @@ async fn replace(
         false => StatusCode::OK,
     };
     Ok(told(status, changed))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Several {
+    /// Whether they are only looked at.
+    #[serde(default)]
+    check: bool,
+}
+
+/// Makes or replaces several sites in one commit.
+async fn replace_all(
+    State(app): State<Arc<App>>,
+    caller: Caller,
+    asked: Result<Query<Several>, QueryRejection>,
+    fields: HeaderMap,
+    Sent(body): Sent,
+) -> Result<Json<SitesPutAnswer>, ApiError> {
+    let Query(Several { check }) = asked.map_err(|e| ApiError::parameter("check", e))?;
+    let SitesPut { sites, versions } = read(Written::Json, &body)?;
+    let by = by(&caller, &fields);
+    let wished = sites.into_iter().enumerate().map(|(n, fields)| {
+        let site: Site = meant(Value::from(fields), serde_json::Error::to_string)
+            .map_err(|error| error.within(&format!("sites[{n}]")))?;
+        let expected = match versions.get(&site.name) {
+            None => Expected::Anything,
+            Some(0) => Expected::Absent,
+            Some(version) => Expected::Versions(vec![*version]),
+        };
+        let wish = Wish {
+            name: site.name.clone(),
+            site: Some(site),
+            action: SiteAction::Put,
+            by: by.clone(),
+        };
+        Ok((wish, expected))
+    });
+    let wished = wished.collect::<Result<Vec<_>, ApiError>>()?;
+    let sites = match check {
+        true => app.sites.check_all(wished, nodes(&app)).await?,
+        false => app.sites.change_all(wished, nodes(&app)).await?,
+    };
+    Ok(Json(SitesPutAnswer { sites }))
 }
 
 async fn remove(
@@ -237,9 +281,9 @@ fn put_of(name: &str, caller: &Caller, fields: &HeaderMap, body: &[u8]) -> Resul
 fn read_site(name: &str, written: Written, body: &[u8]) -> Result<Site, ApiError> {
     let site: Site = match written {
         Written::Json => {
-            let mut fields: serde_json::Map<String, serde_json::Value> = read(written, body)?;
+            let mut fields: serde_json::Map<String, Value> = read(written, body)?;
             fields.entry("name").or_insert_with(|| name.into());
-            meant(serde_json::Value::from(fields), |error| error.to_string())?
+            meant(Value::from(fields), |error| error.to_string())?
         }
         Written::Toml => {
             let mut fields: toml::Table = read(written, body)?;
@@ -339,7 +383,11 @@ impl From<Refusal> for ApiError {
             Refusal::Bad(bad) => {
                 return Self::of_field(StatusCode::UNPROCESSABLE_ENTITY, bad.field, &refusal);
             }
-            Refusal::TooLarge(_) | Refusal::TooLargeTogether(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Refusal::TooLarge { .. }
+            | Refusal::TooLargeTogether(_)
+            | Refusal::TooMany(_)
+            | Refusal::TooLargeAtOnce(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Refusal::Twice(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Refusal::Unknown(_) => StatusCode::NOT_FOUND,
             Refusal::Outdated { .. } => StatusCode::PRECONDITION_FAILED,
             Refusal::InFile { .. } => StatusCode::CONFLICT,

@@ -3,34 +3,36 @@
 mod file;
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     io::{self, IsTerminal, Write},
     process::ExitCode,
     time::Duration,
 };
 
 use anyhow::Context;
-use axum::http::{
-    HeaderName, Method,
-    header::{IF_MATCH, IF_NONE_MATCH},
-};
+use axum::http::{HeaderName, Method};
 use bytes::Bytes;
 use clap::{Args, Subcommand};
 use cluster::{
     site::Site,
     wire::{
         SITES, SiteAction, SiteChanged, SiteDifference, SiteHistory, SiteRollback, SitesAnswer,
+        SitesPut, SitesPutAnswer,
     },
 };
 use tokio::time::Instant;
 
 use self::file::{Named, SiteFile, sites_of};
 use super::{Asking, print, table};
-use crate::api::sites::BY_FIELD;
+use crate::{api::sites::BY_FIELD, sites::change::SITES_AT_ONCE_MAX};
 
 /// What `sites diff`, and `sites apply --dry-run`, end with when something differs.
 const DIFFERS: u8 = 3;
 /// From so many sites on, progress is told, and no differences but how many sites have some.
 const MANY: usize = 20;
+/// Most bytes of sites that are changed together, unless it is one: the store has each twice, and as it is kept
+/// it may be longer than as it is written.
+const TOGETHER_BYTES_MAX: usize = 256 << 10;
 /// How often a line of progress is written where it cannot replace the last one.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 /// Columns of a terminal.
@@ -185,14 +187,60 @@ fn checked(file: &SiteFile, asking: &Asking) -> anyhow::Result<(Vec<Named>, Vec<
     let sites = sites_of(&file.text()?).with_context(|| file.file.display().to_string())?;
     let mut progress = Progress::new("checked", sites.len());
     let mut checked = Vec::new();
-    for (name, body) in &sites {
-        let path = format!("{}/check", at(name));
-        let told = asking.send(Method::POST, &path, body.clone().into());
-        let told = told.with_context(|| format!("site {name:?} is refused, nothing was changed"));
-        checked.push(read(&told?)?);
-        progress.step();
+    for some in together(&sites) {
+        let body = put_of(some, &[])?;
+        let told = asking.send(Method::POST, &format!("{SITES}?check=true"), body);
+        let told = told.with_context(|| format!("{} refused, nothing was changed", named(some)));
+        checked.extend(told_of(&told?)?);
+        progress.step(some.len());
     }
     Ok((sites, checked))
+}
+
+/// Sites in the order of the file, as many together as the store takes in one commit.
+fn together(sites: &[Named]) -> Vec<&[Named]> {
+    let (mut all, mut begin, mut bytes) = (Vec::new(), 0, 0);
+    for (end, (_, body)) in sites.iter().enumerate() {
+        bytes += body.len();
+        let is_full = end - begin >= SITES_AT_ONCE_MAX || bytes > TOGETHER_BYTES_MAX;
+        if is_full && end > begin {
+            all.push(&sites[begin..end]);
+            (begin, bytes) = (end, body.len());
+        }
+    }
+    all.push(&sites[begin..]);
+    all.retain(|some| !some.is_empty());
+    all
+}
+
+/// A request that makes sites what they are here, if they are at the versions that were looked at.
+fn put_of(sites: &[Named], looked_at: &[&SiteChanged]) -> anyhow::Result<Bytes> {
+    let versions = looked_at
+        .iter()
+        .map(|site| (site.site.clone(), site.version));
+    let sites = sites.iter().map(|(_, body)| serde_json::from_str(body));
+    let put = SitesPut {
+        sites: sites.collect::<Result<_, _>>()?,
+        versions: versions.collect(),
+    };
+    Ok(serde_json::to_vec(&put)?.into())
+}
+
+fn told_of(told: &Bytes) -> anyhow::Result<Vec<SiteChanged>> {
+    let told: SitesPutAnswer =
+        serde_json::from_slice(told).context("this is not what a control plane answers")?;
+    Ok(told.sites)
+}
+
+/// Sites, in words.
+fn named(sites: &[Named]) -> String {
+    match sites {
+        [(one, _)] => format!("site {one:?} is"),
+        [(first, _), .., (last, _)] => {
+            format!("{} sites, {first:?} to {last:?}, are", sites.len())
+        }
+        [] => "nothing is".to_owned(),
+    }
 }
 
 /// Shows what a file would change.
@@ -204,34 +252,42 @@ fn compare(asking: &Asking, checked: &[SiteChanged]) -> anyhow::Result<ExitCode>
     })
 }
 
-/// Makes every site of a file what it says there.
+/// Makes every site of a file what it says there; as many as the store takes at once all together.
 fn apply(file: &SiteFile, changing: &Changing) -> anyhow::Result<ExitCode> {
     let (sites, checked) = checked(file, &changing.asking)?;
-    let differing = checked.iter().filter(|site| site.changed).count();
-    let mut progress = Progress::new("applied", differing);
-    let mut made = Vec::new();
-    for ((name, body), check) in sites.into_iter().zip(checked) {
-        if !check.changed {
-            made.push(check);
-            continue;
-        }
+    let looked_at: BTreeMap<&str, &SiteChanged> = checked
+        .iter()
+        .map(|site| (site.site.as_str(), site))
+        .collect();
+    let differs = |name: &str| looked_at.get(name).is_some_and(|site| site.changed);
+    let differing: Vec<Named> = sites
+        .into_iter()
+        .filter(|(name, _)| differs(name))
+        .collect();
+    let mut progress = Progress::new("applied", differing.len());
+    let mut made: Vec<SiteChanged> = Vec::new();
+    for some in together(&differing) {
         // What was looked at is what is changed.
-        let condition = match check.version {
-            0 => (IF_NONE_MATCH, "*".to_owned()),
-            version => (IF_MATCH, format!("\"{version}\"")),
-        };
-        let told = changing.send(Method::PUT, &at(&name), &[condition], body.into());
+        let before: Vec<_> = (some.iter())
+            .filter_map(|(name, _)| looked_at.get(name.as_str()).copied())
+            .collect();
+        let told = changing.send(Method::POST, SITES, &[], put_of(some, &before)?);
         let told = told.with_context(|| {
-            let count = made
-                .iter()
-                .filter(|site: &&SiteChanged| site.changed)
-                .count();
-            format!("site {name:?} is not changed ({count} before it are); apply the file again")
+            let count = made.len();
+            format!(
+                "{} not changed ({count} before are); apply the file again",
+                named(some)
+            )
         });
-        made.push(read(&told?)?);
-        progress.step();
+        made.extend(told_of(&told?)?);
+        progress.step(some.len());
     }
-    changing.asking.show(&made, true)?;
+    let mut made: BTreeMap<_, _> = made.into_iter().map(|s| (s.site.clone(), s)).collect();
+    let all = checked.iter();
+    let all: Vec<_> = all
+        .map(|site| made.remove(&site.site).unwrap_or_else(|| site.clone()))
+        .collect();
+    changing.asking.show(&all, true)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -250,11 +306,13 @@ impl Asking {
         }
         let words = if is_made { "changed" } else { "differ" };
         text.push_str(&format!("{count} of {all} sites {words}"));
-        if let (true, Some(newest)) = (
-            is_made && count > 0,
-            sites.iter().map(|s| s.set_version).max(),
-        ) {
-            text.push_str(&format!("; the sites are at version {newest}"));
+        // Those of one commit have one version.
+        let commits: BTreeSet<u64> = changed().map(|site| site.set_version).collect();
+        if let (true, Some(newest)) = (is_made, commits.last()) {
+            let (count, s) = (commits.len(), if commits.len() == 1 { "" } else { "s" });
+            text.push_str(&format!(
+                "; the sites are at version {newest}, by {count} commit{s}"
+            ));
         }
         text.push('\n');
         print(&text)
@@ -295,8 +353,8 @@ impl Progress {
         }
     }
 
-    fn step(&mut self) {
-        self.done += 1;
+    fn step(&mut self, count: usize) {
+        self.done += count;
         if self.all < MANY {
             return;
         }

@@ -1,6 +1,10 @@
 //! What becomes of the registry by a change, and whether it may. Pure.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use axum::http::Uri;
 use cluster::{
@@ -9,9 +13,13 @@ use cluster::{
 };
 
 use super::snapshot::{Record, Records, Snapshot};
+use crate::store::COMMIT_BYTES_MAX;
 
 /// Largest site, in bytes of JSON: the store has it twice, and takes a megabyte at once.
 pub const SITE_BYTES_MAX: usize = 500 << 10;
+
+/// Most sites of one change: three changes each, within what the store takes at once.
+pub const SITES_AT_ONCE_MAX: usize = 40;
 
 /// What a site shall be from now on.
 #[derive(Clone, Debug)]
@@ -56,9 +64,23 @@ pub enum Refusal {
     Bad(#[from] BadSite),
     /// It is too large to be kept.
     #[error(
-        "the site is {0} bytes of JSON, at most {SITE_BYTES_MAX}; move what is long to another site"
+        "site {name:?} is {bytes} bytes of JSON, at most {SITE_BYTES_MAX}; move what is long to another site"
     )]
-    TooLarge(usize),
+    TooLarge {
+        /// Its name.
+        name: String,
+        /// How long it is.
+        bytes: usize,
+    },
+    /// They are more than the store takes at once.
+    #[error("{0} sites, at most {SITES_AT_ONCE_MAX} in one change: make several of it")]
+    TooMany(usize),
+    /// They are larger than what the store takes at once.
+    #[error("{0} bytes to write, at most {COMMIT_BYTES_MAX} in one change: make several of it")]
+    TooLargeAtOnce(usize),
+    /// One change cannot make two things of a site.
+    #[error("site {0:?} is there twice")]
+    Twice(String),
     /// All sites together are too large to be handed out.
     #[error("all sites together would be {0} bytes of JSON, at most {SITES_BYTES_MAX}")]
     TooLargeTogether(usize),
@@ -88,28 +110,74 @@ pub enum Refusal {
 pub struct Planned {
     /// Everything from now on.
     pub after: Snapshot,
-    /// What is new; `None`: nothing differs.
-    pub record: Option<Record>,
+    /// What is new, by the names of sites; empty: nothing differs.
+    pub fresh: BTreeMap<String, Record>,
 }
 
-/// What becomes of `before` by a wish that comes at `now_ms`.
+/// A wish, and what must hold before it is made.
+pub type Asked = (Wish, Expected);
+
+/// What becomes of `before` by wishes that come together at `now_ms`: all of them, or none.
 ///
 /// # Errors
 ///
 /// It may not be.
 pub fn plan(
     before: &Snapshot,
-    wish: &Wish,
-    expected: &Expected,
+    asked: &[Asked],
     around: &Surroundings,
     now_ms: u64,
 ) -> Result<Planned, Refusal> {
-    let Wish {
-        name,
-        site,
-        action,
-        by,
-    } = wish;
+    if asked.len() > SITES_AT_ONCE_MAX {
+        return Err(Refusal::TooMany(asked.len()));
+    }
+    let version = next_version(before.version(), now_ms / 1000);
+    let mut records: Records = before.records().clone();
+    let mut fresh = BTreeMap::new();
+    let mut names = BTreeSet::new();
+    for (wish, expected) in asked {
+        if !names.insert(&wish.name) {
+            return Err(Refusal::Twice(wish.name.clone()));
+        }
+        by_itself(before, wish, expected, around)?;
+        if before.site(&wish.name) == wish.site.as_ref() {
+            continue;
+        }
+        let record = Record {
+            version,
+            at_ms: now_ms,
+            by: wish.by.clone(),
+            action: wish.action,
+            in_file_of: None,
+            site: wish.site.clone().map(Arc::new),
+        };
+        match &record.site {
+            Some(_) => drop(records.insert(wish.name.clone(), record.clone())),
+            None => drop(records.remove(&wish.name)),
+        }
+        fresh.insert(wish.name.clone(), record);
+    }
+    let after = match fresh.is_empty() {
+        true => before.clone(),
+        false => Snapshot::new(version, before.revision, records)?,
+    };
+    let bytes = after.json().len();
+    let mut put = asked.iter().filter_map(|(wish, _)| wish.site.as_ref());
+    if bytes > SITES_BYTES_MAX && put.clone().next().is_some() {
+        return Err(Refusal::TooLargeTogether(bytes));
+    }
+    put.try_for_each(|site| no_way_back(site, after.map(), &around.nodes))?;
+    Ok(Planned { after, fresh })
+}
+
+/// Whether a wish may be, whatever the sites beside it.
+fn by_itself(
+    before: &Snapshot,
+    wish: &Wish,
+    expected: &Expected,
+    around: &Surroundings,
+) -> Result<(), Refusal> {
+    let Wish { name, site, .. } = wish;
     let known = before.record(name);
     let found = known.map(|record| record.version);
     let outdated = || Refusal::Outdated {
@@ -136,47 +204,18 @@ pub fn plan(
             file: file.clone(),
         });
     }
-    let same = known.and_then(|record| record.site.as_deref()) == site.as_ref();
     if let Some(site) = site {
         site.check()?;
         let bytes = serde_json::to_vec(site).map_or(0, |json| json.len());
         if bytes > SITE_BYTES_MAX {
-            return Err(Refusal::TooLarge(bytes));
+            return Err(Refusal::TooLarge {
+                name: name.clone(),
+                bytes,
+            });
         }
         outside(site, &around.private)?;
     }
-    let version = next_version(before.version(), now_ms / 1000);
-    let record = Record {
-        version,
-        at_ms: now_ms,
-        by: by.clone(),
-        action: *action,
-        in_file_of: None,
-        site: site.clone().map(Arc::new),
-    };
-    let mut records: Records = before.records().clone();
-    match &record.site {
-        Some(_) => drop(records.insert(name.clone(), record.clone())),
-        None => drop(records.remove(name)),
-    }
-    let after = Snapshot::new(version, before.revision, records)?;
-    let bytes = after.json().len();
-    if bytes > SITES_BYTES_MAX && site.is_some() {
-        return Err(Refusal::TooLargeTogether(bytes));
-    }
-    if let Some(site) = site {
-        no_way_back(site, after.map(), &around.nodes)?;
-    }
-    Ok(match same {
-        true => Planned {
-            after: before.clone(),
-            record: None,
-        },
-        false => Planned {
-            after,
-            record: Some(record),
-        },
-    })
+    Ok(())
 }
 
 /// The version behind `version`: never the same, and at least the present time, so that it grows even when
@@ -277,29 +316,12 @@ fn one_spelling(host: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sites::wishes::{delete, put};
 
     const NOW_MS: u64 = 1_700_000_000_000;
 
     fn site(name: &str, origin: &str) -> Site {
         Site::new(name, &[&format!("{name}.test")], &[origin])
-    }
-
-    fn put(site: Site) -> Wish {
-        Wish {
-            name: site.name.clone(),
-            site: Some(site),
-            action: SiteAction::Put,
-            by: "me".into(),
-        }
-    }
-
-    fn delete(name: &str) -> Wish {
-        Wish {
-            name: name.into(),
-            site: None,
-            action: SiteAction::Delete,
-            by: "me".into(),
-        }
     }
 
     fn around(nodes: &[&str]) -> Surroundings {
@@ -310,7 +332,8 @@ mod tests {
     }
 
     fn planned(before: &Snapshot, wish: &Wish, expected: &Expected) -> Result<Planned, Refusal> {
-        plan(before, wish, expected, &around(&[]), NOW_MS)
+        let asked = (wish.clone(), expected.clone());
+        plan(before, &[asked], &around(&[]), NOW_MS)
     }
 
     fn with(sites: &[Site]) -> Snapshot {
@@ -332,7 +355,7 @@ mod tests {
             (NOW_MS / 1000, NOW_MS / 1000)
         );
         let again = planned(&one, &put(a), &Expected::Anything).unwrap();
-        assert!(again.record.is_none() && again.after.version() == one.version());
+        assert!(again.fresh.is_empty() && again.after.version() == one.version());
         let two = planned(
             &one,
             &put(site("b", "http://o.example.com")),
@@ -343,7 +366,7 @@ mod tests {
         assert_eq!(two.after.record("a").unwrap().version, one.version());
         let gone = planned(&two.after, &delete("a"), &Expected::There).unwrap();
         assert!(gone.after.site("a").is_none() && gone.after.site("b").is_some());
-        assert_eq!(gone.record.unwrap().site, None);
+        assert_eq!(gone.fresh["a"].site, None);
         assert_eq!(gone.after.version(), one.version() + 2);
     }
 
@@ -406,7 +429,53 @@ mod tests {
             })
             .collect();
         let refused = planned(&one, &put(large), &Expected::Anything).unwrap_err();
-        assert!(matches!(refused, Refusal::TooLarge(_)), "{refused}");
+        assert!(matches!(refused, Refusal::TooLarge { .. }), "{refused}");
+    }
+
+    #[test]
+    fn several_sites_change_together_or_not_at_all() {
+        let on = |name: &str, host: &str| Site::new(name, &[host], &["http://o.example.com"]);
+        let together = |before: &Snapshot, sites: &[Site]| {
+            let asked: Vec<_> = sites
+                .iter()
+                .map(|site| (put(site.clone()), Expected::Anything))
+                .collect();
+            plan(before, &asked, &around(&[]), NOW_MS)
+        };
+        let before = together(
+            &Snapshot::default(),
+            &[on("a", "x.test"), on("b", "y.test")],
+        );
+        let before = before.unwrap().after;
+        assert_eq!(before.version(), NOW_MS / 1000);
+        // One by one, one host would have two sites.
+        let swapped = [on("a", "y.test"), on("b", "x.test")];
+        assert!(together(&before, &swapped[..1]).is_err());
+        let after = together(&before, &swapped).unwrap();
+        assert_eq!(after.after.version(), before.version() + 1);
+        let names: Vec<_> = after.fresh.keys().map(String::as_str).collect();
+        assert_eq!(names, ["a", "b"]);
+        // What is so already takes no new version.
+        let some = together(&before, &[on("a", "x.test"), on("c", "z.test")]).unwrap();
+        let names: Vec<_> = some.fresh.keys().map(String::as_str).collect();
+        assert_eq!(names, ["c"]);
+        assert_eq!(some.after.record("a").unwrap().version, before.version());
+        for (sites, told) in [
+            (vec![on("c", "z.test"), on("d", "x.test")], "x.test"),
+            (
+                vec![on("c", "z.test"), on("c", "v.test")],
+                "\"c\" is there twice",
+            ),
+            (
+                (0..41)
+                    .map(|n| on(&format!("s{n}"), &format!("{n}.test")))
+                    .collect(),
+                "41 sites, at most 40",
+            ),
+        ] {
+            let refused = together(&before, &sites).unwrap_err().to_string();
+            assert!(refused.contains(told), "{refused}");
+        }
     }
 
     #[test]
@@ -444,13 +513,8 @@ mod tests {
             private: PrivateOrigins::In(vec!["10.0.0.0/8".parse().unwrap()]),
             nodes: vec![],
         };
-        let planned = plan(
-            &Snapshot::default(),
-            &inside,
-            &Expected::Anything,
-            &allowed,
-            NOW_MS,
-        );
+        let asked = (inside, Expected::Anything);
+        let planned = plan(&Snapshot::default(), &[asked], &allowed, NOW_MS);
         assert!(planned.is_ok());
     }
 
@@ -467,13 +531,8 @@ mod tests {
                 &["*.w.test", "w.test"],
                 &["http://o.example.com"],
             )]);
-            let planned = plan(
-                &before,
-                &put(site),
-                &Expected::Anything,
-                &around(&nodes),
-                NOW_MS,
-            );
+            let asked = (put(site), Expected::Anything);
+            let planned = plan(&before, &[asked], &around(&nodes), NOW_MS);
             planned.err().map(|refusal| refusal.to_string())
         };
         for (origin, told) in [

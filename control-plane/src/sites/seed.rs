@@ -7,14 +7,12 @@ use tracing::info;
 
 use super::{
     OpenError, TRIES_MAX,
-    change::next_version,
+    change::{SITES_AT_ONCE_MAX, next_version},
     snapshot::{Head, Record, Records, Snapshot},
     stored::{SET, Stored, changes_of, json, past, too_old},
 };
 use crate::store::{Change, Committed, Condition, Store};
 
-/// Most sites of one commit: three changes each, within what the store takes.
-const SITES_AT_ONCE_MAX: usize = 40;
 /// Most bytes of one commit, half of what the store takes: a single site may be half a megabyte, twice.
 const BYTES_AT_ONCE_MAX: usize = 512 << 10;
 
@@ -128,7 +126,7 @@ async fn make(
         // The oldest leaves; there is one more with each start at most.
         let past = past(store, name).await?;
         own.extend(too_old(name, &past).take(1).map(Change::delete));
-        let own_bytes: usize = own.iter().map(size).sum();
+        let own_bytes: usize = own.iter().map(Change::bytes).sum();
         if sites >= SITES_AT_ONCE_MAX || (sites > 0 && bytes + own_bytes > BYTES_AT_ONCE_MAX) {
             let some = std::mem::take(&mut changes);
             if store.commit(condition(), some).await? == Committed::Conflict {
@@ -151,12 +149,5 @@ async fn make(
             );
             Ok(Some(after))
         }
-    }
-}
-
-fn size(change: &Change) -> usize {
-    match change {
-        Change::Put { key, value } => key.len() + value.len(),
-        Change::Delete { key } => key.len(),
     }
 }

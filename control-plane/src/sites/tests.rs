@@ -2,7 +2,11 @@ use std::{path::Path, time::UNIX_EPOCH};
 
 use cluster::quantity::Span;
 
-use super::{stored::HISTORY_MAX, *};
+use super::{
+    stored::HISTORY_MAX,
+    wishes::{delete, put},
+    *,
+};
 
 fn site(name: &str) -> Site {
     Site::new(name, &[&format!("{name}.test")], &["http://o.example.com"])
@@ -44,24 +48,6 @@ impl Bench {
 /// Opened, and following the store.
 fn kept(sites: &Sites) -> tokio::task::JoinHandle<()> {
     tokio::spawn(sites.clone().keep())
-}
-
-fn put(site: Site) -> Wish {
-    Wish {
-        name: site.name.clone(),
-        site: Some(site),
-        action: SiteAction::Put,
-        by: "me".into(),
-    }
-}
-
-fn delete(name: &str) -> Wish {
-    Wish {
-        name: name.into(),
-        site: None,
-        action: SiteAction::Delete,
-        by: "me".into(),
-    }
 }
 
 async fn changed(sites: &Sites, wish: Wish) -> SiteChanged {

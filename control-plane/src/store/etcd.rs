@@ -6,6 +6,7 @@
 //! when its member dies; if what came in between was compacted, who watches is told to begin anew.
 
 mod line;
+mod tls;
 mod words;
 
 use std::{sync::Arc, time::Duration};
@@ -18,12 +19,13 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
+pub use self::tls::{EtcdTls, UnusableTls};
 use self::{
     line::{Line, LineError, Lines},
     words::{Events, KeyValue, Range, Ranged, Txn, TxnDone, WatchRequest},
 };
 use super::{
-    COMMIT_MAX, Change, Committed, Condition, Item, News, PAGE_BYTES_MAX, Page, StoreError,
+    COMMIT_MAX, Change, Committed, Condition, Health, Item, News, PAGE_BYTES_MAX, Page, StoreError,
     WATCH_WAITING_MAX,
 };
 
@@ -49,6 +51,8 @@ pub struct EtcdConfig {
     pub prefix: String,
     /// Who we are to it: user and password.
     pub user: Option<(String, String)>,
+    /// With which certificates it is spoken to over TLS, if it is. [Checked](EtcdTls::check).
+    pub tls: Option<EtcdTls>,
 }
 
 impl std::fmt::Debug for EtcdConfig {
@@ -68,9 +72,20 @@ struct Inner {
 
 impl Etcd {
     /// Waits a bounded time until etcd answers.
-    pub(super) async fn open(config: EtcdConfig, net: Arc<dyn Net>) -> Result<Self, StoreError> {
+    /// `health` is noted by whatever is sent, the renewals of watches included.
+    pub(super) async fn open(
+        config: EtcdConfig,
+        net: Arc<dyn Net>,
+        health: Health,
+    ) -> Result<Self, StoreError> {
         let etcd = Self(Arc::new(Inner {
-            line: Line::new(config.members, config.user, net),
+            line: Line::new(
+                config.members,
+                config.user,
+                config.tls.as_ref(),
+                net,
+                health,
+            ),
             prefix: config.prefix,
         }));
         let deadline = Instant::now() + START_PATIENCE;

@@ -68,32 +68,6 @@ async fn what_is_committed_is_found_by_key_and_by_revision_and_after_a_restart()
 }
 
 #[tokio::test]
-async fn a_commit_happens_whole_or_not_at_all() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = open(dir.path());
-    let first = put(&store, "a/1", "x").await;
-    let change = || vec![Change::put("a/1", "y"), Change::put("a/2", "y")];
-    for conditions in [
-        vec![Condition::absent("a/1")],
-        vec![Condition::at("a/1", first), Condition::at("a/2", first)],
-        vec![Condition::at("a/1", first + 1)],
-    ] {
-        let conflict = store.commit(conditions, change()).await.unwrap();
-        assert_eq!(conflict, Committed::Conflict);
-    }
-    assert_eq!(store.get("a/2").await.unwrap(), None);
-    let holds = vec![Condition::at("a/1", first), Condition::absent("a/2")];
-    let done = store.commit(holds, change()).await.unwrap();
-    assert_eq!(done, Committed::At(first + 1));
-    // What changes nothing takes no revision.
-    for changes in [vec![], vec![Change::delete("a/9")]] {
-        let none = store.commit(vec![], changes).await.unwrap();
-        assert_eq!(none, Committed::At(first + 1));
-    }
-    assert_eq!(put(&store, "a/3", "z").await, first + 2);
-}
-
-#[tokio::test]
 async fn who_watches_is_told_everything_in_order_or_that_something_was_missed() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());

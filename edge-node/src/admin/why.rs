@@ -328,7 +328,7 @@ mod tests {
             Head {
                 freshness: Freshness::of(status, &headers, rules, STORED_MS),
                 status,
-                headers,
+                headers: headers.into(),
                 asked_ms: STORED_MS,
                 part: None,
                 selected_by: Vec::new(),

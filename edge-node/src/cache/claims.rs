@@ -6,11 +6,11 @@
 //! that takes the first who asks in vain.
 
 use std::{
-    collections::{BTreeMap, HashMap, hash_map::Entry as Slot},
+    collections::{BTreeMap, hash_map::Entry as Slot},
     sync::MutexGuard,
 };
 
-use cluster::key::Key;
+use cluster::key::{Key, KeyMap};
 
 use super::{Cache, entry::Head, policy::Freshness};
 
@@ -38,7 +38,7 @@ fn claimed_until(freshness: &Freshness, now_ms: u64) -> Option<u64> {
 /// When claims end. Pure.
 #[derive(Debug, Default)]
 pub(super) struct Withdrawals {
-    until_s: HashMap<Key, u64>,
+    until_s: KeyMap<u64>,
     due: BTreeMap<u64, Vec<Key>>,
     /// Keys in `due`, some of them several times.
     ends: usize,
@@ -119,6 +119,8 @@ impl Cache {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
+
     use http::{HeaderMap, StatusCode, header};
     use proptest::prelude::*;
 

@@ -21,15 +21,16 @@ use cluster::{
 };
 use futures_util::{Stream, StreamExt, stream};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use serde::{Deserialize, Serialize, Serializer, ser::SerializeSeq};
+use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use super::{
     Cache,
     fill::{BodyError, Follower, Growing},
+    packed::Packed,
     policy::{Freshness, Rules, part::Part},
     shelved::Shelved,
-    store::{PieceRef, crc},
+    store::PieceRef,
 };
 use crate::metrics::Source;
 
@@ -47,21 +48,13 @@ pub const OFFERS_MAX: usize = 16;
 /// How often the store hears that an entry in memory is used: often against the hours that a turn of
 /// its ring takes, seldom against the hits of a hot entry, each of which would take a lock.
 const TOUCH_EVERY_S: u32 = 8;
-/// First byte of every stored meta block; tells what follows and in which encoding.
-const META_OBJECT: u8 = 6;
-const META_VARIANTS: u8 = 4;
-/// An object with its body beside it, behind the body's CRC.
-const META_SMALL: u8 = 7;
-/// Longest meta block of most objects: one allocation instead of several.
-const META_BYTES_USUAL: usize = 512;
-
 /// Everything of a response but its body.
 #[derive(Clone, Debug)]
 pub struct Head {
     /// Status code.
     pub status: StatusCode,
     /// Header fields as stored.
-    pub headers: HeaderMap,
+    pub headers: Packed,
     /// When it was asked for, in Unix milliseconds; ages count from there.
     pub asked_ms: u64,
     /// How long it may be used: computed once, when it is stored.
@@ -108,7 +101,7 @@ impl Head {
     ) -> Self {
         Self {
             status: status_of(manifest),
-            headers,
+            headers: headers.into(),
             asked_ms,
             freshness,
             selected_by: manifest.selected_by.clone(),
@@ -121,12 +114,8 @@ impl Head {
     }
 
     fn bytes(&self) -> u64 {
-        let headers: usize = self
-            .headers
-            .iter()
-            .map(|(n, v)| n.as_str().len() + v.len() + 48)
-            .sum();
-        headers as u64 + 256
+        let size = self.headers.size();
+        (size.bytes + 48 * size.fields) as u64 + 256
     }
 }
 
@@ -245,6 +234,7 @@ pub struct Entry {
     /// Fields that are not stored, for the one client whose request fetched it (RFC 9111 §3.1,
     /// §5.2.2.4, §5.2.2.7; its cookies among them).
     pub withheld: Mutex<Option<Box<HeaderMap>>>,
+    memory_bytes: u64,
     /// What names its body, once somebody wanted to know.
     content: OnceLock<Box<PieceHash>>,
     /// When the store last heard that it is used, in Unix seconds.
@@ -258,12 +248,20 @@ pub struct Entry {
 impl Entry {
     /// An entry of these parts.
     pub fn new(key: Key, object: u64, head: Head, body: Body, from: Provenance) -> Self {
+        // The head counts five times: as stored, and in four forms as written for hits.
+        let memory_bytes = 5 * head.bytes()
+            + match &body {
+                Body::Whole(bytes) => bytes.len() as u64,
+                Body::Pieces { hashes, .. } => 32 * hashes.len() as u64,
+                Body::Shelved(_) | Body::Growing(_) => 0,
+            };
         Self {
             key,
             object,
             head,
             body,
             from,
+            memory_bytes,
             source: Source::Memory,
             hot: OnceLock::new(),
             withheld: Mutex::default(),
@@ -305,15 +303,9 @@ impl Entry {
         }
     }
 
-    /// What it takes in memory, roughly.
+    /// What it takes in memory, roughly: added up once, for who evicts it has nothing of it at hand.
     pub fn memory_bytes(&self) -> u64 {
-        // The head counts five times: as stored, and in four forms as written for hits.
-        5 * self.head.bytes()
-            + match &self.body {
-                Body::Whole(bytes) => bytes.len() as u64,
-                Body::Pieces { hashes, .. } => 32 * hashes.len() as u64,
-                Body::Shelved(_) | Body::Growing(_) => 0,
-            }
+        self.memory_bytes
     }
 
     /// The manifest of a complete entry; `None` while it grows, and of a part.
@@ -610,154 +602,6 @@ impl Variants {
             .map(|v| v.tag.as_ref().map_or(0, String::len) as u64 + 56);
         names.sum::<u64>() + known.sum::<u64>() + 64
     }
-}
-
-/// What is stored beside a body, or in place of one.
-pub enum Meta {
-    /// An object.
-    Object(Box<Head>, Manifest),
-    /// Variants under this key.
-    Variants(Variants),
-}
-
-#[derive(Deserialize)]
-struct StoredHead {
-    manifest: Manifest,
-    asked_ms: u64,
-    freshness: Freshness,
-    part: Option<Part>,
-}
-
-/// A [`StoredHead`] that needs no manifest to be made first: encodes to the same bytes.
-#[derive(Serialize)]
-struct StoredParts<'a> {
-    manifest: ManifestParts<'a>,
-    asked_ms: u64,
-    freshness: Freshness,
-    part: &'a Option<Part>,
-}
-
-/// A [`Manifest`] in its parts, in their order.
-#[derive(Serialize)]
-struct ManifestParts<'a> {
-    status: u16,
-    fields: Fields<'a>,
-    selected_by: &'a [(String, Option<Vec<u8>>)],
-    length: u64,
-    pieces: &'a [PieceHash],
-    fetched_by: &'a NodeId,
-    fetched_at: u64,
-    as_of: Position,
-}
-
-impl<'a> StoredParts<'a> {
-    fn of(head: &'a Head, length: u64, pieces: &'a [PieceHash]) -> Self {
-        Self {
-            manifest: ManifestParts {
-                status: head.status.as_u16(),
-                fields: Fields(&head.headers),
-                selected_by: &head.selected_by,
-                length,
-                pieces,
-                fetched_by: &head.fetched_by,
-                fetched_at: head.fetched_at,
-                as_of: head.as_of,
-            },
-            asked_ms: head.asked_ms,
-            freshness: head.freshness,
-            part: &head.part,
-        }
-    }
-}
-
-struct Fields<'a>(&'a HeaderMap);
-
-/// Encodes as a sequence of bytes does, in one go.
-struct Value<'a>(&'a [u8]);
-
-impl Serialize for Fields<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut fields = serializer.serialize_seq(Some(self.0.len()))?;
-        for (name, value) in self.0 {
-            fields.serialize_element(&(name.as_str(), Value(value.as_bytes())))?;
-        }
-        fields.end()
-    }
-}
-
-impl Serialize for Value<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_bytes(self.0)
-    }
-}
-
-impl Meta {
-    /// The meta block of an object with this `head` and a body of `length` bytes, whose pieces have these
-    /// hashes.
-    pub fn encode_object(head: &Head, length: u64, pieces: &[PieceHash]) -> Option<Bytes> {
-        let stored = StoredParts::of(head, length, pieces);
-        let mut block = Vec::with_capacity(META_BYTES_USUAL);
-        block.push(META_OBJECT);
-        postcard::to_extend(&stored, block).ok().map(Bytes::from)
-    }
-
-    /// The same for an object whose `body` stands beside it. On this disk its CRC tells whether it is still
-    /// the same; a hash is what a peer needs to know, and is made for the first that asks.
-    pub fn encode_small(head: &Head, body: &[u8]) -> Option<Bytes> {
-        let stored = StoredParts::of(head, body.len() as u64, &[]);
-        let mut block = Vec::with_capacity(META_BYTES_USUAL);
-        block.push(META_SMALL);
-        block.extend_from_slice(&crc(body).to_le_bytes());
-        postcard::to_extend(&stored, block).ok().map(Bytes::from)
-    }
-
-    /// Whether `body`, read from beside a meta block, is the one that the block was written for.
-    pub fn is_of(bytes: &[u8], body: &[u8]) -> bool {
-        if let Some((&META_SMALL, rest)) = bytes.split_first() {
-            return rest.first_chunk().copied().map(u32::from_le_bytes) == Some(crc(body));
-        }
-        match Self::decode(bytes) {
-            Some(Self::Object(_, manifest)) => match manifest.pieces.first() {
-                Some(hash) => blake3::hash(body) == *hash,
-                None => body.is_empty(),
-            },
-            Some(Self::Variants(_)) => true,
-            None => false,
-        }
-    }
-
-    /// The meta block that says a key has variants.
-    pub fn encode_variants(variants: &Variants) -> Option<Bytes> {
-        encode(META_VARIANTS, variants)
-    }
-
-    /// Reads a meta block; `None` when it is not one (of this version).
-    pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let (tag, rest) = bytes.split_first()?;
-        match *tag {
-            META_OBJECT | META_SMALL => {
-                let rest = match *tag {
-                    META_SMALL => rest.get(size_of::<u32>()..)?,
-                    _ => rest,
-                };
-                let stored: StoredHead = postcard::from_bytes(rest).ok()?;
-                let (headers, asked_ms) = (fields_of(&stored.manifest), stored.asked_ms);
-                let head =
-                    Head::from_manifest(&stored.manifest, headers, stored.freshness, asked_ms);
-                let head = Head {
-                    part: stored.part,
-                    ..head
-                };
-                Some(Self::Object(Box::new(head), stored.manifest))
-            }
-            META_VARIANTS => postcard::from_bytes(rest).ok().map(Self::Variants),
-            _ => None,
-        }
-    }
-}
-
-fn encode(tag: u8, what: &impl Serialize) -> Option<Bytes> {
-    postcard::to_extend(what, vec![tag]).ok().map(Bytes::from)
 }
 
 /// The length that a response's own head claims.

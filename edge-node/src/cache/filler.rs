@@ -7,6 +7,7 @@ use cluster::{
     key::Key,
     manifest::{MANIFEST_BYTES_MAX, Manifest, PieceHash},
 };
+use futures_util::future::BoxFuture;
 use http::HeaderMap;
 use tokio::{
     sync::{Semaphore, oneshot, watch},
@@ -16,12 +17,13 @@ use tracing::{debug, warn};
 
 use super::{
     Cache, Fill, Outcome, Progress, Shared, Told, Writing,
-    entry::{Body, Entry, Head, Meta, Provenance, Variant, Variants},
+    entry::{Body, Entry, Head, Provenance, Variant, Variants},
     fill::{Growing, UNWRITTEN_PIECES_MAX},
     key,
     memory::Item,
+    meta::{Meta, Small},
     policy::validator::EntityTag,
-    store::{self, CLAIMED},
+    store::{self, CLAIMED, Place},
     vary::{self, Vary},
 };
 use crate::error::ServeError;
@@ -96,8 +98,10 @@ fn abandoned() -> ServeError {
 pub struct Filler {
     pub(super) cache: Cache,
     pub(super) primary: Key,
-    /// Keys under which this fill is found by others; the first is the one claimed.
-    pub(super) keys: Vec<Key>,
+    /// The key that was claimed, under which this fill is found by others.
+    pub(super) claimed: Key,
+    /// That of a variant, under which it is found as well.
+    pub(super) variant: Option<Key>,
     pub(super) variants: Option<Arc<Variants>>,
     /// Variants that had to go for this one.
     pub(super) dropped: Vec<Variant>,
@@ -117,7 +121,8 @@ impl Filler {
         Self {
             cache: cache.clone(),
             primary: fill.primary,
-            keys: vec![key],
+            claimed: key,
+            variant: None,
             variants,
             dropped: Vec::new(),
             fill,
@@ -200,13 +205,13 @@ impl Filler {
         let mut entry = Entry::new(key, object, head, body, from);
         entry.withheld = Mutex::new((!withheld.is_empty()).then(|| Box::new(withheld)));
         let entry = Arc::new(entry);
-        if key != self.keys[0] {
+        if key != self.claimed {
             let mut fills = self.cache.fills();
             if self.is_current() {
                 fills.entry(key).or_insert_with(|| self.fill.clone());
             }
             drop(fills);
-            self.keys.push(key);
+            self.variant = Some(key);
         }
         self.conclude(Outcome::Shared(entry.clone()));
         Writing {
@@ -234,7 +239,7 @@ impl Filler {
     ) -> Result<(), Box<(Self, Head, HeaderMap)>> {
         let fits = self.cache.takes_whole(bytes.len());
         let is_plain = vary::selecting_fields(&head.headers) == Vary::None
-            && self.keys[0] == self.primary
+            && self.claimed == self.primary
             && head.part.is_none();
         if !fits || !is_plain {
             return Err(Box::new((self, head, withheld)));
@@ -242,31 +247,52 @@ impl Filler {
         self.variants = None;
         head.length = Some(bytes.len() as u64);
         let withheld = (!withheld.is_empty()).then(|| Box::new(withheld));
-        self.keep_small(head, from, withheld, bytes).await;
+        let Small { head, meta, body } = Small::new(head, bytes);
+        let mut entry = self.entry_of(head, body.clone(), from);
+        entry.withheld = Mutex::new(withheld);
+        self.keep_small(Arc::new(entry), storable(meta), body).await;
         Ok(())
     }
 
     /// The same for what the [cache takes](Cache::takes_whole), all of an object without a `Vary`, of a key
-    /// that was [absent](Cache::claim_absent).
-    pub async fn share_small(self, head: Head, from: Provenance, bytes: Bytes) {
-        self.keep_small(head, from, None, bytes).await;
+    /// that was [absent](Cache::claim_absent). What it gives, if anything, is left to be waited for: the
+    /// disk is behind, or something has happened to the key meanwhile.
+    pub fn share_small(
+        mut self,
+        Small { head, meta, body }: Small,
+        from: Provenance,
+    ) -> Option<BoxFuture<'static, ()>> {
+        let entry = Arc::new(self.entry_of(head, body.clone(), from));
+        let Some(meta) = storable(meta) else {
+            self.conclude(Outcome::Shared(entry));
+            return None;
+        };
+        let place = match self.holds_back(&entry) {
+            true => None,
+            false => {
+                let bytes = meta.len() + body.len();
+                let Some(place) = self.cache.shared.store.reserve_at_once(bytes) else {
+                    return Some(Box::pin(self.keep_small(entry, Some(meta), body)));
+                };
+                Some(place)
+            }
+        };
+        let kept = self.keep_placed(&entry, place, meta, body);
+        self.conclude(Outcome::Shared(entry));
+        match kept {
+            Kept::Done => None,
+            kept => Some(Box::pin(async move { self.finish(kept).await })),
+        }
     }
 
-    async fn keep_small(
-        mut self,
-        head: Head,
-        from: Provenance,
-        withheld: Option<Box<HeaderMap>>,
-        bytes: Bytes,
-    ) {
-        let key = self.primary;
+    fn entry_of(&self, head: Head, body: Bytes, from: Provenance) -> Entry {
         let object = self.cache.shared.store.next_object_id();
-        let meta = storable(Meta::encode_small(&head, &bytes));
-        let mut entry = Entry::new(key, object, head, Body::Whole(bytes.clone()), from);
-        entry.withheld = Mutex::new(withheld);
-        let entry = Arc::new(entry);
+        Entry::new(self.primary, object, head, Body::Whole(body), from)
+    }
+
+    async fn keep_small(mut self, entry: Arc<Entry>, meta: Option<Bytes>, body: Bytes) {
         let kept = match meta {
-            Some(meta) => Some(self.keep_whole(entry.clone(), meta, bytes).await),
+            Some(meta) => Some(self.keep_whole(entry.clone(), meta, body).await),
             None => None,
         };
         self.conclude(Outcome::Shared(entry));
@@ -289,7 +315,7 @@ impl Filler {
         if !self.is_current() || fits && !self.keep(fresh.key, Item::Entry(fresh.clone())) {
             return self.conclude(Outcome::Again);
         }
-        let called = self.keys[0];
+        let called = self.claimed;
         if called != entry.key {
             self.note(self.newest_variants(), called, entry.key, &fresh.head);
         }
@@ -338,17 +364,39 @@ impl Filler {
     /// ([`Store::append_behind`]). When the disk is too far behind, or the ring turns fast, it is held back
     /// from there.
     pub(super) async fn keep_whole(&self, entry: Arc<Entry>, meta: Bytes, bytes: Bytes) -> Kept {
+        let place = match self.holds_back(&entry) {
+            true => None,
+            false => {
+                let store = &self.cache.shared.store;
+                store.reserve(meta.len() + bytes.len()).await
+            }
+        };
+        self.keep_placed(&entry, place, meta, bytes)
+    }
+
+    /// Whether an entry is held back from disk until somebody asks for it again.
+    fn holds_back(&self, entry: &Entry) -> bool {
+        let store = &self.cache.shared.store;
+        let holds = entry.head.part.is_none() && store.holds_back() && !store.contains(entry.key);
+        if holds {
+            entry.held_back.store(true, Ordering::Relaxed);
+        }
+        holds
+    }
+
+    /// Keeps it, with its place in the queue to the disk if there is one.
+    fn keep_placed(
+        &self,
+        entry: &Arc<Entry>,
+        place: Option<Place>,
+        meta: Bytes,
+        bytes: Bytes,
+    ) -> Kept {
         let Shared {
             store, held_back, ..
         } = &*self.cache.shared;
         let (key, object) = (entry.key, entry.object);
         let is_part = entry.head.part.is_some();
-        let place = if !is_part && store.holds_back() && !store.contains(key) {
-            entry.held_back.store(true, Ordering::Relaxed);
-            None
-        } else {
-            store.reserve(meta.len() + bytes.len()).await
-        };
         let is_kept = self.keep(key, Item::Entry(entry.clone()));
         let mut late = None;
         if is_kept && !entry.held_back.load(Ordering::Relaxed) {
@@ -414,7 +462,7 @@ impl Filler {
 
     /// The key under which what is fetched is found first.
     pub fn key(&self) -> Key {
-        self.keys[0]
+        self.claimed
     }
 
     /// The answer was for this one request. With `remember`, others that ask for it in the next
@@ -429,9 +477,9 @@ impl Filler {
     /// What is stored for the request is no longer what the origin says.
     pub async fn forget_stored(&self) {
         let Shared { memory, store, .. } = &*self.cache.shared;
-        memory.remove(self.keys[0]);
-        self.cache.holdings().remove(self.keys[0]);
-        if let Err(error) = store.remove(self.keys[0]).await {
+        memory.remove(self.claimed);
+        self.cache.holdings().remove(self.claimed);
+        if let Err(error) = store.remove(self.claimed).await {
             debug!(%error, "removal could not be written");
         }
     }
@@ -536,18 +584,18 @@ impl Filler {
     /// Whether no other fill has taken its place.
     pub(super) fn is_newest(&self) -> bool {
         let fills = self.cache.fills();
-        let newest = fills.get(&self.keys[0]);
+        let newest = fills.get(&self.claimed);
         newest.is_some_and(|fill| Arc::ptr_eq(fill, &self.fill))
     }
 
     pub(super) fn release(&self) {
         let mut fills = self.cache.fills();
-        for key in &self.keys {
+        for key in [Some(self.claimed), self.variant].into_iter().flatten() {
             if fills
-                .get(key)
+                .get(&key)
                 .is_some_and(|fill| Arc::ptr_eq(fill, &self.fill))
             {
-                fills.remove(key);
+                fills.remove(&key);
             }
         }
     }

@@ -7,6 +7,7 @@
 
 pub mod directives;
 pub mod fields;
+pub mod lines;
 pub mod list;
 pub mod part;
 pub mod rules;
@@ -23,6 +24,7 @@ pub use self::{
     fields::{
         combined, divided_fields, freshen, freshen_by_head, storable_fields, strip_hop_by_hop,
     },
+    lines::Lines,
     rules::{Rules, Ttl},
     validator::conditional_fields,
 };
@@ -138,7 +140,7 @@ impl fmt::Display for Unstorable {
 pub fn storable(
     request: &RequestFacts<'_>,
     status: StatusCode,
-    headers: &HeaderMap,
+    headers: &impl Lines,
     rules: &Rules,
     asked_ms: u64,
 ) -> Result<Freshness, Unstorable> {
@@ -171,7 +173,7 @@ pub fn storable(
     if request.authorized && !is_for_everybody(said) {
         return Err(Unstorable::Authorization); // §3.5
     }
-    let cookie = headers.contains_key(header::SET_COOKIE);
+    let cookie = headers.has(&header::SET_COOKIE);
     if cookie && !said.public && !said.withheld.contains(&header::SET_COOKIE) {
         return Err(Unstorable::SetCookie);
     }
@@ -255,7 +257,7 @@ impl Basis {
 impl Freshness {
     /// The freshness of a response that is known to be storable (it came from a peer). Its stored
     /// fields give the same as the received ones did.
-    pub fn of(status: StatusCode, headers: &HeaderMap, rules: &Rules, asked_ms: u64) -> Self {
+    pub fn of(status: StatusCode, headers: &impl Lines, rules: &Rules, asked_ms: u64) -> Self {
         let governing = Governing::of(headers, &rules.targets);
         Self::from_parts(&governing, status, headers, rules, asked_ms)
     }
@@ -263,7 +265,7 @@ impl Freshness {
     fn from_parts(
         governing: &Governing,
         status: StatusCode,
-        headers: &HeaderMap,
+        headers: &impl Lines,
         rules: &Rules,
         asked_ms: u64,
     ) -> Self {
@@ -450,7 +452,7 @@ fn is_for_everybody(said: &CacheControl) -> bool {
 fn lifetime(
     governing: &Governing,
     status: StatusCode,
-    headers: &HeaderMap,
+    headers: &impl Lines,
     rules: &Rules,
     asked_ms: u64,
 ) -> (Duration, Basis) {
@@ -467,9 +469,9 @@ fn lifetime(
     }
     let sent = date_of(headers, &header::DATE).unwrap_or(asked_ms / 1000);
     // §5.3: what is no date lies in the past; of several, the earliest counts (§4.2.1).
-    let expires = headers.get_all(header::EXPIRES).iter();
-    let expires = expires.filter(|_| !governing.is_targeted());
-    if let Some(expires) = expires.map(|v| date(v.as_bytes()).unwrap_or(0)).min() {
+    let name = header::EXPIRES;
+    let expires = headers.lines(&name).filter(|_| !governing.is_targeted());
+    if let Some(expires) = expires.map(|value| date(value).unwrap_or(0)).min() {
         let seconds = expires.saturating_sub(sent).min(SECONDS_MAX.into());
         return (Duration::from_secs(seconds), Basis::Expires);
     }
@@ -519,11 +521,12 @@ fn is_understood(status: StatusCode) -> bool {
 /// greater): `max(now − Date, Age + now − request_time)`. Hence age 0 was at the earlier of `Date`
 /// and `request_time − Age`. `Date` has whole seconds and is compared in whole seconds, or every
 /// response would seem half a second old.
-fn born_ms(headers: &HeaderMap, asked_ms: u64) -> i64 {
+fn born_ms(headers: &impl Lines, asked_ms: u64) -> i64 {
     let asked = clamp(asked_ms);
     // §5.1: of several values the first counts, and one that is no number is ignored.
-    let age = headers.get(header::AGE);
-    let age = age.and_then(|value| members(value.as_bytes()).next());
+    let name = header::AGE;
+    let age = headers.lines(&name).next();
+    let age = age.and_then(|value| members(value).next());
     let age_s = age.and_then(seconds).unwrap_or(0);
     let by_age = asked.saturating_sub(i64::from(age_s) * 1000);
     let sent_s = date_of(headers, &header::DATE);

@@ -527,17 +527,20 @@ impl Store {
     /// A place in the queue for an object of so many bytes in all; mostly there is one at once. `None`: it
     /// is too large, or the disk is so far behind that there is none for a tenth of a second.
     pub async fn reserve(&self, bytes: usize) -> Option<Place> {
-        let len = record_len(0, bytes);
-        if len > RECORD_BYTES_MAX {
-            return None;
+        if let Some(place) = self.reserve_at_once(bytes) {
+            return Some(place);
         }
-        let weight = queue_weight(len);
+        let weight = place_weight(bytes)?;
         let room = Arc::clone(&self.room);
-        if let Ok(permit) = room.clone().try_acquire_many_owned(weight) {
-            return Some(Place(permit));
-        }
         let permit = timeout(PLACE_WAIT_MAX, room.acquire_many_owned(weight)).await;
         Some(Place(permit.ok()?.ok()?))
+    }
+
+    /// The same, if there is one at once.
+    pub fn reserve_at_once(&self, bytes: usize) -> Option<Place> {
+        let weight = place_weight(bytes)?;
+        let permit = Arc::clone(&self.room).try_acquire_many_owned(weight);
+        Some(Place(permit.ok()?))
     }
 
     /// Stores an object whose body is `body` without anybody waiting for it: a task and two wake-ups
@@ -664,6 +667,12 @@ fn object_of(key: Key, slot: Slot, record: Bytes) -> Option<StoredObject> {
 
 /// A place in the queue to the disk.
 pub struct Place(OwnedSemaphorePermit);
+
+/// What an object of so many bytes in all takes of the queue; `None`: it is too large.
+fn place_weight(bytes: usize) -> Option<u32> {
+    let len = record_len(0, bytes);
+    (len <= RECORD_BYTES_MAX).then(|| queue_weight(len))
+}
 
 /// What a record of `len` bytes takes of the queue.
 fn queue_weight(len: usize) -> u32 {

@@ -11,6 +11,7 @@ use super::standing::Lenient;
 use super::{
     entry::{Head, Provenance, Reading},
     fill::BodyError,
+    meta::Small,
     policy::Freshness,
     store::StoreConfig,
     vary::Vary,
@@ -71,7 +72,7 @@ fn head(headers: HeaderMap, request: &HeaderMap) -> Head {
     Head {
         status: StatusCode::OK,
         freshness: Freshness::of(StatusCode::OK, &headers, &Rules::default(), NOW),
-        headers,
+        headers: headers.into(),
         asked_ms: NOW,
         selected_by,
         length: None,
@@ -798,9 +799,8 @@ async fn a_small_body_on_disk_is_known_by_its_crc_and_has_a_hash_for_peers() {
     }
     assert!(!Meta::is_of(&meta[..4], &body) && Meta::decode(&meta[..3]).is_none());
 
-    filler
-        .share_small(head, Provenance::Origin, body.clone())
-        .await;
+    let small = Small::new(head, body.clone());
+    assert!(filler.share_small(small, Provenance::Origin).is_none());
     let Outcome::Shared(told) = following.outcome().await else {
         panic!("it was shared");
     };

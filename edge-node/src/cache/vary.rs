@@ -5,7 +5,10 @@ use std::borrow::Cow;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use super::policy::list::{is_tchar, members};
+use super::policy::{
+    lines::Lines,
+    list::{is_tchar, members},
+};
 
 /// Most fields that a response may vary by; one with more is treated as varying by everything.
 /// Real sites name one to five, and every further one multiplies the variants.
@@ -51,10 +54,10 @@ const WRITTEN_PER_CLIENT: [&str; 6] = [
 const WRITTEN_PER_KEY: [&str; 2] = ["x-forwarded-host", "x-forwarded-proto"];
 
 /// What a response with these headers varies by.
-pub fn selecting_fields(response: &HeaderMap) -> Vary {
+pub fn selecting_fields(response: &impl Lines) -> Vary {
     let mut fields = Vec::new();
-    let lines = response.get_all(header::VARY);
-    for member in lines.iter().flat_map(|line| members(line.as_bytes())) {
+    let name = header::VARY;
+    for member in response.lines(&name).flat_map(members) {
         match HeaderName::from_bytes(member) {
             Ok(name) if WRITTEN_PER_KEY.contains(&name.as_str()) => {}
             Ok(name) if member != b"*" && !WRITTEN_PER_CLIENT.contains(&name.as_str()) => {

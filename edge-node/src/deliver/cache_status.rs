@@ -1,6 +1,6 @@
 //! `Cache-Status`: what this cache did with a request, for whoever wonders (RFC 9211).
 
-use std::fmt::Write;
+use std::borrow::Cow;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -87,49 +87,52 @@ impl Fwd {
 impl CacheStatus<'_> {
     /// The member as a field value.
     pub fn value(&self) -> HeaderValue {
-        HeaderValue::try_from(self.text()).expect("strings hold printable ASCII only")
+        let mut text = Vec::with_capacity(TEXT_BYTES_USUAL);
+        self.write(&mut text);
+        HeaderValue::try_from(text).expect("strings hold printable ASCII only")
     }
 
-    /// The same as text.
-    pub fn text(&self) -> String {
-        let mut text = String::with_capacity(TEXT_BYTES_USUAL);
-        if is_token(self.node) {
-            text.push_str(self.node);
-        } else {
-            push_string(&mut text, self.node);
+    /// Writes the same behind what stands in `out`.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        let mut digits = itoa::Buffer::new();
+        let mut push = |parts: &[&str]| {
+            for part in parts {
+                out.extend_from_slice(part.as_bytes());
+            }
+        };
+        match is_token(self.node) {
+            true => push(&[self.node]),
+            false => push(&["\"", &in_string(self.node), "\""]),
         }
         match self.handled {
-            Handled::Hit => text.push_str("; hit"),
+            Handled::Hit => push(&["; hit"]),
             Handled::Forwarded {
                 why,
                 status,
                 stored,
                 collapsed,
             } => {
-                text.push_str("; fwd=");
-                text.push_str(why.as_str());
+                push(&["; fwd=", why.as_str()]);
                 if let Some(status) = status {
-                    push(&mut text, format_args!("; fwd-status={status}"));
+                    push(&["; fwd-status=", digits.format(status)]);
                 }
                 if stored {
-                    text.push_str("; stored");
+                    push(&["; stored"]);
                 }
                 if collapsed {
-                    text.push_str("; collapsed");
+                    push(&["; collapsed"]);
                 }
             }
         }
         if let Some(ttl_s) = self.ttl_s {
             let ttl_s = ttl_s.clamp(-INTEGER_MAX, INTEGER_MAX);
-            push(&mut text, format_args!("; ttl={ttl_s}"));
+            push(&["; ttl=", digits.format(ttl_s)]);
         }
-        for (name, value) in [("key", self.key), ("detail", self.detail)] {
+        for (name, value) in [("; key=\"", self.key), ("; detail=\"", self.detail)] {
             if let Some(value) = value {
-                push(&mut text, format_args!("; {name}="));
-                push_string(&mut text, value);
+                push(&[name, &in_string(value), "\""]);
             }
         }
-        text
     }
 
     /// Appends the member behind those of the caches nearer to the origin (§2).
@@ -138,20 +141,19 @@ impl CacheStatus<'_> {
     }
 }
 
-fn push(text: &mut String, arguments: std::fmt::Arguments<'_>) {
-    text.write_fmt(arguments)
-        .expect("writing to a string cannot fail");
-}
-
 /// Whether a text can be written as a token (RFC 9651 §3.3.4).
 pub fn is_token(text: &str) -> bool {
     let inner = |b: u8| b.is_ascii_alphanumeric() || b":/!#$%&'*+-.^_`|~".contains(&b);
     text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '*') && text.bytes().all(inner)
 }
 
-/// Writes a string (RFC 9651 §3.3.3); characters that one cannot hold become `?`.
-fn push_string(text: &mut String, value: &str) {
-    text.push('"');
+/// What stands between the quotes of a string (RFC 9651 §3.3.3); characters that one cannot hold become `?`.
+fn in_string(value: &str) -> Cow<'_, str> {
+    let is_plain = |b: u8| matches!(b, b' '..=b'~') && b != b'"' && b != b'\\';
+    if value.bytes().all(is_plain) {
+        return Cow::Borrowed(value);
+    }
+    let mut text = String::with_capacity(value.len() + 2);
     for c in value.chars() {
         match c {
             '"' | '\\' => text.extend(['\\', c]),
@@ -159,7 +161,7 @@ fn push_string(text: &mut String, value: &str) {
             _ => text.push('?'),
         }
     }
-    text.push('"');
+    Cow::Owned(text)
 }
 
 #[cfg(test)]

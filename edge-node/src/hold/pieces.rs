@@ -53,7 +53,7 @@ mod tests {
         Head {
             freshness: Freshness::of(status, &headers, &Rules::default(), 0),
             status,
-            headers,
+            headers: headers.into(),
             asked_ms: 0,
             selected_by: Vec::new(),
             length: Some(of),

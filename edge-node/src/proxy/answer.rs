@@ -135,21 +135,7 @@ impl Proxy {
         let (mut parts, body) = answer.into_parts();
         policy::strip_hop_by_hop(&mut parts.headers);
         asked.rules.consume_targets(&mut parts.headers);
-        let (status, node) = (Some(parts.status.as_u16()), self.shared.me.as_str());
-        let handled = Handled::Forwarded {
-            why: fwd,
-            status,
-            stored: false,
-            collapsed: false,
-        };
-        CacheStatus {
-            node,
-            handled,
-            ttl_s: None,
-            key: Some(&asked.key.to_string()),
-            detail: Some("origin"),
-        }
-        .append_to(&mut parts.headers);
+        self.tell_unstored(asked, fwd, parts.status, "origin", &mut parts.headers);
         let trace = self.trace(Some(asked), Outcome::Pass, Source::Origin, parts.status);
         let payload = match asked.method {
             Method::HEAD => Payload::empty(trace),
@@ -159,6 +145,32 @@ impl Proxy {
         // Among them the reason phrase and how fields are spelled; hyper writes them so again.
         *response.extensions_mut() = parts.extensions;
         response
+    }
+
+    /// Says in `headers` that somebody else was asked, and that nothing is kept of what that one, named by
+    /// `detail`, has sent.
+    pub(super) fn tell_unstored(
+        &self,
+        asked: &Asked,
+        why: Fwd,
+        status: StatusCode,
+        detail: &str,
+        headers: &mut HeaderMap,
+    ) {
+        let handled = Handled::Forwarded {
+            why,
+            status: Some(status.as_u16()),
+            stored: false,
+            collapsed: false,
+        };
+        CacheStatus {
+            node: self.shared.me.as_str(),
+            handled,
+            ttl_s: None,
+            key: Some(&asked.key.to_string()),
+            detail: Some(detail),
+        }
+        .append_to(headers);
     }
 
     /// The same for an answer that was asked for without the client's conditions.

@@ -626,7 +626,7 @@ impl Proxy {
             freshness: judged
                 .unwrap_or_else(|| Freshness::of(status, &headers, &asked.rules, asked_ms)),
             status,
-            headers,
+            headers: headers.into(),
             asked_ms,
             selected_by,
             length: None,

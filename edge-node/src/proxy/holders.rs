@@ -10,7 +10,7 @@ use http::{HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
 use tracing::{debug, info};
 
-use super::{Asked, Proxy, answer::response, fetch::begins_at, part, shedding::FillPlace};
+use super::{Asked, Proxy, answer::response, fetch::begins_at, part, shedding::FillPlace, swarm};
 use crate::{
     cache::{
         Filler, Writing,
@@ -19,10 +19,7 @@ use crate::{
         policy::{self, Freshness, Reuse, part::Part, validator::EntityTag},
         vary,
     },
-    deliver::{
-        self, Content, Delivery,
-        cache_status::{CacheStatus, Fwd, Handled},
-    },
+    deliver::{self, Content, Delivery, cache_status::Fwd},
     error::{Kind, ServeError},
     metrics::{Outcome, Source},
     payload::Payload,
@@ -141,21 +138,8 @@ impl Proxy {
             return None;
         };
         asked.rules.consume_targets(&mut head.headers);
-        let (node, detail) = (self.shared.me.as_str(), from.to_string());
-        let handled = Handled::Forwarded {
-            why: Fwd::Partial,
-            status: Some(head.status.as_u16()),
-            stored: false,
-            collapsed: false,
-        };
-        CacheStatus {
-            node,
-            handled,
-            ttl_s: None,
-            key: Some(&asked.key.to_string()),
-            detail: Some(&detail),
-        }
-        .append_to(&mut head.headers);
+        let (detail, status) = (from.to_string(), head.status);
+        self.tell_unstored(asked, Fwd::Partial, status, &detail, &mut head.headers);
         let begun =
             (begun.position() == pieces.start && begun.end() > pieces.start).then_some(begun);
         let skipped = range.start - part::bytes_of(&pieces, of).start;
@@ -289,6 +273,22 @@ impl Proxy {
                 Err(error) => writing.fail(error),
             };
         }
+        if let (Some(begun), [holder]) = (&mut under_way, &holders[..])
+            && is_shared_out(&writing, &manifest, &wanted)
+        {
+            // One piece, so that it can be gone on from; what more a crowd would be sent at first, each would be
+            // sent.
+            let mut written = 0;
+            if let Some(Ok(bytes)) = begun.next().await {
+                writing.came_from_peers(bytes.len() as u64);
+                written += bytes.len() as u64;
+                if let Err(error) = writing.write(bytes).await {
+                    return writing.fail(error);
+                }
+            }
+            drop(under_way);
+            return Box::pin(self.go_on_from_holder(writing, asked, written, holder)).await;
+        }
         // One that failed at its only piece has nothing more to say.
         let under_way = under_way.filter(|pieces| pieces.end() > wanted.start);
         let manifest = Arc::new(manifest);
@@ -410,4 +410,11 @@ impl Rest {
         self.left -= bytes.len() as u64;
         Some((Ok(bytes), (self.left > 0).then_some(self)))
     }
+}
+
+/// Whether the one who holds this is to share it out: it is large, all of it is wanted, and whoever goes on in the
+/// middle can be sure that it is of one version.
+fn is_shared_out(writing: &Writing, manifest: &Manifest, wanted: &Range<u32>) -> bool {
+    let is_strong = EntityTag::of(&writing.entry().head.headers).is_some_and(|tag| !tag.weak);
+    is_strong && *wanted == part::all(manifest.length) && wanted.len() as u64 >= swarm::PIECES_MIN
 }

@@ -30,13 +30,14 @@ use crate::{
     forward,
     upstream::{
         fellows::SharedOut,
-        home::{Home, Way},
+        home::{Home, Level, Way},
         origin::OriginBody,
         peer::{self, PeerError},
         relayed::{
             self, BLOCK_BYTES, OriginFault, PieceAt, Refusal, RelayError, RelayHead, Relayed, Said,
             Told, Wanted,
         },
+        select::Candidate,
     },
 };
 
@@ -114,7 +115,9 @@ impl Proxy {
                 }
             };
             match told {
-                Told::Refused(Refusal::Crossed | Refusal::Unknown | Refusal::Behind) => {}
+                Told::Refused(
+                    Refusal::Crossed | Refusal::Unknown | Refusal::Behind | Refusal::SentOn,
+                ) => {}
                 Told::Refused(Refusal::Busy) => busy = Some(&home.id),
                 Told::Refused(Refusal::OriginBusy) => {
                     filler.fail(self.shed_by_home(&home.id, Kind::OriginBusy));
@@ -263,6 +266,27 @@ impl Proxy {
         }
         self.end(writing, asked, written, stopped, others).await;
         Ok(())
+    }
+
+    /// Goes on with a body of which so many bytes are `written`, whole pieces, and which only `holder` has: that
+    /// one is asked to relay the rest, so that it can share it out among all that want it now.
+    pub(super) async fn go_on_from_holder(
+        &self,
+        writing: Writing,
+        asked: &Asked,
+        written: u64,
+        holder: &Candidate,
+    ) {
+        let home = Home {
+            id: holder.id.clone(),
+            addr: holder.addr.clone(),
+            // What it does not have any more it asks of the origin, and of nobody else.
+            level: Level::ClusterNext,
+            may_send_on: false,
+        };
+        let rest = Err(Stopped::Lost("only one holds it".to_owned()));
+        let others = std::slice::from_ref(&home);
+        self.end(writing, asked, written, rest, others).await;
     }
 
     /// Ends the body, or finds somebody who goes on with it.

@@ -1,5 +1,5 @@
 //! Plain misses, led beneath hyper: what the client sent goes on as it came, and the origin's answer
-//! becomes what is stored and what the client gets, with one header map: that of what is stored.
+//! becomes what is stored and what the client gets, without a header map.
 //!
 //! This is for a plain request ([`quick`]) for what is stored nowhere, to a site with one origin and one
 //! set of rules, and for an answer that is for everybody by what it says itself. Nothing is decided here
@@ -13,24 +13,26 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use cluster::key::Key;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
-use tokio::{runtime::Handle, time::Instant};
+use http::{HeaderMap, HeaderName, Method, StatusCode, Version, header};
+use tokio::runtime::Handle;
 
 use super::{
     InFlight, Proxy,
     purged::Moment,
-    quick::{HEAD_BYTES_USUAL, Known, answered, write_field, write_head},
+    quick::{Asking, HEAD_BYTES_USUAL, Known, answered, write_field, write_status},
     shedding::FillPlace,
 };
 use crate::{
     cache::{
         Filler,
         entry::{Head, Provenance},
-        policy::{self, CacheControl, RequestFacts, Rules, validator},
+        meta::Small,
+        packed::Packed,
+        policy::{self, CacheControl, RequestFacts, Rules, lines::Lines, validator},
     },
-    deliver::cache_status::{CACHE_STATUS, CacheStatus, Fwd, Handled},
+    deliver::cache_status::{CacheStatus, Fwd, Handled},
     forward::{self, Hop, Onward},
     metrics::Outcome,
     serve::{
@@ -46,20 +48,20 @@ use crate::{
 };
 
 /// Fields of an answer with which it is not stored, or not handed out, as it came.
-const SPECIAL: [HeaderName; 13] = [
-    CACHE_STATUS,
-    HeaderName::from_static("http2-settings"),
-    HeaderName::from_static("proxy-authentication-info"),
-    HeaderName::from_static("proxy-connection"),
-    header::AGE,
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::SET_COOKIE,
-    header::TE,
-    header::TRAILER,
-    header::UPGRADE,
-    header::VARY,
-    header::VIA,
+const SPECIAL: [&str; 13] = [
+    "age",
+    "cache-status",
+    "http2-settings",
+    "proxy-authenticate",
+    "proxy-authentication-info",
+    "proxy-authorization",
+    "proxy-connection",
+    "set-cookie",
+    "te",
+    "trailer",
+    "upgrade",
+    "vary",
+    "via",
 ];
 
 /// A plain miss that a request leads.
@@ -72,16 +74,16 @@ struct Miss {
     head: Bytes,
     filler: Filler,
     place: FillPlace,
-    started: Instant,
+    asked: Asking,
 }
 
 impl Proxy {
-    /// Begins to lead the fill for a request, if it is a plain miss. `hop` is what this node adds to
+    /// Begins to lead the fill for a request, if it is a plain miss, of this key and read then. `hop` is what this node adds to
     /// requests that go on ([`Proxy::hop_fields`]).
     pub(super) fn lead(
         &self,
         known: &Arc<Known>,
-        key: Key,
+        (key, asked): (Key, Asking),
         request: &Plain<'_>,
         hop: &[u8],
         connection: &Arc<Connection>,
@@ -95,9 +97,8 @@ impl Proxy {
         {
             return None;
         }
-        let started = Instant::now();
         let place = self.fill_place_at_once()?;
-        let filler = self.shared.cache.claim_absent(key, started)?;
+        let filler = self.shared.cache.claim_absent(key, asked.at)?;
         filler.reaches(Level::Origin as u8);
         let Some(mut ready) = lane.take() else {
             drop(place);
@@ -115,7 +116,7 @@ impl Proxy {
             head: Bytes::copy_from_slice(request.head),
             filler,
             place,
-            started,
+            asked,
         };
         Some(Box::pin(Leading(Some(Box::pin(miss.lead(ready))))))
     }
@@ -137,19 +138,25 @@ impl Proxy {
         written
     }
 
-    /// What is stored of an answer to a plain miss, if that is all of it, and it is for everybody.
+    /// What is stored of an answer to a plain miss, if that is all of it, and it is for everybody; and the
+    /// head of the answer to the client.
     fn storable(
         &self,
+        key: Key,
         rules: &Rules,
         seen: &Seen<'_>,
         Moment { ms, as_of }: Moment,
-    ) -> Option<(Head, Bytes)> {
+    ) -> Option<(Small, Vec<u8>)> {
         let length = seen.body.len();
         let fits = length as u64 <= rules.object_bytes_max && self.shared.cache.takes_whole(length);
         if seen.status != StatusCode::OK || !fits {
             return None;
         }
-        let headers = stored_fields(seen, &rules.targets)?;
+        let received = Received(seen);
+        if !is_stored_as_it_came(seen, &rules.targets) {
+            return None;
+        }
+        validator::date_of(&received, &header::DATE)?;
         let facts = RequestFacts {
             method: &Method::GET,
             authorized: false,
@@ -157,9 +164,9 @@ impl Proxy {
         };
         let status = StatusCode::OK;
         let head = Head {
-            freshness: policy::storable(&facts, status, &headers, rules, ms).ok()?,
+            freshness: policy::storable(&facts, status, &received, rules, ms).ok()?,
             status,
-            headers,
+            headers: Packed::default(),
             asked_ms: ms,
             selected_by: Vec::new(),
             length: Some(length as u64),
@@ -168,17 +175,31 @@ impl Proxy {
             fetched_at: ms,
             as_of,
         };
-        Some((head, Bytes::copy_from_slice(seen.body)))
+        let written = self.miss_head(key, &head, seen);
+        Some((
+            Small::together(head, stored_fields(seen), seen.body)?,
+            written,
+        ))
     }
 
     /// The head of the answer to the client that led the miss, as `deliver` would make it.
-    fn miss_head(&self, key: Key, head: &Head) -> Vec<u8> {
+    fn miss_head(&self, key: Key, head: &Head, seen: &Seen<'_>) -> Vec<u8> {
         let mut out = Vec::with_capacity(HEAD_BYTES_USUAL);
-        write_head(head.status, &head.headers, &mut out);
-        if !head.headers.contains_key(header::ACCEPT_RANGES) {
-            write_field(&header::ACCEPT_RANGES, &[b"bytes"], &mut out);
+        write_status(head.status, None, &mut out);
+        let mut says_ranges = false;
+        for (name, value) in stored_fields(seen) {
+            says_ranges |= name.eq_ignore_ascii_case("accept-ranges");
+            let at = out.len();
+            out.extend_from_slice(name.as_bytes());
+            out[at..].make_ascii_lowercase();
+            for part in [b": ", value, b"\r\n"] {
+                out.extend_from_slice(part);
+            }
         }
-        let node = self.shared.me.as_str();
+        if !says_ranges {
+            out.extend_from_slice(b"accept-ranges: bytes\r\n");
+        }
+        let (node, digits) = (self.shared.me.as_str(), key.digits());
         let status = CacheStatus {
             node,
             handled: Handled::Forwarded {
@@ -188,12 +209,14 @@ impl Proxy {
                 collapsed: false,
             },
             ttl_s: Some(head.freshness.ttl_s(head.asked_ms)),
-            key: Some(&key.to_string()),
+            key: Some(digits.as_str()),
             detail: Some("origin"),
         };
-        write_field(&CACHE_STATUS, &[status.text().as_bytes()], &mut out);
-        write_field(&header::VIA, &[b"1.1 ", node.as_bytes()], &mut out);
-        out.extend_from_slice(b"\r\n");
+        out.extend_from_slice(b"cache-status: ");
+        status.write(&mut out);
+        for part in [b"\r\nvia: 1.1 ", node.as_bytes(), b"\r\n\r\n"] {
+            out.extend_from_slice(part);
+        }
         out
     }
 }
@@ -208,37 +231,45 @@ impl Miss {
             head,
             filler,
             place,
-            started,
+            asked: Asking { at: started, ms },
         } = self;
         let metrics = &proxy.shared.metrics;
         let in_flight = InFlight::new(metrics);
-        let moment = proxy.moment();
+        let moment = Moment {
+            ms,
+            as_of: proxy.shared.purges.as_of(),
+        };
         let rules = known.ruling.usual();
         let sent = || known.metrics.origin_requests.inc();
         let mut stored = None;
         let mut take = |seen: &Seen<'_>| {
-            stored = proxy.storable(rules, seen, moment);
+            stored = proxy.storable(key, rules, seen, moment);
             stored.is_some()
         };
-        let asked = known.lane.as_ref()?.ask(ready, moment.ms, sent, &mut take);
+        let lane = known.lane.as_ref()?;
+        let asked = lane.ask(ready, started, ms, sent, &mut take);
         let begun = asked.await.err().flatten();
-        if let Some((stored, body)) = stored {
-            let first = Sample {
-                first: started.elapsed(),
-                rest: Duration::ZERO,
-                bytes: body.len() as u64,
-            };
-            let (site, path) = (&known.ruling.site, path_of(&head));
+        if let Some((small, written)) = stored {
+            let took = started.elapsed();
             let upstream = &proxy.shared.upstream;
-            upstream.took(site, path, paying::From::Origin, first);
-            let head = stored;
+            if upstream.has_peers() {
+                let first = Sample {
+                    first: took,
+                    rest: Duration::ZERO,
+                    bytes: small.body.len() as u64,
+                };
+                let (site, path) = (&known.ruling.site, path_of(&head));
+                upstream.took(site, path, paying::From::Origin, first);
+            }
             let answer = Answer {
-                head: proxy.miss_head(key, &head).into(),
-                body: quick::Body::Bytes(body.clone()),
+                head: written.into(),
+                body: quick::Body::Bytes(small.body.clone()),
                 counts: None,
             };
-            filler.share_small(head, Provenance::Origin, body).await;
-            metrics.answered(Outcome::Miss, started.elapsed());
+            if let Some(rest) = filler.share_small(small, Provenance::Origin) {
+                rest.await;
+            }
+            metrics.answered(Outcome::Miss, took);
             known.metrics.request(Outcome::Miss);
             return Some(answer);
         }
@@ -314,38 +345,36 @@ fn write_onward(request: &Plain<'_>, host: &str, hop: &[u8], out: &mut Vec<u8>) 
     out.extend_from_slice(b"\r\n");
 }
 
-/// The fields of an answer as they are stored, dense; `None` if they are not stored as they came, but for
-/// what says that the connection stays open.
-fn stored_fields(seen: &Seen<'_>, targets: &[HeaderName]) -> Option<HeaderMap> {
-    let (mut count, mut length) = (0, 0);
-    for (_, value) in seen.fields() {
-        count += 1;
-        length += value.len();
+/// An answer's fields, as rules read them.
+struct Received<'a>(&'a Seen<'a>);
+
+impl Lines for Received<'_> {
+    fn lines<'a>(&'a self, name: &'a HeaderName) -> impl Iterator<Item = &'a [u8]> {
+        let fields = self.0.fields();
+        let is_it = |field: &str| field.eq_ignore_ascii_case(name.as_str());
+        fields.filter_map(move |(field, value)| is_it(field).then_some(value))
     }
-    let mut values = BytesMut::with_capacity(length);
-    let mut headers = HeaderMap::with_capacity(count);
-    for (name, value) in seen.fields() {
-        let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
-        if SPECIAL.contains(&name) || targets.contains(&name) {
-            return None;
-        }
-        if name == header::CONNECTION && value.eq_ignore_ascii_case(b"keep-alive")
-            || name == "keep-alive"
-        {
-            continue;
-        }
-        if name == header::CONNECTION || name == header::CACHE_CONTROL && names_fields(value) {
-            return None;
-        }
-        values.extend_from_slice(value);
-        let value = HeaderValue::from_maybe_shared(values.split().freeze()).ok()?;
-        headers.append(name, value);
-    }
-    validator::date_of(&headers, &header::DATE)?;
-    // A clone has no room for more fields, which is up to as much as the fields themselves take.
-    Some(match headers.capacity() > headers.len() {
-        true => headers.clone(),
-        false => headers,
+}
+
+/// Whether the fields of an answer are stored as they came, but for what says that the connection stays open.
+fn is_stored_as_it_came(seen: &Seen<'_>, targets: &[HeaderName]) -> bool {
+    seen.fields().all(|(name, value)| {
+        let is = |other: &str| name.eq_ignore_ascii_case(other);
+        let is_special = SPECIAL.into_iter().any(is)
+            || targets.iter().any(|target| is(target.as_str()))
+            || is("connection") && !value.eq_ignore_ascii_case(b"keep-alive")
+            || is("cache-control") && names_fields(value);
+        !is_special
+    })
+}
+
+/// The fields of such an answer that are stored. What httparse lets through can be stored as it is.
+fn stored_fields<'a>(seen: &'a Seen<'_>) -> impl Iterator<Item = (&'a str, &'a [u8])> + Clone {
+    let of_connection = ["connection", "keep-alive"];
+    seen.fields().filter(move |(name, _)| {
+        !of_connection
+            .iter()
+            .any(|other| name.eq_ignore_ascii_case(other))
     })
 }
 

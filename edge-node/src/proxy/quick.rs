@@ -14,7 +14,7 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
-use cluster::{key::Key, site::privacy::Privacy};
+use cluster::{clock::Clock, key::Key, site::privacy::Privacy};
 use futures_util::TryStreamExt;
 use http::{
     Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version,
@@ -65,6 +65,7 @@ impl Quick for Proxy {
             connection: connection.clone(),
             site: None,
             key: None,
+            asked: Asking::now(&self.shared.clock),
             hop: None,
             source: Source::Memory,
             from_disk: Arc::default(),
@@ -80,11 +81,29 @@ struct Hits {
     site: Option<Arc<Known>>,
     /// What the request names for which there was no answer at once.
     key: Option<Key>,
+    /// When that was asked.
+    asked: Asking,
     /// What this node adds to requests that go on, and to which site.
     hop: Option<(Arc<Known>, Vec<u8>)>,
     /// Where the last answer's body came from, but for what is counted in `from_disk`.
     source: Source,
     from_disk: Arc<AtomicU64>,
+}
+
+/// When a request was read, by the clock that measures and the one that others have.
+#[derive(Clone, Copy)]
+pub(super) struct Asking {
+    pub(super) at: Instant,
+    pub(super) ms: u64,
+}
+
+impl Asking {
+    fn now(clock: &Clock) -> Self {
+        Self {
+            at: Instant::now(),
+            ms: clock.unix_ms(),
+        }
+    }
 }
 
 /// A host as it was sent, and what it came to.
@@ -106,6 +125,7 @@ struct Wanted<'a> {
     /// All of its fields, or only the selective ones if no rule looks at others.
     headers: &'a HeaderMap,
     key: Key,
+    now_ms: u64,
 }
 
 /// What a plain request hits.
@@ -119,8 +139,8 @@ struct Hit<'a> {
 
 impl Session for Hits {
     fn answer(&mut self, request: &Plain<'_>, out: &mut Vec<u8>) -> Option<Answer> {
-        let started = Instant::now();
         let shared = &self.proxy.shared;
+        self.asked = Asking::now(&shared.clock);
         self.key = None;
         self.site = Some(self.proxy.know(self.site.take(), request.host)?);
         let known = self.site.as_deref()?;
@@ -142,6 +162,7 @@ impl Session for Hits {
             target: request.target,
             headers: &headers,
             key,
+            now_ms: self.asked.ms,
         };
         let hit = self.proxy.hit(known, wanted, varied)?;
         self.source = hit
@@ -154,7 +175,8 @@ impl Session for Hits {
         self.proxy
             .hit_fields(&hit, |name, parts| write_field(&name, parts, out));
         out.extend_from_slice(b"\r\n");
-        shared.metrics.answered(Outcome::Hit, started.elapsed());
+        let took = self.asked.at.elapsed();
+        shared.metrics.answered(Outcome::Hit, took);
         known.metrics.request(Outcome::Hit);
         Some(Answer {
             head,
@@ -169,9 +191,10 @@ impl Session for Hits {
             Some((site, hop)) if Arc::ptr_eq(&site, known) => hop,
             _ => self.proxy.hop_fields(known, connection),
         };
-        let led = self
-            .key
-            .and_then(|key| self.proxy.lead(known, key, request, &hop, connection));
+        let led = self.key.and_then(|key| {
+            self.proxy
+                .lead(known, (key, self.asked), request, &hop, connection)
+        });
         self.hop = Some((known.clone(), hop));
         if led.is_some() {
             self.source = Source::Origin;
@@ -259,6 +282,7 @@ impl Proxy {
             target,
             headers,
             key,
+            now_ms: self.shared.clock.unix_ms(),
         };
         let hit = self.hit(&known, wanted, varied)?;
         let hot = self.hot(&hit)?;
@@ -413,6 +437,7 @@ impl Proxy {
             target,
             headers,
             key,
+            now_ms,
         } = wanted;
         let (ruling, shared) = (&known.ruling, &self.shared);
         let rules = if ruling.is_plain() {
@@ -436,7 +461,6 @@ impl Proxy {
             }
             ruling.rules(&path)
         };
-        let now_ms = shared.clock.unix_ms();
         let entry = shared.cache.hot(key, varied, now_ms)?;
         let named = Named {
             site: &ruling.site.name,
@@ -635,7 +659,7 @@ pub(super) fn write_head(status: StatusCode, headers: &HeaderMap, out: &mut Vec<
 }
 
 /// The status line, with a phrase of its own or the usual one.
-fn write_status(status: StatusCode, phrase: Option<&[u8]>, out: &mut Vec<u8>) {
+pub(super) fn write_status(status: StatusCode, phrase: Option<&[u8]>, out: &mut Vec<u8>) {
     let usual = status.canonical_reason().unwrap_or("").as_bytes();
     for part in [
         b"HTTP/1.1 ",

@@ -78,7 +78,8 @@ pub(super) struct Out {
 
 /// A body that may be shared out, and as what its asker takes part.
 struct SharedOut {
-    growing: Arc<Growing>,
+    /// `None`: all of it is stored.
+    growing: Option<Arc<Growing>>,
     length: u64,
     member: Member,
 }
@@ -182,11 +183,16 @@ impl Proxy {
                 && start + total < *length
                 && let Ok(piece) = u32::try_from((start + total) / PIECE_BYTES as u64)
                 && member.is_shared(piece)
-                && let Ok(follower) = growing.follow(start + total)
+                && let Ok(source) = match growing {
+                    Some(growing) => growing
+                        .follow(start + total)
+                        .map(|follower| swarm::Source::Growing(growing.clone(), follower)),
+                    None => Ok(swarm::Source::Stored(entry.clone(), cache.clone())),
+                }
             {
                 drop(body);
                 out.send(&frames).await?;
-                let body = (growing, follower);
+                let body = source;
                 let pieces = piece..piece_count(*length);
                 return self.share_out(&mut out, body, pieces, total, member).await;
             }
@@ -225,11 +231,12 @@ impl Proxy {
         }
     }
 
-    /// What it takes to share `entry` out, if that is worth it: it is large, of known length, and still comes
-    /// in. One that is all here is held, and others hear of that by digest.
+    /// What it takes to share `entry` out, if that is worth it: it is large, and of known length.
     fn shared_out(&self, entry: &Entry, asker: NodeId) -> Option<SharedOut> {
-        let Body::Growing(growing) = &entry.body else {
-            return None;
+        let growing = match &entry.body {
+            Body::Growing(growing) => Some(growing.clone()),
+            Body::Pieces { .. } => None,
+            Body::Whole(_) | Body::Shelved(_) => return None,
         };
         let length = entry.length().filter(|_| entry.head.part.is_none())?;
         if length < swarm::PIECES_MIN * PIECE_BYTES as u64 {
@@ -238,7 +245,7 @@ impl Proxy {
         let view = self.shared.upstream.view();
         let region = view.node(&asker).map_or("", |node| &node.region);
         Some(SharedOut {
-            growing: growing.clone(),
+            growing,
             length,
             member: self.shared.swarms.join(entry.object, asker, region)?,
         })
@@ -286,6 +293,7 @@ impl Proxy {
         };
         let asked = Asked {
             level: question.level,
+            may_be_sent_on: relayed::may_be_sent_on(&question.fields),
             ..self.asked(&sites, selected, parts, caller, false)
         };
         (asked.key == question.key).then_some(asked)
@@ -340,6 +348,12 @@ impl Proxy {
         Found::Refused(Refusal::Pass)
     }
 
+    /// Whether the asker is to have the next home fetch it.
+    fn sends_on(&self, asked: &Asked) -> bool {
+        let upstream = &self.shared.upstream;
+        asked.may_be_sent_on && upstream.sends_on(&asked.site, asked.key, asked.level)
+    }
+
     /// Fetches, or follows whoever does; `None`: look again.
     async fn filled(
         &self,
@@ -354,6 +368,13 @@ impl Proxy {
                     return Some(Found::Refused(Refusal::Crossed));
                 }
                 (None, following)
+            }
+            // What is fetched here already, or is here and only has to be validated, is never sent on: one node
+            // decides for a key, and sticks to it.
+            Turn::Fill(filler) if stored.is_none() && self.sends_on(asked) => {
+                // Who has come to follow meanwhile looks again.
+                filler.again();
+                return Some(Found::Refused(Refusal::SentOn));
             }
             Turn::Fill(filler) => {
                 let following = filler.follow();

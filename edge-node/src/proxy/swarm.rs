@@ -1,6 +1,6 @@
-//! Sharing out: when several nodes ask their home at once for a large object that is still coming in, each
-//! piece goes to one of them, and the others are told who that is ([`crate::upstream::wants`] is their side).
-//! So the home sends it about once in all, and so does each of them.
+//! Sharing out: when several nodes ask their home at once for a large object that is still coming in, or the only
+//! one who holds it, each piece goes to one of them, and the others are told who that is
+//! ([`crate::upstream::wants`] is their side). So the home sends it about once in all, and so does each of them.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -8,15 +8,23 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use bytes::Bytes;
-use cluster::{manifest::PIECE_BYTES, node::NodeId};
+use bytes::{Bytes, BytesMut};
+use cluster::{
+    manifest::{PIECE_BYTES, PieceHash},
+    node::NodeId,
+};
+use futures_util::StreamExt as _;
 
 use super::{
     Proxy,
     relay::{Left, Out},
 };
 use crate::{
-    cache::fill::{BodyError, Follower, Growing},
+    cache::{
+        Cache,
+        entry::{Body, Entry},
+        fill::{BodyError, Follower, Growing},
+    },
     upstream::{
         relayed::{BLOCK_BYTES, Frame, PieceAt},
         schedule::WINDOW_MAX,
@@ -192,6 +200,54 @@ impl Sharing {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Swarms(Arc<Mutex<HashMap<u64, Sharing>>>);
 
+/// A body that is shared out.
+pub(super) enum Source {
+    /// It still comes in, and this keeps what is ahead of the asker from being let go.
+    Growing(Arc<Growing>, Follower),
+    /// All of it is in the store.
+    Stored(Arc<Entry>, Cache),
+}
+
+impl Source {
+    /// The hash of a piece, once that is here.
+    async fn piece_hash(&self, index: u32) -> Result<PieceHash, BodyError> {
+        match self {
+            Self::Growing(growing, _) => growing.piece_hash(index).await,
+            Self::Stored(entry, _) => match &entry.body {
+                Body::Pieces { hashes, .. } => {
+                    hashes.get(index as usize).copied().ok_or(BodyError::Gone)
+                }
+                _ => Err(BodyError::Gone),
+            },
+        }
+    }
+
+    /// The asker comes to a piece.
+    fn pass(&mut self, index: u32) {
+        if let Self::Growing(_, follower) = self {
+            follower.pass(u64::from(index) * PIECE_BYTES as u64);
+        }
+    }
+
+    /// The bytes of a piece that is here.
+    async fn read_piece(&self, index: u32) -> Result<Bytes, BodyError> {
+        match self {
+            Self::Growing(growing, _) => growing.read_piece(index).await,
+            Self::Stored(entry, cache) => {
+                let start = u64::from(index) * PIECE_BYTES as u64;
+                let end = start + PIECE_BYTES as u64;
+                let mut stream = entry.open(start..end, cache)?.into_stream();
+                let mut piece = BytesMut::new();
+                while let Some(bytes) = stream.next().await {
+                    let bytes = bytes?;
+                    piece.extend_from_slice(&bytes);
+                }
+                Ok(piece.freeze())
+            }
+        }
+    }
+}
+
 /// A node to which an object may be shared out, for as long as it is relayed to it.
 pub(super) struct Member {
     swarms: Swarms,
@@ -268,18 +324,17 @@ impl Proxy {
     pub(super) async fn share_out(
         &self,
         out: &mut Out,
-        body: (&Arc<Growing>, Follower),
+        mut body: Source,
         pieces: Range<u32>,
         mut sent: u64,
         member: &Member,
     ) -> Result<(), Left> {
-        let (growing, mut follower) = body;
         for index in pieces {
-            let hash = match out.wait(growing.piece_hash(index)).await? {
+            let hash = match out.wait(body.piece_hash(index)).await? {
                 Ok(hash) => hash,
                 Err(error) => return out.send(&[failed(&error)]).await,
             };
-            follower.pass(u64::from(index) * PIECE_BYTES as u64);
+            body.pass(index);
             let holder = member.holder(index);
             let is_own = holder.is_none();
             let at = PieceAt {
@@ -289,7 +344,7 @@ impl Proxy {
             };
             out.send(&[Frame::Piece(at)]).await?;
             if is_own {
-                let mut bytes: Bytes = match out.wait(growing.read_piece(index)).await? {
+                let mut bytes: Bytes = match out.wait(body.read_piece(index)).await? {
                     Ok(bytes) => bytes,
                     Err(error) => return out.send(&[failed(&error)]).await,
                 };

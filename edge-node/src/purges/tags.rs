@@ -1,14 +1,12 @@
 //! The tags that an origin gives a response. Pure.
 
+use cluster::purge::TAG_FIELDS;
 use http::HeaderMap;
-
-/// The fields in which they are given.
-const FIELDS: [&str; 3] = ["surrogate-key", "cache-tag", "xkey"];
 
 /// The tags of a response, as its fields may be read: separated by spaces, by commas, or by both.
 pub fn tags(headers: &HeaderMap) -> Vec<&[u8]> {
     let mut tags: Vec<&[u8]> = Vec::new();
-    for name in FIELDS {
+    for name in TAG_FIELDS {
         for value in headers.get_all(name) {
             let value = value.as_bytes();
             let mut add = |separates: fn(u8) -> bool| {
@@ -57,6 +55,11 @@ mod tests {
                 &["b", "new", "new york", "york", "york,b"],
             ),
             ("xkey", "a", &["a"]),
+            (
+                "x-magento-tags",
+                "cat_p_1,store",
+                &["cat_p_1", "cat_p_1,store", "store"],
+            ),
             ("xkey", " ", &[]),
             ("other", "a", &[]),
         ] {

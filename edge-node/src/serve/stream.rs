@@ -16,7 +16,7 @@ use cluster::net::BoxStream;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     task::yield_now,
-    time::{Instant, Sleep, sleep, sleep_until},
+    time::{Instant, Sleep, sleep},
 };
 
 use super::{
@@ -24,6 +24,7 @@ use super::{
     framing::Scanner,
     quick::{self, Chunks, Counts, Later, Session, Tried},
 };
+use crate::alarm::Alarm;
 
 /// What is read at once while quick answers are possible: more than most heads, and a few of them
 /// when a client pipelines.
@@ -143,25 +144,6 @@ impl Written {
         count -= of_fields;
         self.chunk.advance(count);
         self.sent += count as u64;
-    }
-}
-
-/// A timer that is set anew only when it goes off: what is put off with every write or request costs
-/// none of them a timer.
-#[derive(Default)]
-struct Alarm(Option<Pin<Box<Sleep>>>);
-
-impl Alarm {
-    /// Ready at `until`, which later calls may put off.
-    fn poll_at(&mut self, until: Instant, context: &mut Context<'_>) -> Poll<()> {
-        let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(until)));
-        loop {
-            ready!(sleep.as_mut().poll(context));
-            if sleep.deadline() >= until {
-                return Poll::Ready(());
-            }
-            sleep.as_mut().reset(until);
-        }
     }
 }
 

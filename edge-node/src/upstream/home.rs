@@ -5,7 +5,7 @@
 //! a question may wait only for a fill that reaches lower than itself ([`may_join`]). So along any chain
 //! of questions and waiting fills the level falls, whatever each node thinks of who is home.
 
-use std::time::Duration;
+use std::{sync::PoisonError, time::Duration};
 
 use cluster::{
     key::Key,
@@ -15,23 +15,30 @@ use cluster::{
     view::ClusterView,
 };
 use serde::Serialize;
+use tokio::time::Instant;
 
 use super::{
-    Inner, Question, Upstream,
+    Inner, Upstream,
     peer::{Frames, PeerError},
+    question::Question,
     relayed::{self, Told, Wanted},
 };
 
 /// How far a fill reaches, or from how high a question comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Level {
     /// The origin is asked, or a holder's storage; nobody waits for another fill.
     Origin,
-    /// The home for the whole cluster is asked.
+    /// The first home for the whole cluster is asked.
     Cluster,
-    /// The home for the region is asked.
+    /// The second one is, because the first has failed or sends on: it may itself be asking the first for a client,
+    /// and who asks it then waits with that.
+    ClusterNext,
+    /// The first home for the region is asked.
     Region,
+    /// The second one is.
+    RegionNext,
     /// A client asks.
     Client,
 }
@@ -41,17 +48,24 @@ impl Level {
     pub fn word(self) -> &'static str {
         match self {
             Self::Origin => "origin",
-            Self::Cluster => "cluster",
-            Self::Region => "region",
+            Self::Cluster | Self::ClusterNext => "cluster",
+            Self::Region | Self::RegionNext => "region",
             Self::Client => "client",
         }
     }
 
-    /// The level of a question with this query; only these two are asked.
-    pub fn of_query(query: Option<&str>) -> Option<Self> {
-        match query? {
-            "level=region" => Some(Self::Region),
-            "level=cluster" => Some(Self::Cluster),
+    /// Whether the second home is asked.
+    pub fn is_next(self) -> bool {
+        matches!(self, Self::ClusterNext | Self::RegionNext)
+    }
+
+    /// The level of a question with this query, to the second home or not; others are not asked.
+    pub fn of_question(query: Option<&str>, is_next: bool) -> Option<Self> {
+        match (query?, is_next) {
+            ("level=region", false) => Some(Self::Region),
+            ("level=region", true) => Some(Self::RegionNext),
+            ("level=cluster", false) => Some(Self::Cluster),
+            ("level=cluster", true) => Some(Self::ClusterNext),
             _ => None,
         }
     }
@@ -71,6 +85,38 @@ pub struct Home {
     pub addr: String,
     /// As what it is asked.
     pub level: Level,
+    /// It may send the asker on to the next one when it has too much to do.
+    pub may_send_on: bool,
+}
+
+/// Of which keys this node, where it is the first home, has others be the home for now: it has too much to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spilling {
+    /// Of its region's.
+    pub region: bool,
+    /// Of the cluster's.
+    pub cluster: bool,
+}
+
+/// Who has had too much to do sends others on for so long after: until what the next home has fetched meanwhile is
+/// known by its digest, nobody is the home of the same key as well.
+const SPILLING_FOR: Duration = Duration::from_secs(10);
+
+/// Until when this node sends others on.
+#[derive(Debug, Default)]
+pub(super) struct SpillingUntil([Option<Instant>; 2]);
+
+impl SpillingUntil {
+    /// What to do now, when the region's and the cluster's keys are too much, or not.
+    fn now(&mut self, too_much: [bool; 2], now: Instant) -> Spilling {
+        for (until, too_much) in self.0.iter_mut().zip(too_much) {
+            if too_much {
+                *until = Some(now + SPILLING_FOR);
+            }
+        }
+        let [region, cluster] = self.0.map(|until| until.is_some_and(|until| now < until));
+        Spilling { region, cluster }
+    }
 }
 
 /// The homes that a fill asks, one after the other, before the origin.
@@ -84,31 +130,63 @@ pub fn reach(way: &[Home]) -> Level {
         .unwrap_or(Level::Origin)
 }
 
-/// Whom `me` asks for a question of `level`, as level and name; then the origin. `region` and `cluster` are
-/// the homes of the key, the first one first.
+/// A home to ask, without its address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// As what it is asked.
+    pub level: Level,
+    /// Its name.
+    pub id: NodeId,
+    /// It may send the asker on to the next one.
+    pub may_send_on: bool,
+}
+
+/// Whom `me` asks for a question of `level`; then the origin. `region` and `cluster` are the homes of the key, the
+/// first one first.
+///
+/// Only the first home may send others on, to the second: so there is one node that decides who fetches a key.
 pub fn way(
     level: Level,
     shield: Shield,
     me: &NodeId,
     region: &[NodeId],
     cluster: &[NodeId],
-) -> Vec<(Level, NodeId)> {
-    let regional = shield != Shield::None && level > Level::Region;
-    let global = shield == Shield::Cluster && level > Level::Cluster;
-    if global && cluster.first() == Some(me) {
-        // The end of every way.
-        return Vec::new();
-    }
-    let mut way: Vec<(Level, NodeId)> = Vec::new();
-    for (asks, level, homes) in [
-        (regional, Level::Region, region),
-        (global, Level::Cluster, cluster),
+    spilling: Spilling,
+) -> Vec<Step> {
+    let regional = shield != Shield::None && level > Level::RegionNext;
+    let global = shield == Shield::Cluster && level > Level::ClusterNext;
+    let is_end = global && cluster.first() == Some(me);
+    let mut way: Vec<Step> = Vec::new();
+    // As many as there are levels for: [`HOMES_ASKED_MAX`].
+    for (asks, levels, homes, spills) in [
+        // Who is the cluster's home is the end of every way, or what the next one of the cluster is instead.
+        (
+            regional && !is_end,
+            [Level::Region, Level::RegionNext] as [_; HOMES_ASKED_MAX],
+            region,
+            spilling.region,
+        ),
+        (
+            global,
+            [Level::Cluster, Level::ClusterNext],
+            cluster,
+            spilling.cluster,
+        ),
     ] {
-        // Where it is this node's turn, it does what the home does.
-        let before_me = homes.iter().take_while(|id| *id != me);
-        for id in before_me.take(if asks { HOMES_ASKED_MAX } else { 0 }) {
-            if !way.iter().any(|(_, asked)| asked == id) {
-                way.push((level, id.clone()));
+        for (turn, (id, level)) in homes.iter().zip(levels).enumerate() {
+            if id == me {
+                match turn == 0 && spills {
+                    true => continue,
+                    // Where it is this node's turn, it does what the home does.
+                    false => break,
+                }
+            }
+            if asks && !way.iter().any(|step| step.id == *id) {
+                way.push(Step {
+                    level,
+                    id: id.clone(),
+                    may_send_on: turn == 0 && homes.len() > 1,
+                });
             }
         }
     }
@@ -120,20 +198,46 @@ impl Upstream {
     /// origin.
     pub fn way(&self, site: &Site, key: Key, level: Level) -> Way {
         let inner = &*self.0;
-        if inner.asker.is_none() || level <= Level::Cluster {
+        if inner.asker.is_none() || level <= Level::ClusterNext {
             return Way::new();
         }
         let view = inner.view.borrow().clone();
         let [region, cluster] = inner.homes(&view, site, key);
         let names = |homes: &[&'_ NodeInfo]| homes.iter().map(|node| node.id.clone()).collect();
+        let spilling = inner.spilling(&region, &cluster);
         let (region, cluster): (Vec<_>, Vec<_>) = (names(&region), names(&cluster));
-        way(level, site.shield(), &inner.me, &region, &cluster)
+        way(level, site.shield(), &inner.me, &region, &cluster, spilling)
             .into_iter()
-            .filter_map(|(level, id)| {
+            .filter_map(|step| {
+                let Step {
+                    level,
+                    id,
+                    may_send_on,
+                } = step;
                 let addr = inner.address(view.node(&id)?).to_owned();
-                Some(Home { id, addr, level })
+                Some(Home {
+                    id,
+                    addr,
+                    level,
+                    may_send_on,
+                })
             })
             .collect()
+    }
+
+    /// Whether who asks this node for `key` with a question of `level` is to ask the next home: this node is the
+    /// first one, and has too much to do.
+    pub fn sends_on(&self, site: &Site, key: Key, level: Level) -> bool {
+        let inner = &*self.0;
+        let view = inner.view.borrow().clone();
+        let [region, cluster] = inner.homes(&view, site, key);
+        let spilling = inner.spilling(&region, &cluster);
+        let (homes, spills) = match level {
+            Level::Region => (region, spilling.region),
+            Level::Cluster => (cluster, spilling.cluster),
+            _ => return false,
+        };
+        spills && homes.first().is_some_and(|first| first.id == inner.me)
     }
 
     /// Asks `home` for what is `wanted`, and waits until it is known what comes of it; the caller knows for
@@ -209,6 +313,13 @@ impl Reached {
 }
 
 impl Inner {
+    /// Whether this node has too much to do to be the home of anything new, among these.
+    fn spilling(&self, region: &[&NodeInfo], cluster: &[&NodeInfo]) -> Spilling {
+        let too_much = [region, cluster].map(|homes| placement::has_too_much(&self.me, homes));
+        let mut until = self.spilling.lock().unwrap_or_else(PoisonError::into_inner);
+        until.now(too_much, Instant::now())
+    }
+
     /// The homes of `key` for this node's region and for the cluster, as far as the site has such.
     pub(super) fn homes<'a>(
         &self,
@@ -259,7 +370,7 @@ impl HomeReport {
         let load = placement::load(node);
         let mut why = match load > limit {
             true => {
-                format!("by its hash, behind those with less to do: load {load:.2} over {limit:.2}")
+                format!("by its hash, but sends on what is new: load {load:.2} over {limit:.2}")
             }
             false => format!("by its hash; load {load:.2} of {limit:.2}"),
         };
@@ -308,22 +419,42 @@ mod tests {
         me: &str,
         region: &[&str],
         cluster: &[&str],
+        spilling: Spilling,
     ) -> String {
         let (region, cluster) = (ids(region), ids(cluster));
-        let way = way(level, shield, &me.parse().unwrap(), &region, &cluster);
+        let way = way(
+            level,
+            shield,
+            &me.parse().unwrap(),
+            &region,
+            &cluster,
+            spilling,
+        );
         let words: Vec<String> = way
             .iter()
-            .map(|(level, id)| format!("{}:{id}", level.word()))
+            .map(|step| {
+                let next = if step.level.is_next() { "-next" } else { "" };
+                format!("{}{next}:{}", step.level.word(), step.id)
+            })
             .collect();
         words.join(" ")
     }
+
+    const CALM: Spilling = Spilling {
+        region: false,
+        cluster: false,
+    };
+    const BUSY: Spilling = Spilling {
+        region: true,
+        cluster: true,
+    };
 
     #[test]
     fn who_is_asked() {
         let (region, cluster) = (["a", "b", "c", "d"], ["x", "a", "y"]);
         for (level, shield, me, expected) in [
             (Level::Client, Shield::None, "d", ""),
-            (Level::Client, Shield::Region, "d", "region:a region:b"),
+            (Level::Client, Shield::Region, "d", "region:a region-next:b"),
             // The home itself, and the one after it.
             (Level::Client, Shield::Region, "a", ""),
             (Level::Client, Shield::Region, "b", "region:a"),
@@ -331,7 +462,7 @@ mod tests {
                 Level::Client,
                 Shield::Cluster,
                 "d",
-                "region:a region:b cluster:x",
+                "region:a region-next:b cluster:x",
             ),
             (Level::Client, Shield::Cluster, "a", "cluster:x"),
             (Level::Client, Shield::Cluster, "b", "region:a cluster:x"),
@@ -340,42 +471,108 @@ mod tests {
                 Level::Client,
                 Shield::Cluster,
                 "y",
-                "region:a region:b cluster:x",
+                "region:a region-next:b cluster:x",
             ),
             (Level::Region, Shield::Region, "a", ""),
             // Another view than the asker's: still no question of its own level.
             (Level::Region, Shield::Region, "d", ""),
             (Level::Region, Shield::Cluster, "a", "cluster:x"),
-            (Level::Region, Shield::Cluster, "d", "cluster:x cluster:a"),
+            (
+                Level::Region,
+                Shield::Cluster,
+                "d",
+                "cluster:x cluster-next:a",
+            ),
             (Level::Region, Shield::Cluster, "x", ""),
             (Level::Cluster, Shield::Cluster, "x", ""),
             (Level::Cluster, Shield::Cluster, "d", ""),
             (Level::Cluster, Shield::Region, "d", ""),
         ] {
-            let way = written(level, shield, me, &region, &cluster);
+            let way = written(level, shield, me, &region, &cluster, CALM);
             assert_eq!(way, expected, "{level:?} {shield:?} {me}");
         }
-        assert_eq!(written(Level::Client, Shield::Cluster, "a", &[], &[]), "");
+        let nobody = |spilling| written(Level::Client, Shield::Cluster, "a", &[], &[], spilling);
+        assert_eq!((nobody(CALM), nobody(BUSY)), (String::new(), String::new()));
+    }
+
+    /// Who is the first home and has too much to do asks the next one, and has others ask it.
+    #[test]
+    fn a_first_home_with_too_much_to_do_has_the_next_one_fetch() {
+        let (region, cluster) = (["a", "b", "c", "d"], ["x", "a", "y"]);
+        for (level, shield, me, expected) in [
+            (Level::Client, Shield::Region, "a", "region-next:b"),
+            (Level::Client, Shield::Region, "b", "region:a"),
+            (Level::Client, Shield::Region, "d", "region:a region-next:b"),
+            (Level::Client, Shield::Cluster, "x", "cluster-next:a"),
+            (Level::Region, Shield::Cluster, "x", "cluster-next:a"),
+            (
+                Level::Client,
+                Shield::Cluster,
+                "a",
+                "region-next:b cluster:x",
+            ),
+            (Level::Region, Shield::Region, "a", ""),
+            (Level::Cluster, Shield::Cluster, "x", ""),
+        ] {
+            let way = written(level, shield, me, &region, &cluster, BUSY);
+            assert_eq!(way, expected, "{level:?} {shield:?} {me}");
+        }
+        // The only one has nobody to send on to.
+        let alone = |me| written(Level::Client, Shield::Region, me, &["a"], &[], BUSY);
+        assert_eq!((alone("a"), alone("b")), (String::new(), "region:a".into()));
+        let [d, alone] = [&["a", "b", "d"][..], &["a"]].map(|region| {
+            let (region, me) = (ids(region), "d".parse().unwrap());
+            let way = way(Level::Client, Shield::Region, &me, &region, &[], BUSY);
+            way.iter().map(|step| step.may_send_on).collect::<Vec<_>>()
+        });
+        assert_eq!((d, alone), (vec![true, false], vec![false]));
+    }
+
+    #[test]
+    fn who_sends_on_does_so_for_a_while() {
+        let (mut until, start) = (SpillingUntil::default(), Instant::now());
+        let mut at = |ms, too_much| until.now(too_much, start + Duration::from_millis(ms));
+        let only_region = Spilling {
+            region: true,
+            cluster: false,
+        };
+        assert_eq!(at(0, [false, false]), CALM);
+        assert_eq!(at(10, [true, false]), only_region);
+        assert_eq!(at(5_000, [true, false]), only_region);
+        assert_eq!(at(14_999, [false, false]), only_region);
+        assert_eq!(at(15_000, [false, false]), CALM);
+        assert_eq!(at(15_001, [true, true]), BUSY);
     }
 
     /// Rule 6 of the design: whatever each node thinks of who is home, the level falls with every question
     /// and with every fill that is waited for.
     #[test]
     fn the_level_falls_along_every_way() {
-        let levels = [Level::Origin, Level::Cluster, Level::Region, Level::Client];
+        let levels = [
+            Level::Origin,
+            Level::Cluster,
+            Level::ClusterNext,
+            Level::Region,
+            Level::RegionNext,
+            Level::Client,
+        ];
         let views: [&[&str]; 4] = [&["a", "b"], &["b", "a"], &["c"], &[]];
-        for level in [Level::Cluster, Level::Region, Level::Client] {
+        for level in levels {
             for shield in [Shield::None, Shield::Region, Shield::Cluster] {
                 for (region, cluster, me) in views.iter().flat_map(|r| {
                     let with = |c| ["a", "b", "d"].map(|me| (*r, c, me));
                     views.iter().flat_map(move |c| with(*c))
                 }) {
-                    let way = written(level, shield, me, region, cluster);
-                    for word in way.split_whitespace() {
-                        let asked = Level::of_query(Some(&format!(
-                            "level={}",
-                            word.split(':').next().unwrap()
-                        )));
+                    let [calm, busy] = [CALM, BUSY]
+                        .map(|spilling| written(level, shield, me, region, cluster, spilling));
+                    for (way, word) in [&calm, &busy]
+                        .into_iter()
+                        .flat_map(|way| way.split_whitespace().map(move |word| (way, word)))
+                    {
+                        let asked = word.split(':').next().unwrap();
+                        let first = asked.strip_suffix("-next").unwrap_or(asked);
+                        let query = format!("level={first}");
+                        let asked = Level::of_question(Some(&query), asked != first);
                         assert!(asked.unwrap() < level, "{level:?} {shield:?} {me}: {way}");
                         assert!(!word.ends_with(&format!(":{me}")), "{way}");
                     }
@@ -387,7 +584,7 @@ mod tests {
         }
         assert!(!may_join(Level::Region, u8::MAX));
         for query in [None, Some("level=origin"), Some("level=client"), Some("")] {
-            assert_eq!(Level::of_query(query), None);
+            assert_eq!(Level::of_question(query, false), None);
         }
     }
 

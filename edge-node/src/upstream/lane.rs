@@ -54,8 +54,8 @@ impl Lane {
         Some(Ready { place, idle })
     }
 
-    /// Sends the request that was written into `ready`, at `asked_ms`, and reads the answer, for `take` to
-    /// take; `sent` hears that it is sent.
+    /// Sends the request that was written into `ready`, `now`, which is `asked_ms`, and reads the answer, for
+    /// `take` to take; `sent` hears that it is sent.
     ///
     /// # Errors
     ///
@@ -63,13 +63,14 @@ impl Lane {
     pub async fn ask(
         &self,
         ready: Ready,
+        now: Instant,
         asked_ms: u64,
         sent: impl FnOnce(),
         take: Take<'_>,
     ) -> Result<(), Option<Begun>> {
         let Ready { place, idle } = ready;
-        let by = Instant::now() + self.patience;
-        let asked = self.kept.ask(&self.authority, idle, by, sent, take);
+        let by = now + self.patience;
+        let asked = self.kept.ask(&self.authority, idle, [now, by], sent, take);
         match asked.await {
             None => Ok(()),
             Some(Plainly::Closed) => Err(None),

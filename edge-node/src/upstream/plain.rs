@@ -11,8 +11,8 @@ use std::{
     collections::HashMap,
     future::poll_fn,
     io,
-    mem::MaybeUninit,
-    pin::Pin,
+    mem::{self, MaybeUninit},
+    pin::{Pin, pin},
     sync::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
@@ -22,7 +22,10 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use cluster::net::{BoxStream, Net};
+use cluster::{
+    key::KeyHashes,
+    net::{BoxStream, Net},
+};
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use hyper::ext::ReasonPhrase;
 use tokio::{
@@ -31,6 +34,7 @@ use tokio::{
 };
 
 use super::pool::{IDLE_PER_HOST_MAX, IDLE_TIMEOUT};
+use crate::alarm::Alarm;
 
 /// Longest body taken here: what comes in one with its head, mostly.
 const BODY_BYTES_MAX: usize = 64 << 10;
@@ -99,10 +103,13 @@ impl Spelling {
 /// Connections that wait for the next plain exchange.
 pub(super) struct Kept {
     net: Arc<dyn Net>,
-    origins: Mutex<HashMap<String, Origin>>,
+    origins: Mutex<ByAuthority>,
     /// Whether a task looks for those that have been idle for too long.
     is_swept: AtomicBool,
 }
+
+/// Who chooses the origins of sites chooses their names as well.
+type ByAuthority = HashMap<String, Origin, KeyHashes>;
 
 #[derive(Default)]
 struct Origin {
@@ -115,6 +122,8 @@ pub(super) struct Idle {
     stream: BoxStream,
     /// Room for the next request.
     pub(super) out: Vec<u8>,
+    /// For the next answer.
+    alarm: Alarm,
     since: Instant,
 }
 
@@ -163,6 +172,7 @@ pub(super) struct Exchange<'a> {
     authority: &'a str,
     stream: BoxStream,
     out: Vec<u8>,
+    alarm: Alarm,
     used: bool,
 }
 
@@ -175,7 +185,7 @@ impl Kept {
         }
     }
 
-    fn origins(&self) -> MutexGuard<'_, HashMap<String, Origin>> {
+    fn origins(&self) -> MutexGuard<'_, ByAuthority> {
         self.origins
             .lock()
             .expect("no code panics while it holds this lock")
@@ -202,6 +212,7 @@ impl Kept {
         while let Some(Idle {
             mut stream,
             out,
+            alarm,
             since,
         }) = used.then(|| self.last_used(authority)).flatten()
         {
@@ -211,6 +222,7 @@ impl Kept {
                     authority,
                     stream,
                     out,
+                    alarm,
                     used: true,
                 });
             }
@@ -229,6 +241,7 @@ impl Kept {
                 authority,
                 stream,
                 out: Vec::new(),
+                alarm: Alarm::default(),
                 used: false,
             }),
             Ok(Err(error)) => Err((Failure::Connect, error.to_string())),
@@ -250,21 +263,22 @@ impl Kept {
         Some(idle)
     }
 
-    /// Sends what was written into `idle`, and reads the answer; `None`: `take` has taken it.
+    /// Sends what was written into `idle`, `now`, and reads the answer; `None`: `take` has taken it.
     pub(super) async fn ask(
         self: &Arc<Self>,
         authority: &str,
         idle: Idle,
-        by: Instant,
+        [now, by]: [Instant; 2],
         sent: impl FnOnce(),
         take: Take<'_>,
     ) -> Option<Plainly> {
         let Idle {
             mut stream,
             out,
+            alarm,
             since,
         } = idle;
-        if since.elapsed() >= IDLE_TIMEOUT || !is_silent(&mut stream).await {
+        if now.saturating_duration_since(since) >= IDLE_TIMEOUT || !is_silent(&mut stream).await {
             return Some(Plainly::Closed);
         }
         sent();
@@ -273,6 +287,7 @@ impl Kept {
             authority,
             stream,
             out,
+            alarm,
             used: true,
         };
         exchange.exchanged(by, take).await
@@ -358,16 +373,29 @@ impl Exchange<'_> {
     /// Sends what is written, and reads the answer; `None`: `take` has taken it.
     async fn exchanged(mut self, by: Instant, take: Take<'_>) -> Option<Plainly> {
         let mut read = Vec::new();
-        let answered = timeout_at(by, async {
-            self.send().await?;
-            self.receive(&mut read, take).await
-        });
-        Some(match answered.await {
+        let mut alarm = mem::take(&mut self.alarm);
+        let answered = {
+            let mut asked = pin!(async {
+                self.send().await?;
+                self.receive(&mut read, take).await
+            });
+            poll_fn(|context| match asked.as_mut().poll(context) {
+                Poll::Ready(answered) => Poll::Ready(Ok(answered)),
+                Poll::Pending => alarm.poll_at(by, context).map(Err),
+            })
+            .await
+        };
+        Some(match answered {
             Ok(Ok(Received::Whole { response, keeps })) => {
                 if keeps {
                     let Self { stream, out, .. } = self;
-                    let since = Instant::now();
-                    self.kept.keep(self.authority, Idle { stream, out, since });
+                    let idle = Idle {
+                        stream,
+                        out,
+                        alarm,
+                        since: Instant::now(),
+                    };
+                    self.kept.keep(self.authority, idle);
                 }
                 Plainly::Whole(response?)
             }
@@ -382,7 +410,7 @@ impl Exchange<'_> {
                 Plainly::Failed(Failure::ClosedEarly, detail)
             }
             Ok(Err(error)) => Plainly::Failed(Failure::ClosedEarly, error.to_string()),
-            Err(_) => Plainly::Failed(Failure::HeadTimeout, "no answer in time".to_owned()),
+            Err(()) => Plainly::Failed(Failure::HeadTimeout, "no answer in time".to_owned()),
         })
     }
 

@@ -8,6 +8,9 @@
 //! `cdn-purged` says which purges the asker knows: a home that does not know all of them catches up first, or
 //! says that it is behind.
 //!
+//! `cdn-next: known` says that the asker knows of another home: one that has too much to do sends it on to that.
+//! `cdn-next: asked` says that this is that other one.
+//!
 //! `cdn-fellows: 1` says that the asker can get pieces from other nodes that ask at the same time.
 //!
 //! Answered at once by 200, or 503 when busy, and by [frames](Frame) as soon as there is something to say;
@@ -45,6 +48,12 @@ pub const HAVE_FIELD: &str = "cdn-have";
 pub const FROM_FIELD: &str = "cdn-from";
 /// Question: the object may be [shared out](super::wants).
 pub const FELLOWS_FIELD: &str = "cdn-fellows";
+/// Question: the asker knows whom it can be sent on to; or it asks that one.
+pub const NEXT_FIELD: &str = "cdn-next";
+/// What that says to a first home …
+const KNOWN: &str = "known";
+/// … and to a second one.
+const ASKED: &str = "asked";
 /// Question: up to which place in the purge log the asker lacks nothing, `LOG,NUMBER`.
 pub const PURGED_FIELD: &str = "cdn-purged";
 /// Question: the nodes that the request has been through (RFC 8586).
@@ -134,6 +143,8 @@ pub enum Refusal {
     Behind,
     /// The site has taken it down.
     TakenDown,
+    /// It has more to do than others, and leaves this to the next home.
+    SentOn,
 }
 
 /// A piece of an object that is shared out, and where it is to be had.
@@ -169,6 +180,7 @@ impl Refusal {
             Self::OriginBusy => "origin_busy",
             Self::Behind => "behind",
             Self::TakenDown => "taken_down",
+            Self::SentOn => "sent_on",
             Self::OriginFailed { .. } | Self::OriginError { .. } => "origin_failed",
         }
     }
@@ -396,7 +408,15 @@ impl Asker {
         wanted: Wanted<'_>,
     ) -> Result<(Frames, Duration), PeerError> {
         let path = format!("{}/{}?level={}", wire::FILL, wanted.key, home.level.word());
-        let fields = question_fields(wanted)?;
+        let mut fields = question_fields(wanted)?;
+        let next = match (home.level.is_next(), home.may_send_on) {
+            (true, _) => Some(ASKED),
+            (false, true) => Some(KNOWN),
+            (false, false) => None,
+        };
+        if let Some(next) = next {
+            fields.insert(NEXT_FIELD, HeaderValue::from_static(next));
+        }
         let patience = self.patience(&home.id);
         // A second attempt is signed anew: who did see the first would take it for a replay.
         let request = || self.request(&home.id, &home.addr, &path, fields.clone());
@@ -451,6 +471,16 @@ fn received(mut head: RelayHead, round_trip: Duration) -> RelayHead {
     let way_ms = u64::try_from(round_trip.as_millis()).unwrap_or(u64::MAX);
     head.age_ms = head.age_ms.saturating_add(way_ms);
     head
+}
+
+/// Whether the asker can be sent on.
+pub fn may_be_sent_on(fields: &HeaderMap) -> bool {
+    fields.get(NEXT_FIELD).is_some_and(|next| next == KNOWN)
+}
+
+/// Whether this node is asked as the second home.
+pub fn is_for_next(fields: &HeaderMap) -> bool {
+    fields.get(NEXT_FIELD).is_some_and(|next| next == ASKED)
 }
 
 /// The fields of a question.
@@ -631,6 +661,7 @@ mod tests {
             id: "edge-2".parse().unwrap(),
             addr: server.address(),
             level: Level::Region,
+            may_send_on: true,
         };
         let wanted = Wanted {
             key: Key(7),

@@ -21,8 +21,16 @@ const PATIENCE_FIRST: Duration = Duration::from_secs(1);
 const LATE_FACTOR: f64 = 2.0;
 /// … and a moment more, within which a busy machine may just not have looked.
 const LATE_GRACE: Duration = Duration::from_millis(250);
-/// Longest patience: beyond, the home is the better choice however slow all others are.
+/// Longest patience with what the reader waits for: beyond, the home is the better choice however slow all others
+/// are.
 const PATIENCE_MAX: Duration = Duration::from_secs(5);
+/// The same with what it does not wait for yet.
+const PATIENCE_AHEAD_MAX: Duration = Duration::from_secs(60);
+/// Questions to the home at once, beside that for the piece that the reader waits for: it has one line for all that
+/// ask, and when everybody asks it for a whole window, that is full for longer than anybody waits.
+const HOME_AT_ONCE_MAX: usize = 2;
+/// Pause before a home is asked again that did not give a piece. Whether it lives is seen by what it relays.
+const HOME_PAUSE: Duration = Duration::from_secs(1);
 /// Weight of the newest piece in the average.
 const TOOK_ALPHA: f64 = 0.25;
 /// Pause before somebody who does not have a piece yet, or is busy, is asked again.
@@ -76,7 +84,7 @@ pub struct Wants {
     slots: VecDeque<Slot>,
     questions: BTreeMap<u64, Question>,
     asked: u64,
-    /// Who was late or failed: with them, nobody waits until it is the reader's turn.
+    /// Who was late or failed, and has not been in time since: with them, nobody waits until it is the reader's turn.
     distrusted: HashSet<NodeId>,
     /// Average seconds from a question to its piece.
     took: Option<f64>,
@@ -147,6 +155,8 @@ impl Wants {
 
     /// The next question to ask now, if any; to be called until there is none.
     pub fn ask(&mut self, now: Instant) -> Option<Ask> {
+        let at_home = |q: &&Question| matches!(q.whom, Whom::Home(_));
+        let at_home = self.questions.values().filter(at_home).count();
         let (piece, whom) = (self.next..).zip(&self.slots).find_map(|(piece, slot)| {
             let holder = slot.holder.as_ref().filter(|_| !slot.is_here)?;
             let is_asked = |home| {
@@ -156,7 +166,8 @@ impl Wants {
             if now < holder.not_before || is_asked(true) {
                 None
             } else if holder.failed || self.late_at(piece, holder) <= now {
-                Some((piece, Whom::Home(holder.id.clone())))
+                let has_room = piece == self.next || at_home < HOME_AT_ONCE_MAX;
+                has_room.then(|| (piece, Whom::Home(holder.id.clone())))
             } else if is_asked(false) {
                 None
             } else {
@@ -219,6 +230,11 @@ impl Wants {
             return false;
         };
         let took = now.saturating_duration_since(asked.since).as_secs_f64();
+        if let Whom::Fellow(id) = &asked.whom
+            && took <= self.usual().as_secs_f64()
+        {
+            self.distrusted.remove(id);
+        }
         let average = |old: f64| old + TOOK_ALPHA * (took - old);
         self.took = Some(self.took.map_or(took, average));
         self.arrived(asked.piece, now)
@@ -246,7 +262,7 @@ impl Wants {
                     failed,
                 };
             }
-            (Ended::Failed, Whom::Home(_)) => self.is_stuck = true,
+            (Ended::Failed, Whom::Home(_)) => holder.not_before = now + HOME_PAUSE,
             // Of one who was replaced meanwhile, nothing more is of interest.
             (_, Whom::Fellow(id)) if id == holder.id => holder.failed = true,
             _ => {}
@@ -281,17 +297,22 @@ impl Wants {
         self.is_stuck
     }
 
+    /// Who takes longer for a piece is slower than is usual.
+    fn usual(&self) -> Duration {
+        let usual = self.took.map_or(PATIENCE_FIRST, |took| {
+            Duration::from_secs_f64((LATE_FACTOR * took).min(1e6)) + LATE_GRACE
+        });
+        usual.min(PATIENCE_AHEAD_MAX)
+    }
+
     /// When the holder of a piece is late with it: once the reader waits for it, or at once for one that was
     /// late before.
     fn late_at(&self, piece: u32, holder: &Holder) -> Instant {
-        let patience = self.took.map_or(PATIENCE_FIRST, |took| {
-            Duration::from_secs_f64((LATE_FACTOR * took).min(1e6)) + LATE_GRACE
-        });
-        let patience = patience.min(PATIENCE_MAX);
         if piece == self.next {
-            holder.since.max(self.next_since) + patience
+            holder.since.max(self.next_since) + self.usual().min(PATIENCE_MAX)
         } else if self.distrusted.contains(&holder.id) {
-            holder.since + patience
+            // As long as pieces take when a whole window of them is on its way.
+            holder.since + self.usual()
         } else {
             // Not before the reader comes to it; far enough to be looked at again before.
             holder.since + PATIENCE_MAX * 60
@@ -374,8 +395,72 @@ mod tests {
         assert_eq!(words(&second), ["0 of home, edge-1 late"]);
         let third = asks(&mut wants, now + PAUSE);
         assert_eq!(words(&third), ["1 of edge-2"]);
-        wants.ended(second[0].0, Ended::Failed, now);
-        assert!(wants.is_stuck());
+    }
+
+    /// Ten edges shared 1 GiB out over narrow lines. The home's was full, a question to it stalled, and five of
+    /// them took it for lost while it relayed to them, and asked the next home for all that was left.
+    #[test]
+    fn a_home_that_does_not_give_a_piece_at_once_is_asked_again() {
+        let mut now = Instant::now();
+        let mut wants = Wants::new(0, 1, 8, now);
+        wants.told(Some(id(1)), now);
+        let first = asks(&mut wants, now);
+        wants.ended(first[0].0, Ended::Failed, now);
+        for _ in 0..HOME_ASKED_MAX {
+            let home = asks(&mut wants, now);
+            assert_eq!(words(&home), ["0 of home, edge-1 late"]);
+            wants.ended(home[0].0, Ended::Failed, now);
+            assert!(asks(&mut wants, now).is_empty() && !wants.is_stuck());
+            assert_eq!(wants.look_again_at(now), Some(now + HOME_PAUSE));
+            now += HOME_PAUSE;
+        }
+        assert!(asks(&mut wants, now).is_empty() && wants.is_stuck());
+    }
+
+    #[test]
+    fn the_home_is_not_asked_for_a_whole_window_at_once() {
+        let now = Instant::now();
+        let mut wants = Wants::new(0, 9, 8, now);
+        (0..8).for_each(|_| wants.told(Some(id(1)), now));
+        let first = asks(&mut wants, now);
+        assert_eq!(first.len(), 8);
+        let late = now + PATIENCE_FIRST;
+        let second = asks(&mut wants, late);
+        let home = ["0 of home, edge-1 late", "1 of home, edge-1 late"];
+        assert_eq!(words(&second), home);
+        assert!(wants.answered(second[0].0, late));
+        // What the reader waits for now is asked for already; another may be.
+        assert_eq!(words(&asks(&mut wants, late)), ["2 of home, edge-1 late"]);
+    }
+
+    #[test]
+    fn who_is_in_time_again_is_trusted_again() {
+        let now = Instant::now();
+        let mut wants = Wants::new(0, 9, 8, now);
+        (0..3).for_each(|_| wants.told(Some(id(1)), now));
+        let first = asks(&mut wants, now);
+        let late = now + PATIENCE_FIRST;
+        let second = asks(&mut wants, late);
+        assert_eq!(
+            second.len(),
+            2,
+            "the reader's, and one that is late as well"
+        );
+        assert!(wants.answered(first[0].0, late));
+        wants.told(Some(id(1)), late);
+        let third = asks(&mut wants, late);
+        assert!(
+            wants.answered(first[2].0, late) && wants.answered(third.last().unwrap().0, late + MS)
+        );
+        wants.told(Some(id(1)), late + MS);
+        asks(&mut wants, late + MS);
+        // One that is not the reader's has time again.
+        let much_later = late + PATIENCE_MAX;
+        let home = asks(&mut wants, much_later);
+        assert!(
+            home.iter().all(|(_, words)| !words.starts_with('4')),
+            "{home:?}"
+        );
     }
 
     #[test]

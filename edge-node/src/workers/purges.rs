@@ -4,12 +4,16 @@
 //! A check asks the control planes, all at once, and where none answers the peers that are furthest. It is
 //! done when nothing is missing of what it was told.
 
-use std::{cmp::Reverse, sync::Arc, time::Duration};
+use std::{
+    cmp::Reverse,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use cluster::{
     membership::Membership,
     node::{NodeInfo, Role},
-    purge::{Passage, Position},
+    purge::Position,
     view::ClusterView,
     wire::PurgePage,
 };
@@ -24,6 +28,7 @@ use tracing::{debug, info, warn};
 use crate::{
     purges::{
         Checks, Purges,
+        pull::{Batch, Pull},
         watch::{CHECK_EVERY, CHECK_WAIT_MAX},
     },
     upstream::{Upstream, pool::Reuse},
@@ -63,6 +68,7 @@ pub async fn follow(
         upstream,
         view: membership.view(),
         started: Instant::now(),
+        broken_off: Arc::default(),
     };
     let mut view = membership.view();
     let mut applied = purges.applied_watch();
@@ -145,6 +151,8 @@ struct Checker {
     upstream: Upstream,
     view: watch::Receiver<Arc<ClusterView>>,
     started: Instant,
+    /// The pull that came furthest without coming to its end: the next goes on from there.
+    broken_off: Arc<Mutex<Option<Pull>>>,
 }
 
 /// What of the log is here now.
@@ -153,11 +161,8 @@ enum Taken {
     All,
     /// Not all, and this way there is no more of it.
     NotAll,
-    /// What is up to here.
-    Part {
-        /// Where the next page begins.
-        next: Position,
-    },
+    /// What a pull has come to: there is more.
+    Part,
 }
 
 impl Checker {
@@ -190,25 +195,28 @@ impl Checker {
     }
 
     async fn pull_from_control(&self, reuse: Reuse, by: Instant) -> bool {
-        let start = self.purges.as_of();
-        let mut after = start;
+        let mut pull = self.pull();
         for _ in 0..PAGES_MAX {
-            let page = match self.upstream.purges_by_control(after, reuse, by).await {
+            let page = match self
+                .upstream
+                .purges_by_control(pull.after(), reuse, by)
+                .await
+            {
                 Ok(page) => page,
                 Err(error) => {
                     debug!(%error, "purge log cannot be pulled");
                     return false;
                 }
             };
-            if page.log < after.log {
+            if page.log < pull.after().log {
                 // It has lost its own, and will see that by what nodes tell it.
                 debug!(log = page.log, "a control plane has an older purge log");
                 return false;
             }
-            match self.take(start, after, page).await {
+            match self.take(&mut pull, page).await {
                 Taken::All => return true,
                 Taken::NotAll => return false,
-                Taken::Part { next } => after = next,
+                Taken::Part => {}
             }
         }
         false
@@ -232,70 +240,72 @@ impl Checker {
     }
 
     async fn pull_from_peer(&self, peer: &NodeInfo, reuse: Reuse, by: Instant) -> bool {
-        let start = self.purges.as_of();
-        let mut after = start;
+        let mut pull = self.pull();
         for _ in 0..PAGES_MAX {
-            let page = match self.upstream.purges_by_peer(peer, after, reuse, by).await {
+            let page = match self
+                .upstream
+                .purges_by_peer(peer, pull.after(), reuse, by)
+                .await
+            {
                 Ok(page) => page,
                 Err(error) => {
                     debug!(peer = %peer.id, %error, "peer tells no purges");
                     return false;
                 }
             };
-            match self.take(start, after, page).await {
+            match self.take(&mut pull, page).await {
                 Taken::All => return true,
                 Taken::NotAll => return false,
-                Taken::Part { next } => after = next,
+                Taken::Part => {}
             }
         }
         false
     }
 
-    /// Takes in a page that was asked for behind `after`, the last of those behind `start`. Only with one that
-    /// reaches the head nothing is missing: what a later page hits again, an earlier one leaves out.
-    async fn take(&self, start: Position, after: Position, page: PurgePage) -> Taken {
-        let PurgePage {
-            log,
-            head,
-            through,
-            mut records,
-        } = page;
-        let place = |seq| Position { log, seq };
-        let is_last = through >= head;
-        let from = if log == start.log { start } else { place(0) };
-        let passage = is_last.then_some(Passage {
-            from,
-            to: place(through),
-        });
-        let is_one_of_several = !is_last || (log == after.log && from != after);
-        if !records.is_empty() || passage.is_some_and(|passage| passage.to > start) {
-            let count = records.len();
-            let applied = if is_one_of_several {
-                for record in &mut records {
-                    record.prev = record.at.seq.saturating_sub(1);
-                }
+    /// A pull of what is missing now.
+    fn pull(&self) -> Pull {
+        Pull::begin(self.purges.as_of(), *self.broken_off())
+    }
+
+    fn broken_off(&self) -> MutexGuard<'_, Option<Pull>> {
+        self.broken_off
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes in the next page of a pull.
+    async fn take(&self, pull: &mut Pull, page: PurgePage) -> Taken {
+        let (before, count, log, through) =
+            (pull.after(), page.records.len(), page.log, page.through);
+        let applied = match pull.turn(page) {
+            Batch::Nothing => None,
+            Batch::Whole(records, passage) => Some(self.purges.apply(records, Some(passage)).await),
+            Batch::Part(records, passage) => {
                 let kept = self.purges.apply(records, None).await;
-                match (kept, passage) {
+                Some(match (kept, passage) {
                     (Ok(_), Some(_)) => self.purges.apply(Vec::new(), passage).await,
                     (kept, _) => kept,
-                }
-            } else {
-                self.purges.apply(records, passage).await
-            };
-            if let Err(error) = applied {
+                })
+            }
+        };
+        match applied {
+            None => {}
+            Some(Ok(_)) => info!(count, log, through, "purges pulled"),
+            Some(Err(error)) => {
                 warn!(%error, "purges that were pulled are not kept");
                 return Taken::NotAll;
             }
-            info!(count, log, through, "purges pulled");
         }
-        if self.purges.as_of() >= place(head) {
-            Taken::All
-        } else if is_last || place(through) <= after {
-            Taken::NotAll
+        if self.purges.as_of() >= pull.furthest() {
+            return Taken::All;
+        }
+        let is_of_use = !pull.is_through();
+        let kept = is_of_use.then(|| pull.further(*self.broken_off()));
+        *self.broken_off() = kept;
+        if is_of_use && pull.after() > before {
+            Taken::Part
         } else {
-            Taken::Part {
-                next: place(through),
-            }
+            Taken::NotAll
         }
     }
 

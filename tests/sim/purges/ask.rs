@@ -34,7 +34,7 @@ pub(super) async fn ask(stage: &Stage, asked: Asked) -> Result<()> {
         let mut changes = stage.changes.subscribe();
         let asked_at = now();
         let due = stage.facts().due(edge, n, asked_at, true);
-        let by_receipts = stage.facts().due(edge, n, asked_at, false);
+        let without_check = stage.facts().due(edge, n, asked_at, false);
         let life = due.life;
         if !life.is_up {
             return Ok(());
@@ -54,10 +54,10 @@ pub(super) async fn ask(stage: &Stage, asked: Asked) -> Result<()> {
         match answered {
             Err(_) => bail!("{} hangs for {BUDGET:?}", place()),
             Ok(Ok(answer)) => {
-                // Who could not ask meanwhile need not know.
-                let due = match stage.facts().is_free_since(edge, asked_at) {
-                    true => due,
-                    false => by_receipts,
+                // Who could not ask anybody meanwhile need not know more than before.
+                let due = match stage.facts().is_lost_behind(edge, asked_at) {
+                    false => due,
+                    true => without_check,
                 };
                 return check(stage, edge, n, &due, answer).with_context(place);
             }

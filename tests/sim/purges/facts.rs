@@ -51,6 +51,9 @@ pub(super) const OBJECTS: [Object; 6] = [
 /// For so long a way must be free until nothing excuses an edge any more: a check that hangs on a connection
 /// from before takes 3 s, the next begins within one, and its answer counts for 2 s.
 const FREE: Duration = Duration::from_secs(7);
+/// The longest from a request's way to an edge on to the end of the check that the edge makes for it: two
+/// messages for the connection, one for the request, and 340 ms until the check is given up.
+const CHECKED: Duration = Duration::from_millis(500);
 /// After so long without anybody, an edge checks before it answers.
 pub(super) const ALONE: Duration = Duration::from_millis(2_200);
 
@@ -159,6 +162,8 @@ pub(super) struct Facts {
     pub(super) lives: BTreeMap<&'static str, Life>,
     /// Ways that are cut, or were.
     ways: BTreeMap<(&'static str, &'static str), (bool, Duration)>,
+    /// When ways were lost, by a cut or because an end of them was killed.
+    lost: Vec<(&'static str, &'static str, Duration)>,
     /// When an edge was cut off from all others for the last time: from when, and until when.
     alone: BTreeMap<&'static str, (Duration, Duration)>,
     taken: Vec<Taken>,
@@ -184,6 +189,9 @@ impl Facts {
         life.is_up = is_up;
         life.since = now;
         life.count += 1;
+        if !is_up {
+            self.lost.push((host, "", now));
+        }
         self.counts.kills += u64::from(!is_up);
         self.note(
             now,
@@ -205,6 +213,10 @@ impl Facts {
         now: Duration,
     ) {
         self.ways.insert(ends(one, other), (is_cut, now));
+        if is_cut {
+            let (one, other) = ends(one, other);
+            self.lost.push((one, other, now));
+        }
         self.counts.cuts += u64::from(is_cut);
         let word = if is_cut { "cut" } else { "free" };
         self.note(now, format_args!("{one} - {other} is {word}"));
@@ -233,12 +245,14 @@ impl Facts {
         covers
     }
 
-    /// A purge is in the log. Returns its place among all, for [`Facts::acknowledged`].
+    /// A purge is in the log that it was sent to, after so many were lost. Returns its place among all, for
+    /// [`Facts::acknowledged`].
     pub(super) fn took(
         &mut self,
         name: u64,
         covers: [Option<u64>; OBJECTS.len()],
         soft: bool,
+        logs_lost: u64,
         now: Duration,
     ) -> usize {
         self.counts.purges += 1;
@@ -248,7 +262,8 @@ impl Facts {
             covers,
             soft,
             by: BTreeSet::new(),
-            is_lost: false,
+            // Seed 1006: the log was lost while the answer was on its way.
+            is_lost: logs_lost < self.counts.logs_lost,
         });
         self.taken.len() - 1
     }
@@ -291,16 +306,17 @@ impl Facts {
         self.is_all_due = true;
     }
 
-    /// Whether `edge` has been able to reach the control plane ever since.
-    pub(super) fn is_free_since(&self, edge: &'static str, then: Duration) -> bool {
-        let way = self.ways.get(&ends(edge, "control"));
-        let (is_cut, since) = way.copied().unwrap_or_default();
-        let control = self.lives.get("control").copied().unwrap_or_default();
-        !is_cut && control.is_up && since.max(control.since) <= then
+    /// Whether `edge` lost its way to the control plane before a check for a request could end that was sent
+    /// `then`: nothing told it from one that is cut off still, which may answer for some time.
+    pub(super) fn is_lost_behind(&self, edge: &'static str, then: Duration) -> bool {
+        let way = ends(edge, "control");
+        let lost = self.lost.iter();
+        lost.filter(|(_, _, when)| (then..=then + CHECKED).contains(when))
+            .any(|(one, other, _)| (*one, *other) == way || *one == "control")
     }
 
-    /// What an answer of `edge` for object `n` must be like that begins now: by receipts, and with `learns`
-    /// by what it must have learnt as well.
+    /// What an answer of `edge` for object `n` must be like that begins now: by receipts, by what it must know
+    /// before it is asked, and with `learns` by what it learns then.
     pub(super) fn due(&self, edge: &'static str, n: usize, now: Duration, learns: bool) -> Due {
         let mut due = Due {
             version: self.versions[n],
@@ -327,8 +343,8 @@ impl Facts {
             }
             let why = match taken.by.contains(edge) {
                 true => Some("acknowledged"),
-                false if taken.is_lost || !learns => None,
-                false => self.must_know(edge, taken.at, now),
+                false if taken.is_lost => None,
+                false => self.must_know(edge, taken.at, now, learns),
             };
             if let Some(why) = why {
                 *bound = Bound {
@@ -340,8 +356,14 @@ impl Facts {
         due
     }
 
-    /// Why `edge` must know of what was in the log `at` then, if it answers from now on.
-    fn must_know(&self, edge: &'static str, at: Duration, now: Duration) -> Option<&'static str> {
+    /// Why `edge` must know of what was in the log `at` then, if it answers from now on; or `learns` of it then.
+    fn must_know(
+        &self,
+        edge: &'static str,
+        at: Duration,
+        now: Duration,
+        learns: bool,
+    ) -> Option<&'static str> {
         let (is_cut, way_since) = self
             .ways
             .get(&ends(edge, "control"))
@@ -355,6 +377,9 @@ impl Facts {
         let free = way_since.max(control.since);
         if free.max(life.since).max(at) + FREE <= now {
             return Some("in reach for long");
+        }
+        if !learns {
+            return None;
         }
         if at <= life.since && free <= life.since {
             return Some("taken before it started");

@@ -460,6 +460,7 @@ async fn purge(
         }
     }
     let covers = stage.facts().edit(&scopes);
+    let logs_lost = stage.facts().counts.logs_lost;
     stage.note(format_args!(
         "purge of {scopes:?}, soft {soft}: versions {covers:?}"
     ));
@@ -476,7 +477,9 @@ async fn purge(
         return Ok(false);
     };
     let mut status: PurgeStatus = serde_json::from_slice(&answer)?;
-    let taken = stage.facts().took(status.seq, covers, soft, now());
+    let taken = stage
+        .facts()
+        .took(status.seq, covers, soft, logs_lost, now());
     for _ in 0..LATE_LOOKS {
         receipts(stage, edges, taken, &status)?;
         if status.complete {

@@ -21,7 +21,7 @@ use cluster::{
 use edge_node::upstream::{
     digest::subscriptions,
     health::{PeerHealth, Severity, Standing},
-    home::{self, Level, may_join},
+    home::{self, Level, Spilling, may_join},
     peer::connect_timeout,
     ranking,
     select::{self, Claim, HOLDERS_ASKED_BY_HOME_MAX, HOLDERS_ASKED_MAX},
@@ -96,7 +96,7 @@ enum Event {
 enum Fault {
     Miss,
     Silent,
-    /// It waits for who asks, perhaps; not its fault.
+    /// It waits for who asks, perhaps, or sends on to the next home; not its fault.
     Crossed,
 }
 
@@ -105,8 +105,8 @@ enum Fault {
 enum Step {
     /// From its store only.
     Hold(usize),
-    /// As a home, of which kind.
-    Fill(usize, Level),
+    /// As a home, of which kind, and whether it may send on to the next one.
+    Fill(usize, Level, bool),
     Origin,
 }
 
@@ -360,7 +360,7 @@ impl Run {
                 let fetch = self.fetches.len();
                 let steps = self.steps(node, object, level);
                 let fills = steps.iter().filter_map(|step| match step {
-                    Step::Fill(_, level) => Some(*level),
+                    Step::Fill(_, level, _) => Some(*level),
                     Step::Hold(_) | Step::Origin => None,
                 });
                 self.fetches.push(Fetch {
@@ -431,7 +431,7 @@ impl Run {
         let now = self.instant();
         loop {
             match self.fetches[fetch].steps.front().copied() {
-                Some(step @ (Step::Hold(peer) | Step::Fill(peer, _))) => {
+                Some(step @ (Step::Hold(peer) | Step::Fill(peer, ..))) => {
                     let measured = self.plan.strategy == Strategy::Measured;
                     if measured && !self.health(node, peer).admit(now) {
                         self.fetches[fetch].steps.pop_front();
@@ -461,7 +461,7 @@ impl Run {
             asked_ms,
             ..
         } = self.fetches[fetch];
-        let (Step::Hold(peer) | Step::Fill(peer, _)) = step else {
+        let (Step::Hold(peer) | Step::Fill(peer, ..)) = step else {
             return;
         };
         if !self.edges[peer].alive {
@@ -469,7 +469,20 @@ impl Run {
             return self.at(until, Event::Failed(fetch, peer, Fault::Silent));
         }
         match step {
-            Step::Fill(_, level) => self.want(peer, object, level, Waiter::Fetch(fetch)),
+            Step::Fill(_, level, true)
+                if self.edges[peer].state(object).is_none()
+                    && placement::has_too_much(
+                        &self.edges[peer].info.id,
+                        &self.candidates(peer, level),
+                    ) =>
+            {
+                let way = noisy(self.world.rtt_ms(node, peer) / 2.0, &mut self.rng);
+                self.at(
+                    self.now_ms + way,
+                    Event::Failed(fetch, peer, Fault::Crossed),
+                );
+            }
+            Step::Fill(_, level, _) => self.want(peer, object, level, Waiter::Fetch(fetch)),
             _ if self.edges[peer].state(object) == Some(State::Held) => {
                 self.deliver(fetch, peer, self.now_ms);
             }
@@ -520,7 +533,7 @@ impl Run {
             health.measured(took, now);
             health.succeeded(now);
         }
-        if let Some(Step::Fill(peer, _)) = asked {
+        if let Some(Step::Fill(peer, ..)) = asked {
             self.health(node, peer).succeeded(now);
         }
         self.fetches[fetch].head = Some((source, last_ms));
@@ -576,7 +589,7 @@ impl Run {
             (Strategy::NoPeers, _) => {}
             (Strategy::Hashing, Level::Client) => {
                 let owner = self.owner(key);
-                steps.extend((owner != node).then_some(Step::Fill(owner, Level::Region)));
+                steps.extend((owner != node).then_some(Step::Fill(owner, Level::Region, false)));
             }
             (Strategy::Hashing, _) => {}
             (Strategy::Nearest, _) => {
@@ -598,7 +611,7 @@ impl Run {
                 steps.extend(
                     homes
                         .iter()
-                        .map(|(level, id)| Step::Fill(number_of(id), *level)),
+                        .map(|home| Step::Fill(number_of(&home.id), home.level, home.may_send_on)),
                 );
             }
         }
@@ -606,19 +619,29 @@ impl Run {
         steps
     }
 
+    /// Who may be homes, as what `node` is asked for `level`.
+    fn candidates(&self, node: usize, level: Level) -> Vec<&NodeInfo> {
+        let region = &self.edges[node].info.region;
+        let own = self.regions.get(region).map_or(&[][..], Vec::as_slice);
+        let all = match level {
+            Level::Region | Level::RegionNext => own,
+            _ => &self.near_origin,
+        };
+        all.iter().map(|info| &**info).collect()
+    }
+
     /// The homes that `node` asks, by the edge's own code.
-    fn way(&self, node: usize, key: Key, level: Level) -> Vec<(Level, NodeId)> {
+    fn way(&self, node: usize, key: Key, level: Level) -> Vec<home::Step> {
         let me = &self.edges[node].info;
+        let [region, cluster] = [Level::Region, Level::Cluster].map(|l| self.candidates(node, l));
+        let spilling = Spilling {
+            region: placement::has_too_much(&me.id, &region),
+            cluster: placement::has_too_much(&me.id, &cluster),
+        };
         let names = |homes: Vec<&NodeInfo>| homes.into_iter().map(|n| n.id.clone()).collect();
-        let own = self.regions.get(&me.region).map_or(&[][..], Vec::as_slice);
-        let region: Vec<NodeId> = names(placement::region_homes(
-            key,
-            &me.region,
-            own.iter().map(|n| &**n),
-        ));
-        let near = self.near_origin.iter().map(|n| &**n).collect();
-        let cluster: Vec<NodeId> = names(placement::order(key, near));
-        home::way(level, Shield::Cluster, &me.id, &region, &cluster)
+        let region: Vec<NodeId> = names(placement::region_homes(key, &me.region, region));
+        let cluster: Vec<NodeId> = names(placement::order(key, cluster));
+        home::way(level, Shield::Cluster, &me.id, &region, &cluster, spilling)
     }
 
     /// The neighbours that claim `key`, the nearest first.

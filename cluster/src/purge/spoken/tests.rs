@@ -254,6 +254,19 @@ fn what_cannot_be_said_is_refused_with_the_field_that_says_it() {
     assert_eq!(error.status, StatusCode::PAYLOAD_TOO_LARGE);
 }
 
+/// A plugin names a tag in a field of its own, and what has the tag in the field that the same plugin sends
+/// with answers is found by it.
+#[test]
+fn objects_are_tagged_by_every_field_that_purges_them() {
+    for (field, _) in TAG_FIELDS {
+        let own = ["-purge", "-softpurge", "-pattern"]
+            .iter()
+            .find_map(|end| field.strip_suffix(end))
+            .unwrap_or(field);
+        assert!(crate::purge::TAG_FIELDS.contains(&own), "{field}");
+    }
+}
+
 #[test]
 fn all_else_is_no_purge() {
     for (method, path) in [

@@ -23,6 +23,7 @@ use hyper::{
     header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue},
     rt::{Read, ReadBufCursor, Write},
 };
+use hyper_rustls::HttpsConnector;
 use hyper_util::{
     client::legacy::{
         Client,
@@ -37,8 +38,11 @@ use tokio::{
 };
 use tower::Service;
 
-use super::words::{Complaint, LoggedIn, Login, Streamed};
-use crate::store::{COMMIT_BYTES_MAX, VALUE_BYTES_MAX};
+use super::{
+    tls::{self, EtcdTls},
+    words::{Complaint, LoggedIn, Login, Streamed},
+};
+use crate::store::{COMMIT_BYTES_MAX, Health, VALUE_BYTES_MAX};
 
 /// For a connection to a member.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -97,11 +101,14 @@ enum Answered {
 
 /// The members, and connections to them.
 pub(super) struct Line {
-    client: Client<Connector, Full<Bytes>>,
+    client: Client<HttpsConnector<Connector>, Full<Bytes>>,
+    /// How URLs of members begin.
+    scheme: &'static str,
     members: Vec<String>,
     /// Who answered last.
     good: AtomicUsize,
     places: Semaphore,
+    health: Health,
     user: Option<(String, String)>,
     token: Mutex<Option<HeaderValue>>,
 }
@@ -111,17 +118,21 @@ impl Line {
     pub(super) fn new(
         members: Vec<String>,
         user: Option<(String, String)>,
+        tls: Option<&EtcdTls>,
         net: Arc<dyn Net>,
+        health: Health,
     ) -> Self {
         let client = Client::builder(TokioExecutor::new())
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(IDLE_MAX)
-            .build(Connector(net));
+            .build(tls::over(Connector(net), tls));
         Self {
             client,
+            scheme: if tls.is_some() { "https" } else { "http" },
             members,
             good: AtomicUsize::new(0),
             places: Semaphore::new(ASKING_MAX),
+            health,
             user,
             token: Mutex::default(),
         }
@@ -171,8 +182,24 @@ impl Line {
         }
     }
 
-    /// Tries the members, the last good one first, until one answers; `whole`: with all of the answer.
     async fn anywhere(
+        &self,
+        path: &str,
+        question: Bytes,
+        twice: bool,
+        whole: bool,
+    ) -> Result<Answered, LineError> {
+        let answered = self.one_of_all(path, question, twice, whole).await;
+        let is_away = matches!(
+            answered,
+            Err(LineError::Unanswered { .. } | LineError::Refused { .. })
+        );
+        self.health.note(is_away);
+        answered
+    }
+
+    /// Tries the members, the last good one first, until one answers; `whole`: with all of the answer.
+    async fn one_of_all(
         &self,
         path: &str,
         question: Bytes,
@@ -318,7 +345,7 @@ impl Line {
             member: member.to_owned(),
             reason,
         };
-        let mut request = Request::post(format!("http://{member}{path}"))
+        let mut request = Request::post(format!("{}://{member}{path}", self.scheme))
             .header(CONTENT_TYPE, "application/json");
         if let Some(token) = token {
             request = request.header(AUTHORIZATION, token);

@@ -4,7 +4,10 @@ use std::borrow::Cow;
 
 use http::{HeaderMap, HeaderName, header};
 
-use super::list::{is_tchar, members};
+use super::{
+    lines::Lines,
+    list::{is_tchar, members},
+};
 
 /// Largest number of seconds there is; larger ones mean this one (RFC 9111 §1.2.2).
 pub const SECONDS_MAX: u32 = 1 << 31;
@@ -75,9 +78,8 @@ pub struct CacheControl {
 
 impl CacheControl {
     /// What a response, or a request, says in `Cache-Control`.
-    pub fn of(headers: &HeaderMap) -> Self {
-        let lines = headers.get_all(header::CACHE_CONTROL);
-        Self::parse(lines.iter().map(http::HeaderValue::as_bytes))
+    pub fn of(headers: &impl Lines) -> Self {
+        Self::parse(headers.lines(&header::CACHE_CONTROL))
     }
 
     /// What a request says; without `Cache-Control`, `Pragma: no-cache` counts (§5.4).

@@ -1,11 +1,12 @@
 //! Which of a response's cache directives count here: those of a targeted field (RFC 9213) if there is
 //! one, else `Cache-Control`. The only file that names sfv.
 
-use http::{HeaderMap, HeaderName, header};
+use http::{HeaderName, header};
 use sfv::{BareItem, Dictionary, ListEntry, Parser};
 
 use super::{
     directives::{Argument, CacheControl},
+    lines::Lines,
     list::members,
     rules::SURROGATE_CONTROL,
 };
@@ -22,9 +23,9 @@ pub struct Governing {
 impl Governing {
     /// The first of `targets` that is there, not empty and valid (RFC 9213 §2.2); else
     /// `Cache-Control`.
-    pub fn of(headers: &HeaderMap, targets: &[HeaderName]) -> Self {
+    pub fn of(headers: &impl Lines, targets: &[HeaderName]) -> Self {
         for field in targets {
-            if !headers.contains_key(field) {
+            if !headers.has(field) {
                 continue;
             }
             let said = match field == SURROGATE_CONTROL {
@@ -51,13 +52,13 @@ impl Governing {
 /// A targeted field: a Dictionary (RFC 9213 §2.1). `None` when it is empty, or broken anywhere: then it
 /// counts as absent. A directive whose value is of another type than its own takes its strictest
 /// meaning, as in `Cache-Control`.
-fn targeted(headers: &HeaderMap, field: &HeaderName) -> Option<CacheControl> {
+fn targeted(headers: &impl Lines, field: &HeaderName) -> Option<CacheControl> {
     let mut joined: Vec<u8> = Vec::new();
-    for line in headers.get_all(field) {
+    for line in headers.lines(field) {
         if !joined.is_empty() {
             joined.extend_from_slice(b", "); // RFC 9651 §4.2
         }
-        joined.extend_from_slice(line.as_bytes());
+        joined.extend_from_slice(line);
     }
     let dictionary: Dictionary = Parser::new(&joined).parse().ok()?;
     if dictionary.is_empty() {
@@ -90,11 +91,11 @@ fn targeted(headers: &HeaderMap, field: &HeaderName) -> Option<CacheControl> {
 /// Fastly also has the windows of RFC 5861 in it. What is about content, such as `content="ESI/1.0"`,
 /// and what is addressed to another surrogate (`max-age=60;other`) means nothing here. `None` when
 /// nothing of it is about caching.
-fn surrogate(headers: &HeaderMap) -> Option<CacheControl> {
+fn surrogate(headers: &impl Lines) -> Option<CacheControl> {
     let mut said = CacheControl::default();
     let mut found = false;
-    let lines = headers.get_all(SURROGATE_CONTROL).iter();
-    for member in lines.flat_map(|line| members(line.as_bytes())) {
+    let name = SURROGATE_CONTROL;
+    for member in headers.lines(&name).flat_map(members) {
         if member.contains(&b';') {
             continue;
         }
@@ -128,7 +129,7 @@ fn surrogate(headers: &HeaderMap) -> Option<CacheControl> {
 #[doc(hidden)]
 pub fn fuzz_targeted(data: &[u8]) {
     use super::{directives::SECONDS_MAX, rules::CDN_CACHE_CONTROL};
-    let mut headers = HeaderMap::new();
+    let mut headers = http::HeaderMap::new();
     for line in data.split(|b| *b == b'\n').take(64) {
         if let Ok(value) = http::HeaderValue::from_bytes(line) {
             headers.append(CDN_CACHE_CONTROL, value.clone());
@@ -144,7 +145,7 @@ pub fn fuzz_targeted(data: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
+    use http::{HeaderMap, HeaderValue};
 
     use super::{super::rules::CDN_CACHE_CONTROL, *};
 

@@ -4,6 +4,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
+use super::lines::Lines;
+
 /// Last second that an HTTP date can name: the end of the year 9999.
 const DATE_MAX: u64 = 253_402_300_799;
 
@@ -102,8 +104,8 @@ pub fn date(value: &[u8]) -> Option<u64> {
 }
 
 /// The date in the first line of a field.
-pub fn date_of(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
-    headers.get(name).and_then(|value| date(value.as_bytes()))
+pub fn date_of(headers: &impl Lines, name: &HeaderName) -> Option<u64> {
+    headers.lines(name).next().and_then(date)
 }
 
 /// A time in Unix seconds as an HTTP date (IMF-fixdate).
@@ -144,8 +146,11 @@ pub fn range_condition(stored: &HeaderMap) -> Option<HeaderValue> {
 }
 
 /// Whether a stored response can be validated at all.
-pub fn has_validator(stored: &HeaderMap) -> bool {
-    EntityTag::of(stored).is_some() || date_of(stored, &header::LAST_MODIFIED).is_some()
+pub fn has_validator(stored: &impl Lines) -> bool {
+    let name = header::ETAG;
+    let mut tags = stored.lines(&name);
+    let tag = tags.next().filter(|_| tags.next().is_none());
+    tag.and_then(EntityTag::parse).is_some() || date_of(stored, &header::LAST_MODIFIED).is_some()
 }
 
 /// `If-None-Match` and `If-Modified-Since` that ask the origin whether `stored` is still right

@@ -8,13 +8,13 @@
 
 use std::{
     collections::HashMap,
-    hash::{BuildHasher, RandomState},
+    hash::{BuildHasher, Hash, Hasher},
     num::NonZeroU32,
     ops::Range,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use cluster::key::Key;
+use cluster::key::{Key, KeyHashes};
 
 use super::super::segment::{Entry, Kind};
 
@@ -67,20 +67,30 @@ pub(super) struct Hot {
     pub(super) spans: Vec<Span>,
 }
 
-type Shard = HashMap<[u8; 16], Slot>;
+/// Keys as bytes: a `u128` would be aligned to 16 and cost a third more memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Bytes([u8; 16]);
+
+impl Hash for Bytes {
+    fn hash<H: Hasher>(&self, to: &mut H) {
+        to.write_u128(u128::from_le_bytes(self.0));
+    }
+}
+
+type Shard = HashMap<Bytes, Slot, KeyHashes>;
 
 pub(super) struct Table {
     shards: Box<[Mutex<Shard>]>,
     large: Mutex<Large>,
     /// Keys may come from strangers; so which shard is theirs is ours to know.
-    hasher: RandomState,
+    hasher: KeyHashes,
 }
 
 /// Objects whose bodies are in pieces.
 #[derive(Default)]
 struct Large {
     objects: HashMap<u64, Pieces>,
-    of_key: HashMap<[u8; 16], u64>,
+    of_key: HashMap<Bytes, u64, KeyHashes>,
 }
 
 /// The pieces of one object that are on disk.
@@ -120,7 +130,7 @@ impl Table {
         Self {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             large: Mutex::default(),
-            hasher: RandomState::new(),
+            hasher: KeyHashes::default(),
         }
     }
 
@@ -389,12 +399,11 @@ fn shard_of(hash: u64) -> usize {
     ((at * SHARDS as f64) as usize).min(SHARDS - 1)
 }
 
-/// Keys as bytes: a `u128` would be aligned to 16 and cost a third more memory.
-fn bytes(key: Key) -> [u8; 16] {
-    key.0.to_le_bytes()
+fn bytes(key: Key) -> Bytes {
+    Bytes(key.0.to_le_bytes())
 }
 
-fn key_of(bytes: [u8; 16]) -> Key {
+fn key_of(Bytes(bytes): Bytes) -> Key {
     Key(u128::from_le_bytes(bytes))
 }
 
@@ -512,7 +521,7 @@ mod tests {
 
     #[test]
     fn a_slot_is_small() {
-        assert_eq!(size_of::<([u8; 16], Slot)>(), 32);
+        assert_eq!(size_of::<(Bytes, Slot)>(), 32);
         assert_eq!(size_of::<Option<Span>>(), 12);
     }
 }

@@ -96,20 +96,24 @@ async fn answering(text: &'static str) -> Scripted {
     Scripted::start(move |_, stream| say(stream, text)).await
 }
 
-#[tokio::test]
-async fn the_origin_sees_the_path_the_fields_and_the_host_it_is_known_by() {
-    let (seen, mut heads) = mpsc::channel(2);
+/// An origin that answers `text`, and the heads of what it is asked.
+async fn overheard(text: &'static str) -> (Scripted, mpsc::Receiver<String>) {
+    let (seen, heads) = mpsc::channel(2);
     let origin = Scripted::start(move |_, mut stream| {
         let seen = seen.clone();
         async move {
             seen.send(read_head(&mut stream).await).await.unwrap();
-            stream
-                .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx: y\r\n\r\nhi")
-                .await
-                .unwrap();
+            stream.write_all(text.as_bytes()).await.unwrap();
         }
     })
     .await;
+    (origin, heads)
+}
+
+#[tokio::test]
+async fn the_origin_sees_the_path_the_fields_and_the_host_it_is_known_by() {
+    let (origin, mut heads) =
+        overheard("HTTP/1.1 200 OK\r\ncontent-length: 2\r\nx: y\r\n\r\nhi").await;
     let mut bench = Bench::new(&[&origin.url()]);
     let mut request = get("http://client.said/a/b?c=d");
     request
@@ -446,18 +450,7 @@ async fn no_request_is_sent_to_more_origins_than_its_client_can_wait_for() {
 
 #[tokio::test]
 async fn an_origin_is_asked_for_its_own_host() {
-    let (seen, mut heads) = mpsc::channel(2);
-    let origin = Scripted::start(move |_, mut stream| {
-        let seen = seen.clone();
-        async move {
-            seen.send(read_head(&mut stream).await).await.unwrap();
-            stream
-                .write_all(b"HTTP/1.1 204 No Content\r\n\r\n")
-                .await
-                .unwrap();
-        }
-    })
-    .await;
+    let (origin, mut heads) = overheard("HTTP/1.1 204 No Content\r\n\r\n").await;
     let mut bench = Bench::new(&[&origin.url()]);
     bench.site.origin_host = Some("site.test".into());
     bench.site.origins[0].host = Some("own.test:81".into());

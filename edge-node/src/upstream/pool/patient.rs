@@ -1,0 +1,102 @@
+//! How long a reader puts up with silence.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use tokio::time::{Sleep, sleep};
+
+use super::{Body, BoxError};
+
+/// A client's body on its way to an origin, given up when the client is silent for `patience`.
+pub fn patient(body: Incoming, patience: Duration) -> Body {
+    Patient {
+        body,
+        silence: Silence::new(patience),
+    }
+    .boxed_unsync()
+}
+
+struct Patient {
+    body: Incoming,
+    silence: Silence,
+}
+
+impl http_body::Body for Patient {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let Self { body, silence } = &mut *self;
+        match silence.or_frame(body, cx) {
+            Poll::Ready(Heard::Frame(frame)) => Poll::Ready(frame.map(|f| f.map_err(Into::into))),
+            Poll::Ready(Heard::Nothing(patience)) => Poll::Ready(Some(Err(format!(
+                "the client sent nothing for {patience:?}"
+            )
+            .into()))),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The longest silence a reader puts up with; counted only while it waits.
+pub(in crate::upstream) struct Silence {
+    longest: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+/// What came of waiting.
+pub(in crate::upstream) enum Heard {
+    /// A frame, or the end.
+    Frame(Option<Result<Frame<Bytes>, hyper::Error>>),
+    /// Nothing for this long.
+    Nothing(Duration),
+}
+
+impl Silence {
+    pub(in crate::upstream) fn new(longest: Duration) -> Self {
+        Self {
+            longest,
+            timer: None,
+        }
+    }
+
+    pub(in crate::upstream) fn or_frame<B>(
+        &mut self,
+        body: &mut B,
+        cx: &mut Context<'_>,
+    ) -> Poll<Heard>
+    where
+        B: http_body::Body<Data = Bytes, Error = hyper::Error> + Unpin,
+    {
+        if let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) {
+            self.timer = None;
+            return Poll::Ready(Heard::Frame(frame));
+        }
+        let longest = self.longest;
+        ready!(
+            self.timer
+                .get_or_insert_with(|| Box::pin(sleep(longest)))
+                .as_mut()
+                .poll(cx)
+        );
+        Poll::Ready(Heard::Nothing(longest))
+    }
+}
