@@ -539,7 +539,7 @@ async fn the_commands_apply_compare_and_roll_back() {
         output.contains("30 of 30 sites changed; the sites are at version "),
         "{output}"
     );
-    assert!(output.ends_with(", by 1 commit"), "{output}");
+    assert!(output.contains(", by 1 commit"), "{output}");
     assert!(sites(&["list"]).await.1.contains("s29"));
     let (code, output) = sites(&["diff", "-f", &path]).await;
     assert_eq!(
@@ -641,7 +641,7 @@ async fn sites_of_a_file_change_together_or_not_at_all() {
     assert_eq!(code, 0, "{output}");
     assert!(output.contains("90 of 90 sites applied"), "{output}");
     assert!(
-        output.contains("90 of 90 sites changed; ") && output.ends_with(", by 3 commits"),
+        output.contains("90 of 90 sites changed; ") && output.contains(", by 3 commits"),
         "{output}"
     );
 
@@ -649,7 +649,7 @@ async fn sites_of_a_file_change_together_or_not_at_all() {
     let (code, output) = apply(&[named(0, 1), named(1, 0)]).await;
     assert_eq!(code, 0, "{output}");
     assert!(
-        output.contains("2 of 2 sites changed; ") && output.ends_with(", by 1 commit"),
+        output.contains("2 of 2 sites changed; ") && output.contains(", by 1 commit"),
         "{output}"
     );
     assert!(set_version().await > before);
