@@ -40,7 +40,7 @@ const FELLOWS_MAX: usize = 64;
 const REACH: u32 = WINDOW_MAX;
 /// What is left of the share of who was late with a piece.
 const LATE_SHARE: f64 = 0.25;
-/// Smallest share; a node that was slow once is tried again now and then.
+/// Smallest share, where the largest is 1; a node that was slow once is tried again now and then.
 const SHARE_MIN: f64 = 1.0 / 64.0;
 /// How a share grows with each piece given.
 const SHARE_GROWTH: f64 = 1.1;
@@ -192,7 +192,20 @@ impl Sharing {
         }
         let (fellow, took_over) = (own, true);
         self.holders.insert(piece, Holder { fellow, took_over });
+        self.level();
         None
+    }
+
+    /// The largest share is 1. One slow node holds the others up, and they are late for that; when all had little
+    /// in the end, the slow one would have as much as any.
+    fn level(&mut self) {
+        let present = self.fellows.iter().filter(|fellow| fellow.relays > 0);
+        let most = present.map(|fellow| fellow.share).fold(0.0, f64::max);
+        if most > 0.0 {
+            for fellow in &mut self.fellows {
+                fellow.share = (fellow.share / most).min(1.0);
+            }
+        }
     }
 }
 
@@ -451,6 +464,24 @@ mod tests {
         let given = given(&mut sharing, 4, 40..100);
         assert!(given[1] > 0 && given[1] * 2 < given[0], "{given:?}");
         assert!(given[2].abs_diff(given[0]) <= 1, "{given:?}");
+    }
+
+    /// One uplink of ten was slow, and all were late at times because of it: it was given a ninth again and again.
+    #[test]
+    fn who_is_always_late_has_less_than_who_is_late_at_times() {
+        let mut sharing = sharing(4);
+        let mut slow = 0;
+        for piece in 0..400 {
+            let giver = (0..4).map(|number| sharing.holder(piece, &id(number)));
+            let giver = giver.last().unwrap();
+            let is_slow = giver == id(1);
+            slow += u32::from(is_slow && piece >= 100);
+            if is_slow || piece % 4 == 0 {
+                let asker = if giver == id(0) { id(2) } else { id(0) };
+                assert_eq!(sharing.late(piece, &giver, &asker), None);
+            }
+        }
+        assert!((1..25).contains(&slow), "{slow} of 300");
     }
 
     #[test]
