@@ -62,6 +62,9 @@ const PACE: Duration = Duration::from_micros(300);
 /// it, and then four sources (two homes of each level) that each fall silent for 3 s within the body, the
 /// body itself, and the noise of real disks.
 const BUDGET: Duration = Duration::from_secs(30);
+/// How long ago the origin can have had what is sent to a client: for as long as an answer is fresh nobody asks
+/// for a newer one, and then the last who follow are there.
+const OLD_MAX: Duration = Duration::from_secs(8);
 /// What an edge sends its peers at most, in bytes per second.
 const UPLOAD: u64 = 512 << 10;
 /// Seconds over which that is looked at, and what may have been allowed before and be written within.
@@ -82,6 +85,8 @@ type Written = Arc<Mutex<BTreeMap<(&'static str, u64), u64>>>;
 #[derive(Default)]
 struct Facts {
     versions: HashMap<u64, u64>,
+    /// When that was last another one.
+    changed: HashMap<u64, Instant>,
     /// By the number of nodes that they had been through.
     requests: BTreeMap<usize, u64>,
 }
@@ -232,19 +237,30 @@ async fn get(at: &str, path: &str) -> Result<(http::response::Parts, Result<Byte
     Ok((parts, body.map(|b| b.to_bytes()).map_err(Into::into)))
 }
 
-/// A client's fetch: in time, and all of one version. Its end may be missing only where the origin has
-/// changed the object meanwhile, and then what was sent is the beginning of nothing else.
+/// A client's fetch: in time, and all of one version. Its end, or with that all of it, may be missing only where
+/// nobody can have had the rest any more: who sent it is lost, and the origin has changed the object since the
+/// version that was being sent was fetched, [`OLD_MAX`] ago at most.
 async fn fetch(edge: &str, n: u64, facts: &Shared) -> Result<()> {
     let version = || facts.lock().unwrap().versions.get(&n).copied().unwrap_or(0);
+    let changed_lately = |began: Instant| {
+        let changed = facts.lock().unwrap().changed.get(&n).copied();
+        changed.is_some_and(|changed| changed + OLD_MAX > began)
+    };
     let (before, began) = (version(), Instant::now());
     let fetched = timeout(BUDGET, get(&format!("{edge}:8080"), &format!("/{n}"))).await;
     let took = began.elapsed();
     let fetched = fetched.with_context(|| format!("not within {took:?}"))?;
-    // Before the first byte a body that cannot be had is a connection that ends, for the same reason.
-    if fetched.is_err() && version() > 0 {
-        return Ok(());
-    }
-    let (parts, body) = fetched.context("no answer")?;
+    let (parts, body) = match fetched {
+        Ok(answer) => answer,
+        // The head of an answer goes out with the first bytes of its body; where these cannot be had, neither does.
+        Err(error) => {
+            ensure!(
+                changed_lately(began),
+                "no answer without a reason: {error:#}"
+            );
+            return Ok(());
+        }
+    };
     ensure!(parts.status == 200, "status {}", parts.status);
     let told = parts.headers.get("x-version").context("no version")?;
     let told: u64 = told.to_str()?.parse()?;
@@ -255,9 +271,8 @@ async fn fetch(edge: &str, n: u64, facts: &Shared) -> Result<()> {
             "{} bytes are not version {told}",
             body.len()
         ),
-        // The rest of what the origin does not have any more died with who held it.
         Err(error) => ensure!(
-            version() > before || told < version(),
+            changed_lately(began) && (version() > before || told < version()),
             "version {told} cut without a reason: {error:#}"
         ),
     }
@@ -348,7 +363,11 @@ async fn scenario(seed: u64, wishes: Wishes, facts: Shared) -> Result<()> {
                         silent = Some(victim);
                     }
                 },
-                _ => *facts.lock().unwrap().versions.entry(n).or_default() += 1,
+                _ => {
+                    let mut facts = facts.lock().unwrap();
+                    *facts.versions.entry(n).or_default() += 1;
+                    facts.changed.insert(n, Instant::now());
+                }
             }
         };
         let (fetched, ()) = tokio::join!(futures_util::future::try_join_all(clients), happens);
