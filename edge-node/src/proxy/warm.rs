@@ -5,7 +5,7 @@
 //! nobody waits for it, it does not stand in line for an origin (`shedding.rs`). Who asks for the object
 //! meanwhile follows this fill like any other, and then it stands in line for them.
 //!
-//! Of what varies by `Accept-Encoding`, the variants that most clients ask for are fetched as well ([`ENCODINGS`]).
+//! Of what varies by `Accept-Encoding`, the variants that most clients ask for are fetched as well (`ENCODINGS`).
 //! Those by any other field are not: which of them will be asked for nobody knows.
 //!
 //! [`Fills::have_room`]: super::shedding::Fills::have_room
@@ -77,7 +77,7 @@ impl From<ServeError> for Cold {
 
 impl Proxy {
     /// Sees to it that the object of `url`, an absolute URL of `site`, is stored and fresh, and says
-    /// where it came from and how long its body is; that of all its [`ENCODINGS`] together.
+    /// where it came from and how long its body is; that of all its `ENCODINGS` together.
     ///
     /// With a `key`, only if that is the object's key on this node, and without other variants. Dropping the future gives up waiting; a
     /// fetch under way goes on.

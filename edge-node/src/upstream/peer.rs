@@ -6,7 +6,7 @@
 //! `cdn-age-ms`, and a body of the manifest's length (u32, little-endian), the manifest, and the bytes of
 //! those pieces that there are; or 404 with `cdn-answer: miss` or `stale`; or 429 or 503 when busy.
 //!
-//! Who has the manifest names what it wants: `cdn-pieces-hash`, the [`run_hash`] of those pieces. Then the
+//! Who has the manifest names what it wants: `cdn-pieces-hash`, the [`run_hash`](cluster::manifest::run_hash) of those pieces. Then the
 //! answer is their bytes and nothing else, of whatever version they are and however old; or 404 with
 //! `cdn-answer: other` when the holder's pieces are not these.
 //!
