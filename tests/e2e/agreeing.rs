@@ -519,7 +519,8 @@ async fn etcd_is_spoken_to_over_tls_by_who_has_a_certificate() {
     // Nobody else is believed, or let in; both are tried for as long as etcd may take to be there.
     let strangers = [
         (with(None, ours), "certificate"),
-        (with(Some(&ca), None), "certificate"),
+        // Over TLS 1.3 a client is done before it is refused, so the words may be lost with the connection.
+        (with(Some(&ca), None), "127.0.0.1"),
         (
             EtcdConfig {
                 tls: None,

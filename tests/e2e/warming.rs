@@ -206,7 +206,8 @@ async fn a_job_goes_on_where_it_was_after_everybody_was_killed() {
     let job = json!({"site": "site", "list": list});
     let job = taken(cluster.control.as_ref().unwrap(), &job).await;
     let begun = |status: &WarmStatus| status.nodes.iter().all(|node| node.done >= 10);
-    until(cluster.control.as_ref().unwrap(), &job.id, begun).await;
+    let begun = until(cluster.control.as_ref().unwrap(), &job.id, begun).await;
+    tokio::time::sleep(SECOND).await;
     cluster.edges[1].kill9().await.unwrap();
     let waits = |status: &WarmStatus| status.nodes[1].trouble.is_some();
     let killed = until(cluster.control.as_ref().unwrap(), &job.id, waits).await;
@@ -225,11 +226,17 @@ async fn a_job_goes_on_where_it_was_after_everybody_was_killed() {
         assert_eq!(node.bytes, 6 * OBJECTS as u64, "{node:?}");
         assert_eq!(node.trouble, None);
     }
-    for edge in &cluster.edges {
+    // Nothing is lost that was there a second before its node was killed.
+    let young = killed.nodes[1].done - begun.nodes[1].done;
+    for (edge, may_lack) in cluster.edges.iter().zip([0, young]) {
+        let mut lacks = Vec::new();
         for n in 0..OBJECTS {
             let answer = edge.get(&format!("/{n}")).await.unwrap();
-            assert_eq!(answer.cache_status().source(), Source::Hit, "{n}");
+            if answer.cache_status().source() != Source::Hit {
+                lacks.push(n);
+            }
         }
+        assert!(lacks.len() <= may_lack, "{lacks:?}, of {may_lack}");
     }
     // It has ended for good.
     cluster.control().terminate().await.unwrap();
