@@ -387,15 +387,10 @@ impl HomeReport {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::HashMap, path::PathBuf, sync::Arc};
+    use std::sync::Arc;
 
     use bytes::BytesMut;
-    use cluster::{
-        clock::Clock,
-        net::SystemNet,
-        node::{Phase, Role},
-        secret::ClusterSecret,
-    };
+    use cluster::node::{Phase, Role};
     use http::{HeaderMap, Request, Response};
     use http_body_util::Full;
     use hyper::body::Incoming;
@@ -403,9 +398,8 @@ mod tests {
 
     use super::*;
     use crate::upstream::{
-        UpstreamConfig,
         relayed::{Frame, OriginFault, Refusal},
-        scripted::{Counted, serving},
+        scripted::{Counted, config, serving},
     };
 
     fn ids(names: &[&str]) -> Vec<NodeId> {
@@ -597,20 +591,8 @@ mod tests {
     }
 
     fn upstream(nodes: Vec<NodeInfo>, events: Arc<Counted>) -> Upstream {
-        let secret = b"0123456789abcdef0123456789abcdef";
-        Upstream::new(UpstreamConfig {
-            me: "edge-1".parse().unwrap(),
-            secret: Some(ClusterSecret::from_bytes(secret).unwrap()),
-            net: Arc::new(SystemNet),
-            clock: Clock::system(),
-            view: watch::channel(Arc::new(ClusterView::new(nodes))).1,
-            control_planes: vec![],
-            sites_version: 0,
-            data_dir: PathBuf::new(),
-            reach: HashMap::new(),
-            hedge: true,
-            events,
-        })
+        let view = watch::channel(Arc::new(ClusterView::new(nodes))).1;
+        Upstream::new(config("edge-1".parse().unwrap(), view, events))
     }
 
     #[tokio::test]

@@ -265,11 +265,8 @@ impl fmt::Debug for Gathering {
 #[cfg(test)]
 mod tests {
     use cluster::{
-        clock::Clock,
         manifest::run_hash,
-        net::SystemNet,
         node::{NodeId, NodeInfo, Role},
-        secret::ClusterSecret,
         view::ClusterView,
     };
     use http::{Request, Response};
@@ -279,11 +276,10 @@ mod tests {
 
     use super::*;
     use crate::upstream::{
-        UpstreamConfig,
         health::Standing,
         peer::{self, ANSWER_FIELD, asked_for},
         schedule::FIRST_PIECES,
-        scripted::{Counted, Scripted, serving},
+        scripted::{Counted, Scripted, config, serving},
     };
 
     const PIECES: usize = 12;
@@ -401,20 +397,7 @@ mod tests {
             let me = NodeInfo::new(id("me"), Role::Edge);
             let view = watch::Sender::new(Arc::new(ClusterView::new([me])));
             let events = Arc::<Counted>::default();
-            let secret = b"0123456789abcdef0123456789abcdef";
-            let upstream = Upstream::new(UpstreamConfig {
-                me: id("me"),
-                secret: Some(ClusterSecret::from_bytes(secret).unwrap()),
-                net: Arc::new(SystemNet),
-                clock: Clock::system(),
-                view: view.subscribe(),
-                control_planes: vec![],
-                sites_version: 0,
-                data_dir: std::path::PathBuf::new(),
-                reach: HashMap::new(),
-                hedge: true,
-                events: events.clone(),
-            });
+            let upstream = Upstream::new(config(id("me"), view.subscribe(), events.clone()));
             Self {
                 upstream,
                 events,

@@ -1,8 +1,10 @@
 //! Servers that do exactly what a test tells them, byte by byte.
 
 use std::{
+    collections::HashMap,
     convert::Infallible,
     net::SocketAddr,
+    path::PathBuf,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -11,7 +13,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use cluster::node::NodeId;
+use cluster::{
+    clock::Clock, net::SystemNet, node::NodeId, secret::ClusterSecret, view::ClusterView,
+};
 use http::{Request, Response};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -19,13 +23,36 @@ use hyper_util::rt::TokioIo;
 use tokio::{
     io::AsyncReadExt as _,
     net::{TcpListener, TcpStream},
+    sync::watch,
     task::{JoinHandle, JoinSet},
     time::{Instant, sleep},
 };
 
-use super::Events;
+use super::{Events, UpstreamConfig};
 
 pub(super) use std::future::pending;
+
+/// What the upstream of `me` is made of: the real network and clock, a secret, and nothing from before.
+pub(super) fn config(
+    me: NodeId,
+    view: watch::Receiver<Arc<ClusterView>>,
+    events: Arc<Counted>,
+) -> UpstreamConfig {
+    let secret = b"0123456789abcdef0123456789abcdef";
+    UpstreamConfig {
+        me,
+        secret: Some(ClusterSecret::from_bytes(secret).unwrap()),
+        net: Arc::new(SystemNet),
+        clock: Clock::system(),
+        view,
+        control_planes: vec![],
+        sites_version: 0,
+        data_dir: PathBuf::new(),
+        reach: HashMap::new(),
+        hedge: true,
+        events,
+    }
+}
 
 /// A server on loopback that runs a script per connection. Dropping it closes all of them.
 pub(super) struct Scripted {

@@ -1,12 +1,12 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use cluster::{digest::Holdings, manifest::Manifest, net::SystemNet, node::Phase};
+use cluster::{digest::Holdings, manifest::Manifest, node::Phase};
 use http_body_util::Full;
 use hyper::body::Incoming;
 
 use super::{health::Standing, schedule::FIRST_PIECES, *};
-use crate::upstream::scripted::{Counted, Scripted, eventually, serving};
+use crate::upstream::scripted::{Counted, Scripted, config, eventually, serving};
 
 const BODY: &[u8] = b"the very bytes";
 const FIRST: Range<u32> = 0..FIRST_PIECES;
@@ -100,19 +100,9 @@ impl Bench {
         let view = watch::Sender::new(Arc::new(ClusterView::new(nodes)));
         let events = Arc::<Counted>::default();
         let dir = tempfile::tempdir().unwrap();
-        let secret = b"0123456789abcdef0123456789abcdef";
         let upstream = Upstream::new(UpstreamConfig {
-            me: id("me"),
-            secret: Some(ClusterSecret::from_bytes(secret).unwrap()),
-            net: Arc::new(SystemNet),
-            clock: Clock::system(),
-            view: view.subscribe(),
-            control_planes: vec![],
-            sites_version: 0,
             data_dir: dir.path().to_owned(),
-            reach: HashMap::new(),
-            hedge: true,
-            events: events.clone(),
+            ..config(id("me"), view.subscribe(), events.clone())
         });
         let tasks = upstream.spawn();
         let digests = || {
@@ -280,17 +270,8 @@ async fn a_standalone_edge_has_no_peers_and_no_background() {
     let events = Arc::<Counted>::default();
     let (_, view) = watch::channel(Arc::default());
     let upstream = Upstream::new(UpstreamConfig {
-        me: id("me"),
         secret: None,
-        net: Arc::new(SystemNet),
-        clock: Clock::system(),
-        view,
-        control_planes: vec![],
-        sites_version: 0,
-        data_dir: PathBuf::new(),
-        reach: HashMap::new(),
-        hedge: true,
-        events,
+        ..config(id("me"), view, events)
     });
     assert!(upstream.spawn().is_empty());
     assert!(upstream.holders(key()).is_empty() && upstream.peers_report().is_empty());
