@@ -2,11 +2,13 @@
 //! fill what is missing ([`Filler`]).
 //!
 //! Modules in reading order: the [`key`] of a request (it reads [`cookie`]s and [`percent`]-encoding)
-//! and its variants ([`vary`]); what may be
-//! stored and reused ([`policy`], pure), and what else decides that ([`standing`], pure); an [`entry`], its fields [`packed`], and the [`fill`] that makes it grow; the tiers
-//! ([`memory`], then [`store`] over [`segment`] files and their [`index`], read on a [`pool`] of
-//! threads of their own), the [`pieces`] of large bodies in both, and small bodies that are [`shelved`];
-//! what of it goes to disk at once ([`admission`], pure).
+//! and its variants ([`vary`]); what may be stored and reused ([`policy`], pure), and what else decides
+//! that ([`standing`], pure); an [`entry`], its fields [`packed`], and the [`fill`] that makes it grow; a
+//! fetch that is `under_way`, whom it need not wait for (`passing`, pure), and what is fetched for it
+//! ([`Filler`], [`Writing`]); the tiers ([`memory`], then [`store`] over [`segment`] files and their
+//! [`index`], read on a [`pool`] of threads of their own), the [`pieces`] of large bodies in both, small
+//! bodies that are [`shelved`], and `finding` something there; what goes to disk at once ([`admission`],
+//! pure), and what is claimed to others (`claims`).
 //!
 //! **Invariant:** the cache knows no upstream. It says that something is missing; who asks whom for
 //! it is decided elsewhere.
@@ -20,11 +22,13 @@ pub mod cookie;
 pub mod entry;
 pub mod fill;
 mod filler;
+mod finding;
 pub mod index;
 pub mod key;
 pub mod memory;
 pub mod meta;
 pub mod packed;
+mod passing;
 pub mod percent;
 pub mod pieces;
 pub mod policy;
@@ -36,15 +40,13 @@ pub mod standing;
 pub mod store;
 #[cfg(test)]
 mod tests;
+mod under_way;
 pub mod vary;
 mod writing;
 
-use std::{
-    sync::{
-        Arc, Mutex, MutexGuard, OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc, Mutex, MutexGuard,
+    atomic::{AtomicU64, Ordering},
 };
 
 use bytes::Bytes;
@@ -54,43 +56,34 @@ use cluster::{
     manifest::PieceHash,
     node::DigestVersion,
 };
-use http::{HeaderMap, HeaderName};
-use tokio::{
-    sync::{Semaphore, watch},
-    time::Instant,
-};
-use tracing::{debug, warn};
+use http::HeaderMap;
+use tokio::{sync::Semaphore, time::Instant};
+use tracing::debug;
 
 use self::{
-    entry::{Body, Entry, Provenance, Variants},
+    entry::{Body, Entry},
+    finding::Found,
     memory::{Item, Memory},
-    meta::Meta,
+    passing::Passing,
     pieces::Pieces,
     policy::{CacheControl, Reuse, Rules, Why},
-    shelved::Shelved,
-    store::{AT_HAND_BYTES_MAX, CLAIMED, Store, StoreStats, StoredObject},
+    store::{Store, StoreStats},
+    under_way::{Fill, Told},
 };
 pub use self::{
     filler::{Filler, Following, Onlooker},
     standing::{Judge, Standing},
     writing::Writing,
 };
-use crate::{
-    error::ServeError,
-    metrics::{Source, TierUsage},
-};
+use crate::{error::ServeError, metrics::TierUsage};
 
 /// Pieces up to this size are hashed where they are; larger ones on the pool, since a runtime
 /// thread must not be kept longer than some 100 µs.
 const HASH_INLINE_MAX: usize = 128 << 10;
-/// How long requests for a key whose answer could not be shared go ahead by themselves.
-const PASS_FOR: Duration = Duration::from_secs(10);
 /// Keys remembered as invalidated by requests, and for how long at least when there are more: a peer
 /// may hold the old object for as long as that is fresh; most are for a day or less.
 const DOUBTS_MAX: usize = 65_536;
 const DOUBT_FOR_MS: u64 = 24 * 60 * 60 * 1000;
-/// Keys remembered as not shareable; when there is no room for another, it is not remembered.
-const PASSING_MAX: usize = 65_536;
 /// Fills of one key that may wait for the disk, one behind the other; each holds its object's body.
 const UNWRITTEN_FILLS_MAX: usize = 4;
 /// How often a lookup starts over when what it saw has changed under it.
@@ -184,117 +177,6 @@ struct Shared {
     admitting: Arc<Semaphore>,
 }
 
-/// One fetch under way.
-struct Fill {
-    /// The key of its URL.
-    primary: Key,
-    /// What it brings is not wanted any more.
-    is_cancelled: AtomicBool,
-    /// The one whose place it took while that was still being written.
-    before: Option<Arc<Self>>,
-    told: Mutex<Told>,
-    /// Since when it is known what comes of it.
-    known_at: OnceLock<Instant>,
-}
-
-/// What is known of a fill. Most are followed by nobody, and need nothing by which to tell.
-enum Told {
-    /// Not what came of it.
-    Nothing {
-        /// See [`Filler::reaches`].
-        reach: Option<u8>,
-        /// Who waits for it.
-        followers: Option<watch::Sender<Progress>>,
-    },
-    /// What came of it.
-    All(Outcome),
-}
-
-/// What those who wait for a fill are told.
-pub struct Progress {
-    reach: Option<u8>,
-    outcome: Option<Outcome>,
-}
-
-impl Fill {
-    fn new(primary: Key, before: Option<Arc<Self>>) -> Arc<Self> {
-        Arc::new(Self {
-            primary,
-            is_cancelled: AtomicBool::new(false),
-            before,
-            told: Mutex::new(Told::Nothing {
-                reach: None,
-                followers: None,
-            }),
-            known_at: OnceLock::new(),
-        })
-    }
-
-    fn told(&self) -> MutexGuard<'_, Told> {
-        self.told
-            .lock()
-            .expect("no code panics while it holds this lock")
-    }
-
-    fn follow(&self) -> Following {
-        match &mut *self.told() {
-            Told::Nothing { reach, followers } => {
-                let begun = || Progress {
-                    reach: *reach,
-                    outcome: None,
-                };
-                let followers = followers.get_or_insert_with(|| watch::Sender::new(begun()));
-                Following::Waits(followers.subscribe())
-            }
-            Told::All(outcome) => Following::Knows(outcome.clone()),
-        }
-    }
-
-    fn tell(&self, outcome: Outcome) {
-        let _ = self.known_at.set(Instant::now());
-        let before = std::mem::replace(&mut *self.told(), Told::All(outcome.clone()));
-        if let Told::Nothing {
-            followers: Some(followers),
-            ..
-        } = before
-        {
-            followers.send_modify(|progress| progress.outcome = Some(outcome));
-        }
-    }
-
-    fn reaches(&self, word: u8) {
-        if let Told::Nothing { reach, followers } = &mut *self.told() {
-            // The first word counts.
-            let reach = *reach.get_or_insert(word);
-            if let Some(followers) = followers {
-                followers.send_modify(|progress| progress.reach = Some(reach));
-            }
-        }
-    }
-
-    fn has_brought(&self, object: u64) -> bool {
-        self.has_brought_what(|entry| entry.object == object)
-    }
-
-    fn has_brought_what(&self, is_it: impl FnOnce(&Entry) -> bool) -> bool {
-        match &*self.told() {
-            Told::All(Outcome::Shared(entry) | Outcome::Refreshed(entry)) => is_it(entry),
-            _ => false,
-        }
-    }
-
-    /// This one and those whose place it took.
-    fn with_before(&self) -> impl Iterator<Item = &Self> {
-        std::iter::successors(Some(self), |fill| fill.before.as_deref())
-    }
-
-    fn cancel(&self) {
-        for fill in self.with_before() {
-            fill.is_cancelled.store(true, Ordering::Release);
-        }
-    }
-}
-
 impl Cache {
     /// A cache of two tiers. `holdings` is what this node claims to hold; the caller has the store
     /// report evictions to it.
@@ -379,56 +261,6 @@ impl Cache {
         (found.object == entry.object).then(|| self.claim(ask, &found))?
     }
 
-    /// The stored response for a key, if it is in memory or can be read without waiting; its body may be
-    /// shelved ([`Cache::body`]). `varied` gives the request's fields of these names. Holds a lock for a
-    /// few instructions only.
-    pub fn hot(
-        &self,
-        key: Key,
-        varied: impl Fn(&[HeaderName]) -> HeaderMap,
-        now_ms: u64,
-    ) -> Option<Arc<Entry>> {
-        let store = &self.shared.store;
-        let entry = match self.at_hand(key)? {
-            Item::Entry(entry) => entry,
-            Item::Variants(variants) => variants.specs.iter().find_map(|spec| {
-                let names = names(spec);
-                let values = vary::normal_values(&names, &varied(&names));
-                let variant = key::variant_key(key, variants.salt, &values);
-                match self.at_hand(variants.place(variant))? {
-                    Item::Entry(entry) => Some(entry),
-                    Item::Variants(_) => None,
-                }
-            })?,
-        };
-        if entry.is_touch_due(now_ms) {
-            store.touch(key);
-            store.touch(entry.key);
-        }
-        self.admit(&entry);
-        Some(entry)
-    }
-
-    /// The body of an entry that [`Cache::hot`] gave, and where it was, if it is small and can be had
-    /// without waiting.
-    pub fn body(&self, entry: &Entry) -> Option<(Bytes, Source)> {
-        let shelved = match &entry.body {
-            Body::Whole(bytes) => return Some((bytes.clone(), entry.source)),
-            Body::Shelved(shelved) => shelved,
-            Body::Pieces { .. } | Body::Growing(_) => return None,
-        };
-        let stored = self.shared.store.object_at_hand(entry.key, is_intact)?;
-        let bytes = match stored.body {
-            store::Body::Inline(bytes) if stored.object == entry.object => bytes,
-            _ => return None,
-        };
-        if shelved.is_worth_keeping() {
-            let whole = entry.with_body(Body::Whole(bytes.clone()));
-            self.keep_read(entry.key, Item::Entry(Arc::new(whole)), true);
-        }
-        Some((bytes, Source::Disk))
-    }
-
     /// The stored response for a key and these header fields, from storage only, fresh or not.
     pub async fn stored(&self, key: Key, headers: &HeaderMap) -> Option<Arc<Entry>> {
         self.find(key, headers).await.entry
@@ -498,7 +330,7 @@ impl Cache {
 
     /// An answer for `key` can be shared again.
     pub fn stop_passing(&self, key: Key) {
-        self.passing().until.remove(&key);
+        self.passing().stop(key);
     }
 
     /// Stops claiming `key` in the digest: what is stored is of no use to others.
@@ -579,159 +411,6 @@ impl Cache {
             .holdings
             .lock()
             .expect("no code panics while it holds this lock")
-    }
-
-    async fn find(&self, key: Key, headers: &HeaderMap) -> Found {
-        match self.item(key).await {
-            None => Found::new(None, vec![key], None),
-            Some(Item::Entry(entry)) => Found::new(Some(entry), vec![key], None),
-            Some(Item::Variants(variants)) => {
-                let mut candidates = Vec::with_capacity(variants.specs.len());
-                for spec in &variants.specs {
-                    let values = vary::normal_values(&names(spec), headers);
-                    let variant = key::variant_key(key, variants.salt, &values);
-                    candidates.push(variant);
-                    let place = variants.place(variant);
-                    if let Some(Item::Entry(entry)) = self.item(place).await {
-                        return Found::new(Some(entry), vec![place], Some(variants));
-                    }
-                }
-                Found::new(None, candidates, Some(variants))
-            }
-        }
-    }
-
-    /// What stands under one key, if it is in memory or can be read without waiting.
-    fn at_hand(&self, key: Key) -> Option<Item> {
-        if let Some(item) = self.shared.memory.find(key) {
-            return Some(item);
-        }
-        self.read_at_hand(key)
-    }
-
-    fn read_at_hand(&self, key: Key) -> Option<Item> {
-        let stored = self.shared.store.object_at_hand(key, is_intact)?;
-        let item = item_of(key, stored)?;
-        self.keep_read(key, item.clone(), false);
-        Some(item)
-    }
-
-    /// Keeps what was read from disk: a body that the system has in its cache anyway only if there is
-    /// room, or if it `is_wanted` more than that.
-    fn keep_read(&self, key: Key, item: Item, is_wanted: bool) {
-        let Shared { memory, store, .. } = &*self.shared;
-        let kept = match &item {
-            Item::Entry(entry) => match &entry.body {
-                Body::Whole(bytes) => {
-                    let fits = bytes.len() as u64 <= memory.object_bytes_max();
-                    let wanted = is_wanted || memory.has_room(entry.memory_bytes());
-                    let shelved = Shelved::new(bytes.len() as u64).filter(|_| !(fits && wanted));
-                    let body = match shelved {
-                        Some(shelved) => Body::Shelved(Arc::new(shelved)),
-                        None if !fits => return,
-                        // The buffer that it is in may be larger, and is wanted back.
-                        None if bytes.len() < AT_HAND_BYTES_MAX as usize => {
-                            Body::Whole(Bytes::copy_from_slice(bytes))
-                        }
-                        None => Body::Whole(bytes.clone()),
-                    };
-                    Item::Entry(Arc::new(entry.with_body(body)))
-                }
-                _ => item,
-            },
-            Item::Variants(_) => item,
-        };
-        // What came to be there or was taken away meanwhile is newer.
-        let _fills = self.fills();
-        let is_newest = match (memory.peek(key), &kept) {
-            (None, _) => store.contains(key),
-            (Some(Item::Entry(now)), Item::Entry(kept)) => {
-                now.object == kept.object
-                    && matches!(now.body, Body::Shelved(_))
-                    && !matches!(kept.body, Body::Shelved(_))
-            }
-            _ => false,
-        };
-        if is_newest {
-            memory.insert(key, kept);
-        }
-    }
-
-    /// What stands under one key, from memory or else from disk, with its body if that is small.
-    async fn item(&self, key: Key) -> Option<Item> {
-        let Shared { memory, store, .. } = &*self.shared;
-        let is_shelved =
-            |item: &Item| matches!(item, Item::Entry(e) if matches!(e.body, Body::Shelved(_)));
-        if let Some(item) = memory.find(key).filter(|item| !is_shelved(item)) {
-            store.touch(key);
-            if let Item::Entry(entry) = &item {
-                self.admit(entry);
-            }
-            return Some(item);
-        }
-        if !store.contains(key) {
-            return None;
-        }
-        if let Some(item) = self.read_at_hand(key) {
-            store.touch(key);
-            return Some(item);
-        }
-        let prove = move |stored| is_intact(&stored).then(|| item_of(key, stored))?;
-        let item = match store.read_object(key, prove).await {
-            Ok(item) => item?,
-            Err(error) => {
-                warn!(%key, %error, "an object on disk is of no use and is dropped");
-                self.forget(key).await;
-                return None;
-            }
-        };
-        store.touch(key);
-        self.keep_read(key, item.clone(), true);
-        Some(item)
-    }
-
-    /// Writes an entry to disk that was held back: it has been asked for again.
-    fn admit(&self, entry: &Arc<Entry>) {
-        if !entry.held_back.load(Ordering::Relaxed) {
-            return;
-        }
-        let Ok(place) = self.shared.admitting.clone().try_acquire_owned() else {
-            return;
-        };
-        // Of those who ask at once, one writes.
-        if !entry.held_back.swap(false, Ordering::Relaxed) {
-            return;
-        }
-        let (cache, entry) = (self.clone(), entry.clone());
-        tokio::spawn(async move {
-            let _place = place;
-            let Body::Whole(bytes) = &entry.body else {
-                return;
-            };
-            let Some(meta) = Meta::encode_small(&entry.head, bytes) else {
-                return;
-            };
-            let Shared { memory, store, .. } = &*cache.shared;
-            let (key, body) = (entry.key, store::Body::Inline(bytes.clone()));
-            let written = store
-                .append_object(key, entry.object, CLAIMED, meta, body)
-                .await;
-            // What was invalidated or replaced while it was written must not be there again. (That
-            // memory has evicted it meanwhile looks the same, and costs a miss.)
-            match (written, memory.find(key)) {
-                (Err(error), _) => cache.store_failed(&error),
-                (Ok(()), Some(Item::Entry(now))) if now.object == entry.object => {
-                    cache.announce(key, &entry.head);
-                }
-                // The newer one stays where it is; of the two on disk, nobody knows which is which.
-                (Ok(()), Some(_)) => {
-                    if let Err(error) = store.remove(key).await {
-                        cache.store_failed(&error);
-                    }
-                }
-                (Ok(()), None) => cache.forget(key).await,
-            }
-        });
     }
 
     /// Takes a fill that is missing, or follows the one under way. `None` when what was found is no
@@ -827,99 +506,9 @@ impl Cache {
             Err(_) => *blake3::hash(&bytes).as_bytes(),
         }
     }
-}
 
-/// Whether the body of a record on disk is what its head describes.
-fn is_intact(stored: &StoredObject) -> bool {
-    let store::Body::Inline(bytes) = &stored.body else {
-        return true;
-    };
-    Meta::is_of(&stored.meta, bytes)
-}
-
-/// What a record on disk says.
-fn item_of(key: Key, stored: StoredObject) -> Option<Item> {
-    let (head, manifest) = match Meta::decode(&stored.meta)? {
-        Meta::Variants(variants) => return Some(Item::Variants(Arc::new(variants))),
-        Meta::Object(head, manifest) => (head, manifest),
-    };
-    let body = match stored.body {
-        store::Body::Inline(bytes) => Body::Whole(bytes),
-        store::Body::Pieces(_) => Body::Pieces {
-            hashes: manifest.pieces.into(),
-            length: manifest.length,
-        },
-    };
-    let mut entry = Entry::new(key, stored.object, *head, body, Provenance::Store);
-    entry.source = Source::Disk;
-    Some(Item::Entry(Arc::new(entry)))
-}
-
-fn names(spec: &[String]) -> Vec<HeaderName> {
-    spec.iter()
-        .filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok())
-        .collect()
-}
-
-struct Found {
-    entry: Option<Arc<Entry>>,
-    /// Object number of `entry`; 0 without one.
-    object: u64,
-    /// Keys under which it could stand, the likeliest first; never empty.
-    candidates: Vec<Key>,
-    variants: Option<Arc<Variants>>,
-}
-
-impl Found {
-    fn new(
-        entry: Option<Arc<Entry>>,
-        candidates: Vec<Key>,
-        variants: Option<Arc<Variants>>,
-    ) -> Self {
-        let object = entry.as_ref().map_or(0, |entry| entry.object);
-        Self {
-            entry,
-            object,
-            candidates,
-            variants,
-        }
-    }
-}
-
-impl Cache {
     fn store_failed(&self, error: &dyn std::fmt::Display) {
         self.shared.store_failures.fetch_add(1, Ordering::Relaxed);
         debug!(%error, "object could not be written to disk");
-    }
-}
-
-/// Keys whose last answer could not be shared, for [`PASS_FOR`].
-#[derive(Default)]
-struct Passing {
-    until: KeyMap<Instant>,
-}
-
-impl Passing {
-    fn is_passing(&mut self, key: Key, now: Instant) -> bool {
-        if self.until.is_empty() {
-            return false;
-        }
-        match self.until.get(&key) {
-            Some(until) if *until > now => true,
-            Some(_) => {
-                self.until.remove(&key);
-                false
-            }
-            None => false,
-        }
-    }
-
-    fn add(&mut self, key: Key, now: Instant) {
-        if self.until.len() >= PASSING_MAX {
-            self.until.retain(|_, until| *until > now);
-        }
-        if self.until.len() < PASSING_MAX {
-            self.until.insert(key, now + PASS_FOR);
-        }
     }
 }

@@ -16,7 +16,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use super::{
-    Cache, Fill, Outcome, Progress, Shared, Told, Writing,
+    Cache, Outcome, Shared, Writing,
     entry::{Body, Entry, Head, Provenance, Variant, Variants},
     fill::{Growing, UNWRITTEN_PIECES_MAX},
     key,
@@ -24,6 +24,7 @@ use super::{
     meta::{Meta, Small},
     policy::validator::EntityTag,
     store::{self, CLAIMED, Place},
+    under_way::{Fill, Progress, Told},
     vary::{self, Vary},
 };
 use crate::error::ServeError;

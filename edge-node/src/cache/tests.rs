@@ -1,6 +1,6 @@
 //! The cache as a whole: who fills, who follows, and what is there afterwards.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use cluster::manifest::PIECE_BYTES;
@@ -11,13 +11,14 @@ use super::standing::Lenient;
 use super::{
     entry::{Head, Provenance, Reading},
     fill::BodyError,
-    meta::Small,
+    meta::{Meta, Small},
+    passing::PASS_FOR,
     policy::Freshness,
     store::StoreConfig,
     vary::Vary,
     *,
 };
-use crate::error::Kind;
+use crate::{error::Kind, metrics::Source};
 
 const NOW: u64 = 1_800_000_000_000;
 const KEY: Key = Key(7);
