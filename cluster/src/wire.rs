@@ -384,6 +384,10 @@ pub struct PurgePage {
     pub through: u64,
     /// In the order of their numbers, without those whose every scope a later one hit again.
     pub records: Vec<Record>,
+    /// From a node: so many milliseconds ago, or later, a control plane said that nothing is missing up to
+    /// `head`, to it or to whoever told it. Absent: it cannot say. A control plane says it by answering.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub age_ms: Option<u64>,
 }
 
 impl PurgePage {

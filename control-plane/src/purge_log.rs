@@ -183,6 +183,7 @@ impl PurgeLog {
             head: head.seq,
             through: through.min(head.seq),
             records,
+            age_ms: None,
         }
     }
 

@@ -131,6 +131,7 @@ mod tests {
             head,
             through,
             records: seqs.iter().map(record).collect(),
+            age_ms: None,
         }
     }
 

@@ -117,6 +117,7 @@ impl Recent {
             head: applied.seq,
             through,
             records,
+            age_ms: None,
         }
     }
 }

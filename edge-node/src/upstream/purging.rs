@@ -104,6 +104,7 @@ impl ControlPlanes {
                     head: 0,
                     through: 0,
                     records: Vec::new(),
+                    age_ms: None,
                 });
             }
             status => {

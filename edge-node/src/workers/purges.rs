@@ -2,7 +2,7 @@
 //! requests that come while this node is cut off, and tells others how far it is.
 //!
 //! A check asks the control planes, all at once, and where none answers the peers that are furthest. It is
-//! done when nothing is missing of what it was told.
+//! done when nothing is missing of what it was told; what peers tell counts as of when a control plane told it.
 
 use std::{
     cmp::Reverse,
@@ -29,7 +29,7 @@ use crate::{
     purges::{
         Checks, Purges,
         pull::{Batch, Pull},
-        watch::{CHECK_EVERY, CHECK_WAIT_MAX},
+        watch::{CHECK_EVERY, CHECK_WAIT_MAX, CUT_OFF},
     },
     upstream::{Upstream, pool::Reuse},
 };
@@ -174,24 +174,21 @@ impl Checker {
         drop(waiting);
     }
 
-    /// Makes sure that nothing is missing here; says whether it is so.
-    async fn check(&self, reuse: Reuse, by: Instant) -> bool {
+    /// Makes sure that nothing is missing here.
+    async fn check(&self, reuse: Reuse, by: Instant) {
         let (begun, asked_ms) = (Instant::now(), self.purges.now_ms());
         let has_control = self.upstream.has_control_planes();
-        let mut is_done = false;
         if has_control {
             let half = begun + by.saturating_duration_since(begun) / 2;
-            is_done = timeout_at(half, self.pull_from_control(reuse, half)).await == Ok(true);
+            if timeout_at(half, self.pull_from_control(reuse, half)).await == Ok(true) {
+                return self.purges.heard(asked_ms, 0);
+            }
         }
         let is_starting = !self.purges.has_caught_up() && self.started.elapsed() < CONTROL_WAIT_MAX;
         let must_be_control = has_control && is_starting;
-        if !is_done && !must_be_control {
-            is_done = timeout_at(by, self.pull_from_peers(reuse, by)).await == Ok(true);
+        if !must_be_control && let Some(age_ms) = self.pull_from_peers(reuse, by).await {
+            self.purges.heard(asked_ms, age_ms);
         }
-        if is_done {
-            self.purges.heard(asked_ms);
-        }
-        is_done
     }
 
     async fn pull_from_control(&self, reuse: Reuse, by: Instant) -> bool {
@@ -222,24 +219,32 @@ impl Checker {
         false
     }
 
-    async fn pull_from_peers(&self, reuse: Reuse, by: Instant) -> bool {
+    /// How long before this, or less, a control plane told one of the peers what is all known here now. Who is in
+    /// reach of one counts for more than who is first.
+    async fn pull_from_peers(&self, reuse: Reuse, by: Instant) -> Option<u64> {
         let peers = self.furthest_peers();
         let mut pulls: FuturesUnordered<_> = peers
             .iter()
             .map(|peer| self.pull_from_peer(peer, reuse, by))
             .collect();
-        while let Some(is_done) = pulls.next().await {
+        let mut youngest = None;
+        while let Ok(Some(told)) = timeout_at(by, pulls.next()).await {
+            let Some(age_ms) = told else { continue };
             // What gossip tells of as well, before anything is answered from cache for the first time.
             let is_all =
                 self.purges.has_caught_up() || newest(&self.view.borrow()) <= self.purges.as_of();
-            if is_done && is_all {
-                return true;
+            if is_all {
+                let age_ms = age_ms.min(youngest.unwrap_or(u64::MAX));
+                youngest = Some(age_ms);
+                if Duration::from_millis(age_ms) < CUT_OFF {
+                    break;
+                }
             }
         }
-        false
+        youngest
     }
 
-    async fn pull_from_peer(&self, peer: &NodeInfo, reuse: Reuse, by: Instant) -> bool {
+    async fn pull_from_peer(&self, peer: &NodeInfo, reuse: Reuse, by: Instant) -> Option<u64> {
         let mut pull = self.pull();
         for _ in 0..PAGES_MAX {
             let page = match self
@@ -250,16 +255,17 @@ impl Checker {
                 Ok(page) => page,
                 Err(error) => {
                     debug!(peer = %peer.id, %error, "peer tells no purges");
-                    return false;
+                    return None;
                 }
             };
+            let age_ms = page.age_ms;
             match self.take(&mut pull, page).await {
-                Taken::All => return true,
-                Taken::NotAll => return false,
+                Taken::All => return age_ms,
+                Taken::NotAll => return None,
                 Taken::Part => {}
             }
         }
-        false
+        None
     }
 
     /// A pull of what is missing now.
