@@ -269,14 +269,14 @@ impl ConfigFile {
     ///
     /// The first key whose value cannot be meant.
     pub fn check(self, host_name: &str) -> Result<Config, BadConfig> {
-        let id = match &self.node.id {
+        let id: NodeId = match &self.node.id {
             Some(id) => id.parse().map_err(|e| bad("node.id", e))?,
             None => host_name.to_ascii_lowercase().parse().map_err(|e| {
                 let reason = format!("not set, and the host name does not serve: {e}");
                 bad("node.id", reason)
             })?,
         };
-        let store = StoreAddress::named(self.store.as_deref(), &self.etcd)?;
+        let store = StoreAddress::named(self.store.as_deref(), &self.etcd, id.as_str())?;
         if self.cluster.seeds.len() > SEEDS_MAX {
             return Err(bad("cluster.seeds", format!("at most {SEEDS_MAX}")));
         }

@@ -21,6 +21,7 @@ fn config(etcd: &Etcd, prefix: &str) -> EtcdConfig {
     EtcdConfig {
         members: etcd.members(),
         prefix: prefix.into(),
+        name: "control".into(),
         user: None,
         tls: None,
     }

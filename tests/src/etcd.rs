@@ -197,6 +197,20 @@ impl Etcd {
         process.context("it does not run")?.kill9().await
     }
 
+    /// Stops a member, which keeps its connections, until [`Etcd::thaw`].
+    pub fn freeze(&self, index: usize) {
+        if let Some(process) = &self.members[index].process {
+            process.freeze();
+        }
+    }
+
+    /// Lets a member go on that was stopped.
+    pub fn thaw(&self, index: usize) {
+        if let Some(process) = &self.members[index].process {
+            process.thaw();
+        }
+    }
+
     /// Starts a member again.
     ///
     /// # Errors

@@ -63,7 +63,12 @@ pub enum StoreAddress {
 }
 
 impl StoreAddress {
-    pub(super) fn named(name: Option<&str>, etcd: &EtcdSection) -> Result<Self, BadConfig> {
+    /// What `name` says, for a control plane that is called `node`.
+    pub(super) fn named(
+        name: Option<&str>,
+        etcd: &EtcdSection,
+        node: &str,
+    ) -> Result<Self, BadConfig> {
         let members = match name {
             None | Some("embedded") => return Ok(Self::Embedded),
             Some(other) => match other.split_once("://") {
@@ -97,6 +102,7 @@ impl StoreAddress {
         Ok(Self::Etcd(EtcdConfig {
             members,
             prefix: etcd.prefix.clone(),
+            name: node.to_owned(),
             user: user.transpose()?,
             tls: match is_secure {
                 true => Some(tls(etcd)?),
