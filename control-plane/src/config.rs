@@ -26,8 +26,15 @@ pub const API_VARIABLE: &str = "CONTROL_PLANE_API";
 pub const TOKEN_VARIABLE: &str = "CONTROL_PLANE_TOKEN";
 /// A file with that token.
 pub const TOKEN_FILE_VARIABLE: &str = "CONTROL_PLANE_TOKEN_FILE";
+/// A file with the certificates that they believe.
+pub const API_CA_VARIABLE: &str = "CONTROL_PLANE_API_CA";
 /// The variables with the prefix that are no configuration keys.
-pub const COMMAND_VARIABLES: [&str; 3] = [API_VARIABLE, TOKEN_VARIABLE, TOKEN_FILE_VARIABLE];
+pub const COMMAND_VARIABLES: [&str; 4] = [
+    API_VARIABLE,
+    API_CA_VARIABLE,
+    TOKEN_VARIABLE,
+    TOKEN_FILE_VARIABLE,
+];
 
 /// The configuration file, as written. Every key can also come from the environment
 /// (`CONTROL_PLANE_LISTEN__HTTP=127.0.0.1:7900`).

@@ -24,7 +24,7 @@ use bytes::Bytes;
 use cluster::net::Net;
 use tokio::sync::mpsc;
 
-pub use self::etcd::{EtcdConfig, EtcdTls, UnusableTls};
+pub use self::etcd::EtcdConfig;
 use crate::{config::StoreAddress, data_dir::DataDir, error::StartError};
 
 /// The embedded store's part of the data directory.

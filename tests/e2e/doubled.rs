@@ -1,7 +1,7 @@
 //! Two control planes on one etcd: whichever is asked, and whichever is killed, nothing that was
 //! acknowledged is lost, the other goes on, and the edges follow.
 
-use std::{path::PathBuf, time::Instant};
+use std::path::PathBuf;
 
 use anyhow::ensure;
 use harness::{
@@ -13,7 +13,7 @@ use harness::{
 };
 use http::Method;
 use serde_json::{Value, json};
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::Instant};
 
 use crate::{
     SECOND,

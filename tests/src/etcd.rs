@@ -33,7 +33,12 @@ pub struct Pem {
 }
 
 impl Pem {
-    async fn make(openssl: &Path, dir: &Path) -> Result<Self> {
+    /// Makes such files in `dir`, with the program `openssl`.
+    ///
+    /// # Errors
+    ///
+    /// It does not.
+    pub async fn make(openssl: &Path, dir: &Path) -> Result<Self> {
         let file = |name: &str| dir.join(name);
         let [ca, ca_key, certificate, key] = ["ca.pem", "ca.key", "node.pem", "node.key"].map(file);
         let text = |path: &Path| path.to_string_lossy().into_owned();

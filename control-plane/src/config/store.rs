@@ -9,7 +9,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{BadConfig, bad, host_and_port};
-use crate::store::{EtcdConfig, EtcdTls, UnusableTls};
+use crate::{
+    store::EtcdConfig,
+    tls::{Tls, UnusableTls},
+};
 
 /// Most members of etcd: it recommends seven at most.
 pub const ETCD_MEMBERS_MAX: usize = 9;
@@ -113,7 +116,7 @@ impl StoreAddress {
 }
 
 /// Files for TLS would mean nothing.
-fn no_tls(etcd: &EtcdSection) -> Result<Option<EtcdTls>, BadConfig> {
+fn no_tls(etcd: &EtcdSection) -> Result<Option<Tls>, BadConfig> {
     for (key, file) in [
         ("etcd.ca_file", &etcd.ca_file),
         ("etcd.cert_file", &etcd.cert_file),
@@ -127,7 +130,7 @@ fn no_tls(etcd: &EtcdSection) -> Result<Option<EtcdTls>, BadConfig> {
 }
 
 /// What the files say.
-fn tls(etcd: &EtcdSection) -> Result<EtcdTls, BadConfig> {
+fn tls(etcd: &EtcdSection) -> Result<Tls, BadConfig> {
     let pem = |key: &'static str, file: &Option<PathBuf>| match file {
         None => Ok(None),
         Some(path) => read(path, PEM_BYTES_MAX)
@@ -143,7 +146,7 @@ fn tls(etcd: &EtcdSection) -> Result<EtcdTls, BadConfig> {
         (None, Some(_)) => return Err(bad("etcd.cert_file", "missing beside key_file")),
     };
     let ca = pem("etcd.ca_file", &etcd.ca_file)?;
-    let tls = EtcdTls { ca, identity };
+    let tls = Tls { ca, identity };
     tls.check().map_err(|unusable| match unusable {
         UnusableTls::Ca(reason) => bad("etcd.ca_file", reason),
         UnusableTls::Certificate(reason) => bad("etcd.cert_file", reason),

@@ -8,7 +8,6 @@
 
 mod line;
 mod once;
-mod tls;
 mod words;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -21,7 +20,6 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-pub use self::tls::{EtcdTls, UnusableTls};
 use self::{
     line::{Line, LineError, Lines, Member},
     once::{Outcome, Places},
@@ -31,6 +29,7 @@ use super::{
     COMMIT_MAX, Change, Committed, Condition, Health, Item, News, PAGE_BYTES_MAX, Page, StoreError,
     WATCH_WAITING_MAX, family,
 };
+use crate::tls::Tls;
 
 /// Items of the first answer to a listing: at the greatest length they are as many as an answer may have.
 const FIRST_CHUNK: usize = 32;
@@ -62,8 +61,8 @@ pub struct EtcdConfig {
     pub name: String,
     /// Who we are to it: user and password.
     pub user: Option<(String, String)>,
-    /// With which certificates it is spoken to over TLS, if it is. [Checked](EtcdTls::check).
-    pub tls: Option<EtcdTls>,
+    /// With which certificates it is spoken to over TLS, if it is. [Checked](Tls::check).
+    pub tls: Option<Tls>,
 }
 
 impl std::fmt::Debug for EtcdConfig {

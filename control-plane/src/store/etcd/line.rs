@@ -41,16 +41,18 @@ use tokio::{
 };
 use tower::Service;
 
-use super::{
-    tls::{self, EtcdTls},
-    words::{Complaint, LoggedIn, Login, Streamed},
+use super::words::{Complaint, LoggedIn, Login, Streamed};
+use crate::{
+    store::{COMMIT_BYTES_MAX, Health, VALUE_BYTES_MAX},
+    tls::{self, Tls},
 };
-use crate::store::{COMMIT_BYTES_MAX, Health, VALUE_BYTES_MAX};
 
 /// For a connection to a member.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// A member that is silent for so long is not waited for alone: many times what a commit takes on a busy disk.
 const SILENCE: Duration = Duration::from_millis(500);
+/// How often all of several members are asked, one each [`SILENCE`]: until the end of [`PATIENCE`].
+const ROUNDS_MAX: usize = 4;
 /// For all members together: longer than etcd takes to choose a leader anew (an election of 1 to 2 s), and less
 /// than the API gives its answers.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -129,7 +131,7 @@ impl Line {
     pub(super) fn new(
         members: Vec<String>,
         user: Option<(String, String)>,
-        tls: Option<&EtcdTls>,
+        tls: Option<&Tls>,
         net: Arc<dyn Net>,
         health: Health,
     ) -> Self {
@@ -245,14 +247,22 @@ impl Line {
         whole: bool,
     ) -> Result<First, LineError> {
         let deadline = Instant::now() + PATIENCE;
-        let first = self.good.load(Ordering::Relaxed);
-        let mut order = (0..self.members.len()).map(|n| (first + n) % self.members.len());
+        let (first, count) = (self.good.load(Ordering::Relaxed), self.members.len());
+        // What a member passed on to a leader that is gone is lost, so it is asked again once there is another.
+        let rounds = if twice && count > 1 { ROUNDS_MAX } else { 1 };
+        let mut order = (0..count * rounds).map(|n| (n, (first + n) % count));
         let (mut asked, mut last) = (FuturesUnordered::new(), None);
         let (mut next, mut sent) = (order.next(), 0);
         let mut next_at = Instant::now();
         loop {
-            let is_time = asked.is_empty() || (twice && Instant::now() >= next_at);
-            if let (true, Some(index)) = (is_time, next) {
+            let is_first_round = next.is_some_and(|(n, _)| n < count);
+            // Nobody is left, or nobody was even reached.
+            if asked.is_empty() && (next.is_none() || (sent == 0 && !is_first_round)) {
+                break;
+            }
+            let is_time = (asked.is_empty() && is_first_round)
+                || ((twice || asked.is_empty()) && Instant::now() >= next_at);
+            if let (true, Some((_, index))) = (is_time, next) {
                 let attempt = self.attempt(&self.members[index], path, question.clone(), whole);
                 asked.push(attempt.map(move |done| (index, done)));
                 sent += 1;
@@ -261,7 +271,7 @@ impl Line {
             }
             let done = tokio::select! {
                 Some(done) = asked.next() => done,
-                () = sleep_until(next_at), if twice && next.is_some() => continue,
+                () = sleep_until(next_at), if (twice || asked.is_empty()) && next.is_some() => continue,
                 () = sleep_until(deadline) => {
                     // The next question begins with another member.
                     self.doubt(Member(first));
@@ -270,7 +280,6 @@ impl Line {
                         reason: "does not answer in time".into(),
                     });
                 }
-                else => break,
             };
             match done {
                 (index, Ok(answer)) => {
@@ -291,8 +300,10 @@ impl Line {
                 }
                 (_, Err(Failure::Sent(error))) => return Err(error),
             }
-            // Others need not wait for one that has failed.
-            next_at = Instant::now();
+            if is_first_round {
+                // Others need not wait for one that has failed.
+                next_at = Instant::now();
+            }
         }
         Err(last.unwrap_or_else(|| LineError::Answer("it has no members".into())))
     }
