@@ -184,6 +184,7 @@ impl PurgeLog {
             through: through.min(head.seq),
             records,
             age_ms: None,
+            now_ms: Some(self.0.clock.unix_ms()),
         }
     }
 

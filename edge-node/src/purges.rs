@@ -22,7 +22,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -86,6 +86,8 @@ struct Shared {
     checks: mpsc::Sender<oneshot::Sender<()>>,
     /// Something is missing.
     gap: Notify,
+    /// By how many milliseconds this node's clock is ahead of a control plane's.
+    clock_ahead_ms: AtomicI64,
     counts: Counts,
 }
 
@@ -200,6 +202,7 @@ impl Purges {
             jobs,
             checks,
             gap: Notify::new(),
+            clock_ahead_ms: AtomicI64::new(0),
             counts: Counts::default(),
         };
         Self {
@@ -383,6 +386,20 @@ impl Purges {
         }
         let until_ms = watch.sure_until_ms();
         self.shared.sure_until_ms.store(until_ms, Ordering::Relaxed);
+    }
+
+    /// A control plane that was asked at `asked_ms` by this node's clock, and has just answered, says what time it
+    /// is there.
+    pub fn told_time(&self, asked_ms: u64, control_ms: u64) {
+        let ahead_ms = watch::clock_ahead_ms(asked_ms, self.now_ms(), control_ms);
+        self.shared
+            .clock_ahead_ms
+            .store(ahead_ms, Ordering::Relaxed);
+    }
+
+    /// By how many milliseconds this node's clock is ahead of a control plane's, at least; behind, if negative.
+    pub fn clock_ahead_ms(&self) -> i64 {
+        self.shared.clock_ahead_ms.load(Ordering::Relaxed)
     }
 
     /// Why this node cannot be sure of what it has in its cache; `None`: it can.

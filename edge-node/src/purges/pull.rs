@@ -132,6 +132,7 @@ mod tests {
             through,
             records: seqs.iter().map(record).collect(),
             age_ms: None,
+            now_ms: None,
         }
     }
 

@@ -118,6 +118,7 @@ impl Recent {
             through,
             records,
             age_ms: None,
+            now_ms: None,
         }
     }
 }

@@ -138,6 +138,20 @@ impl Watch {
     }
 }
 
+/// By how many milliseconds a clock is ahead of another that showed `other_ms` at some moment between two moments
+/// of ours; behind, if negative; 0 if they may agree.
+pub fn clock_ahead_ms(from_ms: u64, until_ms: u64, other_ms: u64) -> i64 {
+    let (first, last) = (from_ms.min(until_ms), from_ms.max(until_ms));
+    let signed = |ms: u64| i64::try_from(ms).unwrap_or(i64::MAX);
+    if other_ms < first {
+        signed(first - other_ms)
+    } else if other_ms > last {
+        -signed(other_ms - last)
+    } else {
+        0
+    }
+}
+
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -209,6 +223,21 @@ mod tests {
         assert_eq!(watch.age_ms(5_100), None);
         assert!(!watch.heard(5_000, 0, 5_100));
         assert_eq!(watch.sure_until_ms(), 7_000);
+    }
+
+    #[test]
+    fn a_clock_is_off_by_what_the_way_does_not_explain() {
+        for (from_ms, until_ms, other_ms, ahead_ms) in [
+            (1_000, 1_300, 1_000, 0),
+            (1_000, 1_300, 1_300, 0),
+            (1_000, 1_300, 900, 100),
+            (1_000, 1_300, 1_350, -50),
+            (3_601_000, 3_601_020, 1_010, 3_599_990),
+            (5, 5, u64::MAX, -i64::MAX),
+        ] {
+            let ahead = clock_ahead_ms(from_ms, until_ms, other_ms);
+            assert_eq!(ahead, ahead_ms, "{from_ms} {until_ms} {other_ms}");
+        }
     }
 
     #[test]
