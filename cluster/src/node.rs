@@ -152,6 +152,9 @@ pub struct NodeInfo {
     pub coordinate: Option<Coordinate>,
     /// What its cache holds at most, in bytes; 0 when it does not say. Keys are shared by it.
     pub capacity_bytes: u64,
+    /// By how many seconds its clock is ahead of the control planes', or behind if negative; 0 when they agree as
+    /// far as [requests between nodes](crate::auth) need it, or it does not know.
+    pub clock_ahead_s: i64,
     /// Time to the origins of sites, as it measured it, in milliseconds.
     pub origins_ms: BTreeMap<String, f64>,
 }
@@ -175,6 +178,7 @@ impl NodeInfo {
             round_trips_ms: BTreeMap::new(),
             coordinate: None,
             capacity_bytes: 0,
+            clock_ahead_s: 0,
             origins_ms: BTreeMap::new(),
         }
     }
@@ -218,6 +222,9 @@ impl NodeInfo {
         }
         if self.capacity_bytes > 0 {
             keys.push(("capacity", self.capacity_bytes.to_string()));
+        }
+        if self.clock_ahead_s != 0 {
+            keys.push(("clock", self.clock_ahead_s.to_string()));
         }
         debug_assert!(keys.len() <= KEYS_MAX);
         keys
@@ -270,6 +277,9 @@ impl NodeInfo {
         }
         if let Some(text) = get("capacity") {
             node.capacity_bytes = number("capacity", text)?;
+        }
+        if let Some(text) = get("clock") {
+            node.clock_ahead_s = number("clock", text)?;
         }
         for time in times_of("rtt", get("rtt"), ROUND_TRIPS_MAX) {
             let (id, ms) = time?;
@@ -380,6 +390,7 @@ mod tests {
         node.round_trips_ms.insert("edge-2".parse().unwrap(), 12.5);
         node.coordinate = Coordinate::from_text("1.5,-20.0,0.0,3.1,0.25", node.location);
         node.capacity_bytes = 10 << 30;
+        node.clock_ahead_s = -3_600;
         node.origins_ms.insert("www".into(), 31.5);
         node
     }
@@ -406,6 +417,7 @@ mod tests {
             ("at", "1,2,3"),
             ("origins", "www=-1"),
             ("capacity", "much"),
+            ("clock", "late"),
             ("phase", "?"),
         ] {
             let mut keys = sample().to_keys();

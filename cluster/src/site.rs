@@ -120,8 +120,8 @@ pub struct Site {
     /// Who asks the origin for what no node holds; [`Shield::Region`] when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shield: Option<Shield>,
-    /// How long a node may go on answering from its cache when it has heard neither of a control plane nor
-    /// of any peer, so that a purge may have passed it by; then it asks the origin first.
+    /// How long a node may go on answering from its cache when it has heard of no control plane, neither
+    /// itself nor through peers, so that a purge may have passed it by; then it asks the origin first.
     /// [`PURGE_LIMIT_DEFAULT`] when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub purge_limit: Option<Span>,

@@ -144,6 +144,33 @@ pub struct RankedEdge {
 pub struct NodesAnswer {
     /// Everybody, in order of their names.
     pub nodes: Vec<NodeStatus>,
+    /// Nodes whose clocks are so far off that gossip drops what they send: they may be missing above, or gone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clocks_off: Vec<ClockOff>,
+}
+
+/// A node whose clock is off, by the time that its requests carry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockOff {
+    /// The node.
+    pub node: NodeId,
+    /// By how many seconds it is ahead of the control plane's, or behind if negative.
+    pub ahead_s: i64,
+}
+
+impl std::fmt::Display for ClockOff {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let way = if self.ahead_s > 0 {
+            "ahead of"
+        } else {
+            "behind"
+        };
+        let by = self.ahead_s.unsigned_abs();
+        write!(
+            f,
+            "its clock is {by} s {way} this control plane's, and it takes nothing from other nodes"
+        )
+    }
 }
 
 /// One node, as the control plane sees it.
@@ -171,6 +198,10 @@ pub struct NodeStatus {
     pub sites_version: u64,
     /// Last purge it applied.
     pub purge_seq: u64,
+    /// By how many seconds its clock is ahead of the control planes', or behind if negative; 0 when they agree,
+    /// or it does not know.
+    #[serde(default)]
+    pub clock_ahead_s: i64,
 }
 
 /// A place, and how it is known.
@@ -384,6 +415,14 @@ pub struct PurgePage {
     pub through: u64,
     /// In the order of their numbers, without those whose every scope a later one hit again.
     pub records: Vec<Record>,
+    /// From a node: so many milliseconds ago, or later, a control plane said that nothing is missing up to
+    /// `head`, to it or to whoever told it. Absent: it cannot say. A control plane says it by answering.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub age_ms: Option<u64>,
+    /// From a control plane: what time it is there, in Unix milliseconds, so that a node finds out that its
+    /// clock is off before it finds out that nobody listens to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub now_ms: Option<u64>,
 }
 
 impl PurgePage {

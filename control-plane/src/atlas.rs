@@ -172,6 +172,7 @@ impl Located {
             load: node.load,
             sites_version: node.sites_version,
             purge_seq: node.purged.seq,
+            clock_ahead_s: node.clock_ahead_s,
         }
     }
 }

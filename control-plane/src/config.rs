@@ -26,8 +26,15 @@ pub const API_VARIABLE: &str = "CONTROL_PLANE_API";
 pub const TOKEN_VARIABLE: &str = "CONTROL_PLANE_TOKEN";
 /// A file with that token.
 pub const TOKEN_FILE_VARIABLE: &str = "CONTROL_PLANE_TOKEN_FILE";
+/// A file with the certificates that they believe.
+pub const API_CA_VARIABLE: &str = "CONTROL_PLANE_API_CA";
 /// The variables with the prefix that are no configuration keys.
-pub const COMMAND_VARIABLES: [&str; 3] = [API_VARIABLE, TOKEN_VARIABLE, TOKEN_FILE_VARIABLE];
+pub const COMMAND_VARIABLES: [&str; 4] = [
+    API_VARIABLE,
+    API_CA_VARIABLE,
+    TOKEN_VARIABLE,
+    TOKEN_FILE_VARIABLE,
+];
 
 /// The configuration file, as written. Every key can also come from the environment
 /// (`CONTROL_PLANE_LISTEN__HTTP=127.0.0.1:7900`).
@@ -269,14 +276,14 @@ impl ConfigFile {
     ///
     /// The first key whose value cannot be meant.
     pub fn check(self, host_name: &str) -> Result<Config, BadConfig> {
-        let id = match &self.node.id {
+        let id: NodeId = match &self.node.id {
             Some(id) => id.parse().map_err(|e| bad("node.id", e))?,
             None => host_name.to_ascii_lowercase().parse().map_err(|e| {
                 let reason = format!("not set, and the host name does not serve: {e}");
                 bad("node.id", reason)
             })?,
         };
-        let store = StoreAddress::named(self.store.as_deref(), &self.etcd)?;
+        let store = StoreAddress::named(self.store.as_deref(), &self.etcd, id.as_str())?;
         if self.cluster.seeds.len() > SEEDS_MAX {
             return Err(bad("cluster.seeds", format!("at most {SEEDS_MAX}")));
         }

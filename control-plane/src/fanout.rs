@@ -19,7 +19,7 @@ use cluster::{
     net::Net,
     node::{NodeId, Phase, Role},
     purge::Position,
-    wire::{PURGE_PAGE_MAX, PurgePush},
+    wire::{ClockOff, PURGE_PAGE_MAX, PurgePush},
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -66,6 +66,8 @@ pub struct Fanout {
 struct Target {
     address: String,
     purged: Position,
+    /// By how much its clock is off.
+    clock_ahead_s: i64,
 }
 
 impl Fanout {
@@ -130,6 +132,7 @@ impl Fanout {
             let target = Target {
                 address: node.peer.clone(),
                 purged: node.purged,
+                clock_ahead_s: node.clock_ahead_s,
             };
             match workers.get(&node.id) {
                 Some((known, _)) => {
@@ -224,6 +227,13 @@ impl Fanout {
                 }
                 Err(trouble) => {
                     link = None;
+                    let trouble = match now.clock_ahead_s {
+                        0 => trouble,
+                        ahead_s => {
+                            let node = node.clone();
+                            format!("{}: {trouble}", ClockOff { node, ahead_s })
+                        }
+                    };
                     self.receipts.failed(&node, trouble.clone());
                     trouble
                 }

@@ -11,7 +11,8 @@
 //!   by the operator's networks and an address database;
 //! - [`rank`] (pure): which peer or edge comes first, and why; [`steer`] (pure): where a client's
 //!   request is sent;
-//! - [`store`]: the transactional map in which a control plane keeps what it answers for;
+//! - [`store`]: the transactional map in which a control plane keeps what it answers for; [`tls`]: how it and the
+//!   commands are believed, and believe;
 //! - [`sites`]: the site registry: its versions, who made them, and what may be; [`nudge`] tells the edges
 //!   of a new one;
 //! - [`tokens`] (pure): bearer tokens, their secrets and their roles; [`access`] (pure): who asks, and what
@@ -45,5 +46,6 @@ pub mod serve;
 pub mod sites;
 pub mod steer;
 pub mod store;
+pub mod tls;
 pub mod tokens;
 pub mod warm;

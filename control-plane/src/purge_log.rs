@@ -183,6 +183,8 @@ impl PurgeLog {
             head: head.seq,
             through: through.min(head.seq),
             records,
+            age_ms: None,
+            now_ms: Some(self.0.clock.unix_ms()),
         }
     }
 

@@ -24,7 +24,7 @@ use bytes::Bytes;
 use cluster::net::Net;
 use tokio::sync::mpsc;
 
-pub use self::etcd::{EtcdConfig, EtcdTls, UnusableTls};
+pub use self::etcd::EtcdConfig;
 use crate::{config::StoreAddress, data_dir::DataDir, error::StartError};
 
 /// The embedded store's part of the data directory.
@@ -33,8 +33,8 @@ const DIRECTORY: &str = "store";
 pub const KEY_BYTES_MAX: usize = 512;
 /// Largest value, in bytes: etcd takes requests of 1.5 MiB.
 pub const VALUE_BYTES_MAX: usize = 1 << 20;
-/// Most conditions, and most changes, of one commit: etcd takes no more.
-pub const COMMIT_MAX: usize = 128;
+/// Most conditions, and most changes, of one commit: etcd takes 128, one of which marks the commit.
+pub const COMMIT_MAX: usize = 127;
 /// Most bytes of all keys and values of one commit.
 pub const COMMIT_BYTES_MAX: usize = VALUE_BYTES_MAX + (VALUE_BYTES_MAX >> 2);
 /// Most items of one page.

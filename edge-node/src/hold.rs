@@ -340,6 +340,10 @@ impl Hold {
             cache.disclaim(key);
             return refuse("stale", StatusCode::NOT_FOUND);
         }
+        if asked.hash.is_none() && self.is_in_doubt(request.headers()) {
+            // Its claim is good again as soon as this node has heard of a control plane.
+            return refuse("stale", StatusCode::NOT_FOUND);
+        }
         if asked.hash.is_none() && self.is_purged(request.headers(), &entry) {
             cache.disclaim(key);
             return refuse("stale", StatusCode::NOT_FOUND);

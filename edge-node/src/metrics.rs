@@ -187,6 +187,7 @@ pub struct Metrics {
     _members_max: IntGauge,
     gossip: IntCounterVec,
     purge_seq: IntGauge,
+    clock_ahead: IntGauge,
     purge_scopes: IntGauge,
     purge_table_bytes: IntGauge,
     purges_applied: IntCounterVec,
@@ -418,6 +419,10 @@ impl Metrics {
                 &["result"],
             ),
             purge_seq: gauge("edge_purge_seq_applied", "Number of the last purge applied"),
+            clock_ahead: gauge(
+                "edge_clock_ahead_seconds",
+                "By how much this node's clock is ahead of a control plane's",
+            ),
             purge_scopes: gauge(
                 "edge_purge_scopes",
                 "Scopes of which the last purge is remembered",
@@ -572,6 +577,11 @@ impl Metrics {
     pub fn versions(&self, purge_seq: u64, sites_version: u64) {
         self.purge_seq.set(as_i64(purge_seq));
         self.sites_version.set(as_i64(sites_version));
+    }
+
+    /// Sets by how much this node's clock is ahead of a control plane's.
+    pub fn clock(&self, ahead_ms: i64) {
+        self.clock_ahead.set(ahead_ms / 1_000);
     }
 
     /// Sets what is remembered of purges, and raises the counters of what they hit to these totals.

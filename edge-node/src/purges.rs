@@ -22,7 +22,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -31,6 +31,7 @@ use arc_swap::ArcSwap;
 use cluster::{
     clock::Clock,
     purge::{Hit, Object, Passage, Position, Record, Step, Table, Verdict},
+    site::PURGE_LIMIT_DEFAULT,
     wire::{PURGE_PAGE_BYTES_MAX, PURGE_PAGE_MAX, PurgePage},
 };
 use http::HeaderMap;
@@ -85,6 +86,8 @@ struct Shared {
     checks: mpsc::Sender<oneshot::Sender<()>>,
     /// Something is missing.
     gap: Notify,
+    /// By how many milliseconds this node's clock is ahead of a control plane's.
+    clock_ahead_ms: AtomicI64,
     counts: Counts,
 }
 
@@ -199,6 +202,7 @@ impl Purges {
             jobs,
             checks,
             gap: Notify::new(),
+            clock_ahead_ms: AtomicI64::new(0),
             counts: Counts::default(),
         };
         Self {
@@ -280,9 +284,18 @@ impl Purges {
 
     /// Records behind number `after` of `log`, at most so many, for a peer that misses them.
     pub fn page(&self, log: u64, after: u64, limit: usize) -> PurgePage {
+        // First, so that the page has all that it says so of; and only where all of it is on disk.
+        let (known, age_ms) = (self.as_of(), self.age_ms());
+        let (limit, applied) = (limit.min(PURGE_PAGE_MAX), self.applied());
         let recent = self.shared.recent();
-        let limit = limit.min(PURGE_PAGE_MAX);
-        recent.page(self.applied(), log, after, limit, PURGE_PAGE_BYTES_MAX)
+        PurgePage {
+            age_ms: age_ms.filter(|_| applied >= known),
+            ..recent.page(applied, log, after, limit, PURGE_PAGE_BYTES_MAX)
+        }
+    }
+
+    fn age_ms(&self) -> Option<u64> {
+        self.shared.watch().age_ms(self.shared.clock.unix_ms())
     }
 
     /// What purges say of a stored response to what `named` names. `is_sure`: whether this node can
@@ -339,8 +352,9 @@ impl Purges {
         if now_ms < self.shared.sure_until_ms.load(Ordering::Relaxed) {
             return true;
         }
-        if !self.shared.watch().is_worth_a_check(now_ms, limit) {
-            return false;
+        let watch = *self.shared.watch();
+        if !watch.is_worth_a_check(now_ms, limit) {
+            return watch.is_sure(now_ms, limit);
         }
         let (done, checked) = oneshot::channel();
         if self.shared.checks.try_send(done).is_ok() {
@@ -352,15 +366,40 @@ impl Purges {
             .is_sure(self.shared.clock.unix_ms(), limit)
     }
 
-    /// Nothing was missing here of what somebody knew at `asked_ms`.
-    pub fn heard(&self, asked_ms: u64) {
+    /// Whether it can without asking anybody, for a site of that name.
+    pub fn is_sure_of(&self, site: &str) -> bool {
+        let sites = self.shared.sites.load();
+        let limit = sites
+            .ruling(site)
+            .and_then(|ruling| ruling.site.purge_limit);
+        let limit = limit.unwrap_or(PURGE_LIMIT_DEFAULT).0;
+        let now_ms = self.shared.clock.unix_ms();
+        self.shared.watch().is_sure(now_ms, limit)
+    }
+
+    /// Nothing was missing here of what somebody knew at `asked_ms`, and a control plane `age_ms` before that.
+    pub fn heard(&self, asked_ms: u64, age_ms: u64) {
         let now_ms = self.shared.clock.unix_ms();
         let mut watch = self.shared.watch();
-        if watch.heard(asked_ms, now_ms) {
+        if watch.heard(asked_ms, age_ms, now_ms) {
             info!(applied = ?self.applied(), "purges caught up");
         }
         let until_ms = watch.sure_until_ms();
         self.shared.sure_until_ms.store(until_ms, Ordering::Relaxed);
+    }
+
+    /// A control plane that was asked at `asked_ms` by this node's clock, and has just answered, says what time it
+    /// is there.
+    pub fn told_time(&self, asked_ms: u64, control_ms: u64) {
+        let ahead_ms = watch::clock_ahead_ms(asked_ms, self.now_ms(), control_ms);
+        self.shared
+            .clock_ahead_ms
+            .store(ahead_ms, Ordering::Relaxed);
+    }
+
+    /// By how many milliseconds this node's clock is ahead of a control plane's, at least; behind, if negative.
+    pub fn clock_ahead_ms(&self) -> i64 {
+        self.shared.clock_ahead_ms.load(Ordering::Relaxed)
     }
 
     /// Why this node cannot be sure of what it has in its cache; `None`: it can.

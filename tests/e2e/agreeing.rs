@@ -3,9 +3,12 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use cluster::net::SystemNet;
-use control_plane::store::{
-    COMMIT_MAX, Change, Committed, Condition, EtcdConfig, EtcdTls, News, Page, Store, StoreError,
-    VALUE_BYTES_MAX, WATCH_WAITING_MAX,
+use control_plane::{
+    store::{
+        COMMIT_MAX, Change, Committed, Condition, EtcdConfig, News, Page, Store, StoreError,
+        VALUE_BYTES_MAX, WATCH_WAITING_MAX,
+    },
+    tls::Tls,
 };
 use harness::{client::Client, etcd::Etcd, process::run};
 use http::Method;
@@ -21,6 +24,7 @@ fn config(etcd: &Etcd, prefix: &str) -> EtcdConfig {
     EtcdConfig {
         members: etcd.members(),
         prefix: prefix.into(),
+        name: "control".into(),
         user: None,
         tls: None,
     }
@@ -503,7 +507,7 @@ async fn etcd_is_spoken_to_over_tls_by_who_has_a_certificate() {
     let [ca, certificate, key] =
         [&pem.ca, &pem.certificate, &pem.key].map(|file| std::fs::read(file).unwrap());
     let with = |ca: Option<&Vec<u8>>, identity: Option<(&Vec<u8>, &Vec<u8>)>| EtcdConfig {
-        tls: Some(EtcdTls {
+        tls: Some(Tls {
             ca: ca.cloned(),
             identity: identity.map(|(certificate, key)| (certificate.clone(), key.clone())),
         }),

@@ -13,7 +13,7 @@ use harness::{
 };
 use http::Method;
 use serde_json::{Value, json};
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::Instant};
 
 use crate::{
     SECOND,
@@ -23,6 +23,10 @@ use crate::{
 
 /// What each of two writers writes.
 const WRITES: usize = 150;
+
+/// How often a member of etcd is stopped, each in turn; and purges at each control plane meanwhile.
+const STOPS: usize = 6;
+const PURGES_EACH: usize = 5;
 
 /// Two control planes on a real etcd of `members`, and `edges` edges.
 struct Stage {
@@ -342,5 +346,70 @@ async fn no_acknowledged_site_is_lost_and_the_edges_serve_them_all() {
             .await
             .unwrap();
         }
+    }
+}
+
+/// One member after the other is stopped while purges are made: each is acknowledged by the edge within the time
+/// that etcd may take to have a leader again, and none is in the log twice, also when the member goes on that was
+/// asked for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_member_of_etcd_holds_no_purge_up_and_makes_none_twice() {
+    let Some(binary) = installed("etcd") else {
+        return;
+    };
+    let stage = Stage::new(binary, 3, 1).await;
+    let purge = async |control: &Node, tag: &str| {
+        let began = Instant::now();
+        let wish = json!({"site": "site", "tags": [tag]});
+        let path = "/v1/purges";
+        let answer = call(control, Method::POST, path, Some(&stage.token), &wish).await;
+        let took = began.elapsed();
+        let told = answer.json().unwrap();
+        assert_eq!(answer.status, 200, "{told}");
+        assert_eq!(told["complete"], true, "{told}");
+        (took, told["seq"].as_u64().unwrap())
+    };
+    let (mut seqs, mut first, mut later) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..STOPS {
+        stage.etcd.freeze(round % 3);
+        for (n, control) in stage.controls().into_iter().enumerate() {
+            for again in 0..PURGES_EACH {
+                let (took, seq) = purge(control, &format!("{round}-{n}-{again}")).await;
+                seqs.push(seq);
+                let times = if again == 0 { &mut first } else { &mut later };
+                times.push(took);
+            }
+        }
+        stage.etcd.thaw(round % 3);
+        // What the member had waiting comes late now, and it catches up before the next is stopped.
+        tokio::time::sleep(SECOND).await;
+    }
+    first.sort();
+    later.sort();
+    println!("first purges after a stop {first:?}, later ones {later:?}");
+    for control in stage.controls() {
+        let path = "/v1/purges?after=0";
+        let page = call(control, Method::GET, path, Some(&stage.token), &Value::Null).await;
+        let page = page.json().unwrap();
+        let records = page["records"].as_array().unwrap();
+        let in_log: Vec<_> = (records.iter())
+            .map(|record| record["at"]["seq"].as_u64().unwrap())
+            .collect();
+        assert_eq!(
+            in_log, seqs,
+            "each is there once, under the number that was told"
+        );
+    }
+    // With all of them stopped, that is said while the asker waits.
+    for member in 0..3 {
+        stage.etcd.freeze(member);
+    }
+    let wish = json!({"site": "site", "tags": ["x"]});
+    let [control, _] = stage.controls();
+    let path = "/v1/purges";
+    let refused = call(control, Method::POST, path, Some(&stage.token), &wish).await;
+    assert_eq!(refused.status, 503, "{}", refused.text());
+    for member in 0..3 {
+        stage.etcd.thaw(member);
     }
 }

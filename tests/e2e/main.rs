@@ -19,9 +19,11 @@
 //! - [`originating`]: several origins of a site, and what they learn of clients;
 //! - [`withdrawing`]: what sites take down;
 //! - [`registering`]: sites that come, change and go while edges serve;
+//! - [`clocks`]: a clock that is off;
 //! - [`losing`]: processes that are killed, stopped, or cut off;
 //! - [`storing`]: a disk that is full, read-only, damaged or robbed, and a process killed over it;
 //! - [`admitting`]: who may change what, and who may not;
+//! - [`terminating`]: a control plane behind something that speaks TLS;
 //! - [`agreeing`]: the stores of a control plane, which do the same;
 //! - [`describing`]: what the control plane says of its API, and whether that is true;
 //! - [`doubled`]: two control planes on one etcd, and what is lost when one is killed: nothing;
@@ -35,6 +37,8 @@ mod admitting;
 mod agreeing;
 #[cfg(test)]
 mod clients;
+#[cfg(test)]
+mod clocks;
 #[cfg(test)]
 mod conforming;
 #[cfg(test)]
@@ -83,6 +87,8 @@ mod shielding;
 mod storing;
 #[cfg(test)]
 mod swarming;
+#[cfg(test)]
+mod terminating;
 #[cfg(test)]
 mod warming;
 #[cfg(test)]

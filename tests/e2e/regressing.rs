@@ -9,14 +9,15 @@ use anyhow::ensure;
 use bytes::Bytes;
 use harness::{
     client::{Client, Response, get_h2c, post_h2c},
-    cluster::{HOST, Node, Plan},
+    cluster::{HOST, Node, Plan, set},
     origin::{Answer, Origin, Script, Seen},
     process::eventually,
     wire::{Wire, WireOrigin},
 };
 use http::{HeaderMap, Method};
+use serde_json::{Value, json};
 
-use crate::{SECOND, alone, started, stored};
+use crate::{SECOND, admitting::call, alone, started, stored};
 
 /// A request without a body.
 fn ask(method: &str, target: &str, fields: &str) -> String {
@@ -546,4 +547,116 @@ async fn conditions_hold_for_an_answer_that_is_private() {
         assert_eq!((answer.status, answer.text().as_str()), (status, body));
         assert_eq!(answer.field("etag"), Some("\"a\""), "{path}");
     }
+}
+
+/// A key has the path as it was sent, because an origin may tell one spelling from another. A purge of `/dd` has
+/// to hit all that are `/dd` to those that do not.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purge_hits_its_path_in_whatever_way_it_was_spelt() {
+    let origin = Origin::start().await.unwrap();
+    let spelt = ["/d/../dd", "/d/%2e%2E/dd", "/./dd", "/g?", "/in/../img/1"];
+    for path in spelt.into_iter().chain(["/dd", "/g", "/g?x", "/img/1"]) {
+        let routed = path.split('?').next().unwrap();
+        origin.route(routed, Answer::bytes("old").max_age(600));
+        origin.route(path, Answer::bytes("old").max_age(600));
+    }
+    let cluster = started(Plan::new(1, &origin.url())).await;
+    cluster.settled().await.unwrap();
+    let (control, edge) = (cluster.control.as_ref().unwrap(), &cluster.edges[0]);
+    eventually("the control plane knows the edge", async || {
+        let nodes = control.ask("/v1/nodes").await?.text();
+        ensure!(
+            nodes.contains(&edge.id) && nodes.contains("ready"),
+            "{nodes}"
+        );
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let filled = async |paths: &[&str]| {
+        for path in paths {
+            edge.get(path).await.unwrap();
+            stored(edge, path).await;
+        }
+    };
+    let is_hit = async |path: &str| edge.get(path).await.unwrap().cache_status().hit;
+    let purge = async |wish: Value| {
+        let purged = call(control, Method::POST, "/v1/purges", None, &wish).await;
+        assert_eq!(
+            purged.json().unwrap()["complete"],
+            true,
+            "{}",
+            purged.text()
+        );
+    };
+    filled(&spelt).await;
+    filled(&["/g?x"]).await;
+    purge(json!({"site": "site", "urls": ["/dd", "/g"], "prefixes": ["/img/"]})).await;
+    for path in spelt {
+        assert!(!is_hit(path).await, "{path}");
+    }
+    assert!(is_hit("/g?x").await, "another query is another object");
+    // And the other way round.
+    filled(&["/dd", "/g", "/img/1"]).await;
+    purge(json!({"site": "site", "urls": ["/d/../dd", "/g?"], "prefixes": ["/x/../img/"]})).await;
+    for path in ["/dd", "/g", "/img/1"] {
+        assert!(!is_hit(path).await, "{path}");
+    }
+}
+
+/// What a site had cached before it was deleted was served again when there was a site of its name.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_site_that_was_deleted_comes_back_with_nothing() {
+    let origin = Origin::start().await.unwrap();
+    origin.route("/a", Answer::bytes("old").max_age(600));
+    let mut plan = Plan::new(1, &origin.url());
+    set(&mut plan.control_settings, "origins", "allow_private", true);
+    let cluster = started(plan).await;
+    let (control, edge) = (cluster.control.as_ref().unwrap(), &cluster.edges[0]);
+    let site = json!({"hosts": ["shop.test"], "origins": [origin.url()]});
+    let shop = "/v1/sites/shop";
+    let of_shop = async || edge.get_with("/a", &[("host", "shop.test")]).await;
+    let served = async |text: &str| {
+        eventually("the site is served", async || {
+            let answer = of_shop().await?;
+            ensure!(
+                answer.status == 200 && answer.text() == text,
+                "{}",
+                answer.text()
+            );
+            Ok(answer)
+        })
+        .await
+        .unwrap()
+    };
+    let put = call(control, Method::PUT, shop, None, &site).await;
+    assert_eq!(put.status, 201, "{}", put.text());
+    served("old").await;
+    eventually("it is stored", async || {
+        ensure!(of_shop().await?.cache_status().hit);
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let deleted = call(control, Method::DELETE, shop, None, &Value::Null).await;
+    assert_eq!(deleted.status, 200, "{}", deleted.text());
+    eventually("it is gone", async || {
+        let answer = of_shop().await?;
+        ensure!(answer.status != 200, "{}", answer.status);
+        Ok(())
+    })
+    .await
+    .unwrap();
+    origin.route("/a", Answer::bytes("new").max_age(600));
+    let put = call(control, Method::PUT, shop, None, &site).await;
+    assert_eq!(put.status, 201, "{}", put.text());
+    eventually("the site is served", async || {
+        let answer = of_shop().await?;
+        ensure!(answer.status == 200, "{}", answer.status);
+        // The first answer that there is.
+        assert_eq!(answer.text(), "new");
+        Ok(())
+    })
+    .await
+    .unwrap();
 }

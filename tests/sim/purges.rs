@@ -42,8 +42,17 @@ const PACE_CAREFUL: Duration = Duration::from_millis(1);
 const SCOPES_MAX: usize = 1_000_000;
 static EDGES: [&str; 4] = ["edge-1", "edge-2", "edge-3", "edge-4"];
 
+/// What happens in a run.
+#[derive(Clone, Copy)]
+enum Tale {
+    /// Whatever the seed says.
+    Any,
+    /// Two edges hear of nobody but each other.
+    Together,
+}
+
 /// One run.
-fn run(seed: u64) -> Result<Counts> {
+fn run(seed: u64, tale: Tale) -> Result<Counts> {
     let dir = data_dir()?;
     let secret = dir.path().join("secret");
     write_secret(&secret)?;
@@ -83,7 +92,11 @@ fn run(seed: u64) -> Result<Counts> {
     }
     let story = Story::new(stage.clone(), edges.to_vec(), random);
     simulation.sim.client("client", async move {
-        Ok(story.tell().await.map_err(|error| anyhow!("{error:#}"))?)
+        let told = match tale {
+            Tale::Any => story.tell().await,
+            Tale::Together => story.tell_of_two_cut_off_together().await,
+        };
+        Ok(told.map_err(|error| anyhow!("{error:#}"))?)
     });
     let told = drive(&mut simulation, &stage).and_then(|()| {
         // As if all had been killed at once.
@@ -167,7 +180,7 @@ fn what_was_purged_is_not_served_whatever_dies_or_falls_silent() {
     println!("{runs} runs, SIM_FROM={from}");
     let mut counts = Counts::default();
     for seed in from..from + runs {
-        counts += run(seed).unwrap_or_else(|error| panic!("{error:?}"));
+        counts += run(seed, Tale::Any).unwrap_or_else(|error| panic!("{error:?}"));
     }
     println!("{runs} runs: {counts:?}");
     // Else nothing was shown.
@@ -179,4 +192,13 @@ fn what_was_purged_is_not_served_whatever_dies_or_falls_silent() {
         counts.bound,
     ];
     assert!(happened.iter().all(|count| *count > 0), "{counts:?}");
+}
+
+#[test]
+fn edges_that_are_cut_off_together_do_not_vouch_for_each_other_beyond_the_limit() {
+    let seed = setting("SIM_SEED").unwrap_or_else(|| rand::random_range(0..1 << 32));
+    let counts = run(seed, Tale::Together).unwrap_or_else(|error| panic!("{error:?}"));
+    println!("{counts:?}");
+    // Within the limit they answer as before.
+    assert!(counts.hits > 0 && counts.limited > 0, "{counts:?}");
 }

@@ -33,7 +33,12 @@ pub struct Pem {
 }
 
 impl Pem {
-    async fn make(openssl: &Path, dir: &Path) -> Result<Self> {
+    /// Makes such files in `dir`, with the program `openssl`.
+    ///
+    /// # Errors
+    ///
+    /// It does not.
+    pub async fn make(openssl: &Path, dir: &Path) -> Result<Self> {
         let file = |name: &str| dir.join(name);
         let [ca, ca_key, certificate, key] = ["ca.pem", "ca.key", "node.pem", "node.key"].map(file);
         let text = |path: &Path| path.to_string_lossy().into_owned();
@@ -195,6 +200,20 @@ impl Etcd {
     pub async fn kill9(&mut self, index: usize) -> Result<()> {
         let process = self.members[index].process.take();
         process.context("it does not run")?.kill9().await
+    }
+
+    /// Stops a member, which keeps its connections, until [`Etcd::thaw`].
+    pub fn freeze(&self, index: usize) {
+        if let Some(process) = &self.members[index].process {
+            process.freeze();
+        }
+    }
+
+    /// Lets a member go on that was stopped.
+    pub fn thaw(&self, index: usize) {
+        if let Some(process) = &self.members[index].process {
+            process.thaw();
+        }
     }
 
     /// Starts a member again.

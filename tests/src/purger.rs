@@ -203,6 +203,8 @@ impl Shared {
             head,
             through: last.unwrap_or(head),
             records,
+            age_ms: None,
+            now_ms: None,
         };
         let body = serde_json::to_vec(&page).expect("plain data with text keys");
         let mac = auth::document_mac(&self.secret, &seen.target, &body);

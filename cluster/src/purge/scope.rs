@@ -122,10 +122,12 @@ impl Step {
                     let named = naming.name(&purge.site, target);
                     let exact = |target: &[u8]| Mark::Exact(hash(Kind::Url, &host, target));
                     marks.insert(exact(named.canonical()));
+                    marks.extend(resolved(named.canonical()).as_deref().map(exact));
                     match &named {
                         Named::AsSent(_) => {}
                         Named::Ruled { ruled, .. } => {
                             marks.insert(exact(ruled));
+                            marks.extend(resolved(ruled).as_deref().map(exact));
                         }
                         Named::Unknown(canonical) => {
                             if let Some((path, _)) = cut(canonical) {
@@ -138,6 +140,11 @@ impl Step {
                     let (host, begins) = split(text);
                     let named = naming.name(&purge.site, begins);
                     let canonical = named.canonical();
+                    // What ends within a segment may go on: `/.` is the beginning of `/.well-known`.
+                    if !canonical.ends_with(b".") {
+                        let plain = resolved(canonical);
+                        marks.extend(plain.map(|plain| prefix(&host, &plain)));
+                    }
                     match (cut(canonical), &named) {
                         (None, _) | (_, Named::AsSent(_)) => {
                             marks.insert(prefix(&host, canonical));
@@ -159,6 +166,44 @@ impl Step {
             marks: marks.into_iter().collect(),
         }
     }
+}
+
+/// A target without dot segments (RFC 3986 §6.2.2.3) and without an empty query; `None`: it has none of them.
+///
+/// Keys have what was sent, because an origin may answer otherwise to `/a/../b` than to `/b`, and so must not be
+/// asked for one and be believed for the other. A purge hits either by any of both: rather more than was meant
+/// than less.
+pub(super) fn resolved(target: &[u8]) -> Option<Vec<u8>> {
+    let end = target
+        .iter()
+        .position(|byte| *byte == b'?')
+        .unwrap_or(target.len());
+    let (path, query) = target.split_at(end);
+    let query = if query == b"?" { &[][..] } else { query };
+    let is_dot = |segment: &[u8]| matches!(segment, b"." | b"..");
+    if !path.split(|byte| *byte == b'/').any(is_dot) {
+        return (query.len() < target.len() - end).then(|| path.to_vec());
+    }
+    let mut kept: Vec<&[u8]> = Vec::new();
+    let mut ends_open = false;
+    for segment in path.split(|byte| *byte == b'/').skip(1) {
+        ends_open = is_dot(segment);
+        match segment {
+            b"." => {}
+            b".." => drop(kept.pop()),
+            _ => kept.push(segment),
+        }
+    }
+    let mut plain = Vec::with_capacity(target.len());
+    for segment in kept {
+        plain.push(b'/');
+        plain.extend_from_slice(segment);
+    }
+    if ends_open || plain.is_empty() {
+        plain.push(b'/');
+    }
+    plain.extend_from_slice(query);
+    Some(plain)
 }
 
 /// The mark of what begins with `text`; of what is longer than a scope may be, of what begins with as much
@@ -190,4 +235,39 @@ fn split(text: &str) -> (String, &str) {
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (host, target) = rest.split_at(end);
     (normal_host(host), target)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dot_segments_and_an_empty_query_are_no_part_of_a_name() {
+        for (target, plain) in [
+            ("/d/../dd", Some("/dd")),
+            ("/d/./dd", Some("/d/dd")),
+            ("/a/b/c/./../../g", Some("/a/g")),
+            ("/../../g", Some("/g")),
+            ("/a/..", Some("/")),
+            ("/a/b/.", Some("/a/b/")),
+            ("/a/b/..", Some("/a/")),
+            ("/..", Some("/")),
+            ("/a/../b?x=/../y", Some("/b?x=/../y")),
+            ("/a//../b", Some("/a/b")),
+            ("/g?", Some("/g")),
+            ("/./g?", Some("/g")),
+            ("/g", None),
+            ("/g?x", None),
+            ("/g??", None),
+            ("/g?a=/../", None),
+            ("/.a/..b/c.", None),
+            ("/", None),
+        ] {
+            let found = resolved(target.as_bytes());
+            let found = found
+                .as_deref()
+                .map(|text| std::str::from_utf8(text).unwrap());
+            assert_eq!(found, plain, "{target}");
+        }
+    }
 }

@@ -516,38 +516,55 @@ impl SiteScopes {
         if self.segments.is_empty() {
             return;
         }
-        for host in [object.host, ""] {
-            let marks = self.find(scope::hash(Kind::Url, host, object.target));
-            if marks.is_some_and(|m| enough(Covering::Url(host, object.target), m)) {
-                return;
-            }
-        }
         for tag in object.tags {
             let marks = self.find(scope::hash(Kind::Tag, "", tag));
             if marks.is_some_and(|m| enough(Covering::Tag(tag), m)) {
                 return;
             }
         }
-        if self.lengths.is_empty() {
-            return;
+        let plain = scope::resolved(object.target);
+        for target in [Some(object.target), plain.as_deref()]
+            .into_iter()
+            .flatten()
+        {
+            if self.names(object.host, target, &mut enough) {
+                return;
+            }
         }
-        for host in [object.host, ""] {
+    }
+
+    /// The scopes that cover a target by its name; whether that was enough.
+    fn names(
+        &self,
+        host: &str,
+        target: &[u8],
+        enough: &mut impl FnMut(Covering<'_>, Marks) -> bool,
+    ) -> bool {
+        for host in [host, ""] {
+            let marks = self.find(scope::hash(Kind::Url, host, target));
+            if marks.is_some_and(|m| enough(Covering::Url(host, target), m)) {
+                return true;
+            }
+        }
+        if self.lengths.is_empty() {
+            return false;
+        }
+        for host in [host, ""] {
             let (mut hasher, mut hashed) = (scope::hasher(Kind::Prefix, host), 0);
             for length in &self.lengths {
                 let length = usize::from(*length);
-                let Some(more) = object.target.get(hashed..length) else {
+                let Some(more) = target.get(hashed..length) else {
                     break;
                 };
                 hasher.update(more);
                 hashed = length;
                 let marks = self.find(scope::half(&hasher));
-                if marks
-                    .is_some_and(|m| enough(Covering::Prefix(host, &object.target[..length]), m))
-                {
-                    return;
+                if marks.is_some_and(|m| enough(Covering::Prefix(host, &target[..length]), m)) {
+                    return true;
                 }
             }
         }
+        false
     }
 
     fn find(&self, hash: u128) -> Option<Marks> {

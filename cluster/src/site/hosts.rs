@@ -46,6 +46,9 @@ pub(super) fn host_flaw(host: &str) -> Option<&'static str> {
         if label.len() > LABEL_BYTES_MAX {
             return Some("has a label of more than 63 characters");
         }
+        if label.starts_with('-') || label.ends_with('-') {
+            return Some("has a label that begins or ends with '-'");
+        }
         let fits = |b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_');
         if !label.bytes().all(fits) {
             return Some("has other characters than a-z, 0-9, '-' and '_' (write it in Punycode)");
@@ -97,6 +100,8 @@ mod tests {
             ("*a.test", "first label"),
             ("**", "first label"),
             ("café.test", "Punycode"),
+            ("-n.test", "begins or ends"),
+            ("*.n-.test", "begins or ends"),
             (&long, "253"),
             (&label, "63"),
         ] {

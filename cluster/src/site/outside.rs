@@ -44,6 +44,9 @@ impl PrivateOrigins {
         let Some((host, _)) = origin.address() else {
             return Err("has no host");
         };
+        if is_wildcard(&host) {
+            return Err("every address of a machine, and so none of one");
+        }
         let Some((kind, address)) = inside(&host) else {
             return Ok(());
         };
@@ -59,6 +62,20 @@ impl PrivateOrigins {
             false => Err(kind),
         }
     }
+}
+
+/// Whether a host is where one listens on all addresses, in whatever form the system reads: `0.0.0.0`, `0`, `::`.
+fn is_wildcard(host: &str) -> bool {
+    let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+    if let Ok(address) = bare.unwrap_or(host).parse::<IpAddr>() {
+        return address.to_canonical().is_unspecified();
+    }
+    let is_zero = |part: &str| {
+        let digits = part.strip_prefix("0x").or_else(|| part.strip_prefix("0X"));
+        let digits = digits.unwrap_or(part);
+        !digits.is_empty() && digits.bytes().all(|digit| digit == b'0')
+    };
+    host.split('.').count() <= 4 && host.split('.').all(is_zero)
 }
 
 /// What a host is that is not outside, and its address where that is known.
@@ -152,8 +169,6 @@ mod tests {
             ("100.64.0.1", "carrier"),
             ("224.0.0.1", "multicast"),
             ("[ff02::1]", "multicast"),
-            ("0.0.0.0", "no machine"),
-            ("[::]", "no machine"),
             ("255.255.255.255", "no machine"),
             ("127.1", "unusual form"),
             ("2130706433", "unusual form"),
@@ -169,6 +184,19 @@ mod tests {
             let found = refused(&none, host).unwrap_or_default();
             assert!(found.contains(kind), "{host}: {found:?}");
             assert_eq!(refused(&PrivateOrigins::All(true), host), None, "{host}");
+        }
+        for host in [
+            "0.0.0.0",
+            "0.0.0.0:80",
+            "0",
+            "0x0.00",
+            "[::]",
+            "[::ffff:0.0.0.0]",
+        ] {
+            for policy in [&none, &PrivateOrigins::All(true)] {
+                let found = refused(policy, host).unwrap_or_default();
+                assert!(found.contains("every address"), "{host}: {found:?}");
+            }
         }
         for host in [
             "example.com",

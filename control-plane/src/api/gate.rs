@@ -19,8 +19,8 @@ use axum::{
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use cluster::{
-    auth,
-    wire::{MAC_FIELD, PURGE_PAGE_BYTES_MAX},
+    auth::{self, Denied, TIME_WINDOW},
+    wire::{MAC_FIELD, NODE_FIELD, PURGE_PAGE_BYTES_MAX, TIME_FIELD},
 };
 use tracing::info;
 
@@ -80,6 +80,9 @@ async fn identified(
         let method = request.method().as_str();
         app.verifier.verify(method, target, field, now)
     });
+    if fields.contains_key(MAC_FIELD) {
+        note_clock(app, request.method().as_str(), target, fields, now);
+    }
     let tokens = match app.keyring.tokens() {
         Ok(tokens) => tokens,
         // Health and metrics are needed most when something is wrong.
@@ -98,6 +101,20 @@ async fn identified(
     match caller.is_node() && request.method() != Method::GET {
         true => Ok((with_proven_body(request).await?, caller)),
         false => Ok((request, caller)),
+    }
+}
+
+/// Notes whose clock is off that proves who it is by a request that is out of its time. One that is in its time is
+/// not looked at: that would use it up.
+fn note_clock(app: &App, method: &str, target: &str, fields: &HeaderMap, now_ms: u64) {
+    let field = |name: &str| fields.get(name)?.to_str().ok();
+    let said = field(TIME_FIELD).and_then(|said| said.parse::<u64>().ok());
+    let node = field(NODE_FIELD).and_then(|node| node.parse().ok());
+    if let (Some(said_ms), Some(node)) = (said, node)
+        && u128::from(now_ms.abs_diff(said_ms)) > TIME_WINDOW.as_millis()
+        && let Err(Denied::WrongTime { .. }) = app.verifier.verify(method, target, field, now_ms)
+    {
+        app.clocks.note(node, said_ms, now_ms);
     }
 }
 

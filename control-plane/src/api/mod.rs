@@ -34,6 +34,7 @@ use tokio::sync::watch;
 
 use self::openapi::Description;
 
+use self::clocks::Clocks;
 use crate::{
     access::{OPENAPI, TOKENS},
     atlas::Atlas,
@@ -49,7 +50,8 @@ use crate::{
     warm::Warming,
 };
 
-pub mod edges;
+pub mod clocks;
+mod edges;
 mod gate;
 mod heard;
 pub mod nodes;
@@ -85,6 +87,7 @@ pub struct App {
     /// Proves which node asks.
     verifier: Verifier,
     keyring: Keyring,
+    clocks: Clocks,
     public_read: bool,
     trust_forwarded: Vec<Network>,
     /// Counts clients that take turns.
@@ -144,6 +147,7 @@ impl App {
             clock,
             warming,
             secret: config.secret.clone(),
+            clocks: Clocks::default(),
             verifier: Verifier::new(
                 config.secret.clone(),
                 CONTROL_PLANES.parse().expect("it is a name"),

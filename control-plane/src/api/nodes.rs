@@ -11,5 +11,6 @@ use super::App;
 pub(super) async fn all(State(app): State<Arc<App>>) -> Json<NodesAnswer> {
     Json(NodesAnswer {
         nodes: app.atlas().statuses(),
+        clocks_off: app.clocks.off(app.clock.unix_ms()),
     })
 }

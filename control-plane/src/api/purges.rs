@@ -106,7 +106,7 @@ async fn perform(
         (PurgeWait::All, false) => "incomplete",
         _ => "accepted",
     });
-    Ok(status)
+    Ok(app.clocks.named(status, app.clock.unix_ms()))
 }
 
 async fn append(app: &App, purge: Purge, by: &str) -> Result<u64, ApiError> {
@@ -189,7 +189,8 @@ async fn one(
         caller.check_site(&status.site)?;
     }
     let seq: String = seq.chars().take(64).collect();
-    number.map(Json).ok_or_else(|| {
+    let named = number.map(|status| app.clocks.named(status, app.clock.unix_ms()));
+    named.map(Json).ok_or_else(|| {
         ApiError::not_found(format!(
             "no purge {seq:?} is kept: it never was, or all that it hit was purged again; \
              GET {PURGES}?after=N lists them"

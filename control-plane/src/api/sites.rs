@@ -17,6 +17,7 @@ use axum::{
     routing::{get, post},
 };
 use cluster::{
+    purge::{Purge, Scope},
     site::Site,
     wire::{SITES, SiteAction, SiteChanged, SiteHistory, SiteRollback, SitesPut, SitesPutAnswer},
 };
@@ -122,6 +123,7 @@ async fn replace(
     let wish = put_of(&name, &caller, &fields, &body)?;
     let is_new = app.sites.now().site(&name).is_none();
     let expected = expected(&fields)?;
+    purge_former(&app, std::slice::from_ref(&name), &wish.by).await?;
     let changed = app.sites.change(wish, expected, nodes(&app)).await?;
     let status = match is_new && changed.changed {
         true => StatusCode::CREATED,
@@ -168,9 +170,35 @@ async fn replace_all(
     let wished = wished.collect::<Result<Vec<_>, ApiError>>()?;
     let sites = match check {
         true => app.sites.check_all(wished, nodes(&app)).await?,
-        false => app.sites.change_all(wished, nodes(&app)).await?,
+        false => {
+            let names = wished.iter().map(|(wish, _)| wish.name.clone());
+            purge_former(&app, &names.collect::<Vec<_>>(), &by).await?;
+            app.sites.change_all(wished, nodes(&app)).await?
+        }
     };
     Ok(Json(SitesPutAnswer { sites }))
+}
+
+/// Purges all that edges may still have of sites that were deleted, before there are such sites again: what was
+/// cached for them then is not what they are now. One that is not made after all has been purged for nothing.
+async fn purge_former(app: &App, names: &[String], by: &str) -> Result<(), ApiError> {
+    for name in names {
+        if app.sites.now().site(name).is_some() || app.sites.history(name).await?.is_none() {
+            continue;
+        }
+        let purge = Purge {
+            site: name.clone(),
+            scopes: vec![Scope::All],
+            soft: false,
+        };
+        let taken = app.purge_log.append(purge, by.to_owned()).await;
+        taken.map_err(|error| {
+            let reason =
+                format!("{name:?} was deleted, and what is left of it is not purged: {error}");
+            ApiError::new(StatusCode::SERVICE_UNAVAILABLE, reason)
+        })?;
+    }
+    Ok(())
 }
 
 async fn remove(
@@ -202,6 +230,7 @@ async fn roll_back(
 ) -> Result<Response, ApiError> {
     let SiteRollback { version } = read(Written::Json, &body)?;
     let (by, expected) = (by(&caller, &fields), expected(&fields)?);
+    purge_former(&app, std::slice::from_ref(&name), &by).await?;
     let changed = app
         .sites
         .roll_back(&name, version, by, expected, nodes(&app));

@@ -333,6 +333,7 @@ mod tests {
             load: Load::default(),
             sites_version: 0,
             purge_seq: 0,
+            clock_ahead_s: 0,
         };
         let known = [
             node("control", Role::Control, "eu", true),

@@ -8,12 +8,16 @@ use bytes::Bytes;
 use clap::Args;
 use cluster::wire::{ErrorAnswer, PEERS, PURGES, SITES};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
 use serde::de::DeserializeOwned;
 
 use super::print;
 use crate::{
-    config::{API_VARIABLE, TOKEN_FILE_VARIABLE, TOKEN_VARIABLE},
+    config::{API_CA_VARIABLE, API_VARIABLE, TOKEN_FILE_VARIABLE, TOKEN_VARIABLE},
+    tls::{self, Tls, UnusableTls},
     tokens::Secret,
 };
 
@@ -23,6 +27,12 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 /// Most bytes of a token's file that are read: a token is shorter.
 const TOKEN_FILE_BYTES_MAX: u64 = 1024;
+/// Most bytes of a file with certificates that are read: some hundred authorities.
+const CA_BYTES_MAX: u64 = 1 << 20;
+/// What else it may be over TLS.
+const TLS_HINT: &str =
+    "; --api-ca says whose certificates to believe, if not the public authorities'";
+
 #[derive(Debug, Args)]
 pub(super) struct Asking {
     /// Where the control plane is.
@@ -32,6 +42,9 @@ pub(super) struct Asking {
         default_value = "http://127.0.0.1:7900"
     )]
     pub(super) api: String,
+    /// A file with certificates (PEM) to believe over https://, in place of the public authorities.
+    #[arg(long, env = API_CA_VARIABLE, value_name = "FILE")]
+    api_ca: Option<PathBuf>,
     /// The token to ask with; in the environment it is seen by nobody else.
     #[arg(long, env = TOKEN_VARIABLE, hide = true, hide_env_values = true)]
     token: Option<Secret>,
@@ -88,6 +101,30 @@ impl Asking {
         Ok(Some(token))
     }
 
+    /// Whom to believe over TLS.
+    fn tls(&self) -> anyhow::Result<Tls> {
+        let Some(path) = &self.api_ca else {
+            return Ok(Tls::default());
+        };
+        let told = || format!("--api-ca: {}", path.display());
+        let mut pem = Vec::new();
+        let file = std::fs::File::open(path).with_context(told)?;
+        file.take(CA_BYTES_MAX)
+            .read_to_end(&mut pem)
+            .with_context(told)?;
+        let tls = Tls {
+            ca: Some(pem),
+            identity: None,
+        };
+        match tls.check() {
+            Ok(()) => Ok(tls),
+            Err(UnusableTls::Ca(reason)) => Err(anyhow!(reason)).with_context(told),
+            Err(UnusableTls::Certificate(_) | UnusableTls::Key(_)) => {
+                unreachable!("there is neither")
+            }
+        }
+    }
+
     /// Sends a request, with a body of JSON if it has one, and gives the body of a good answer.
     pub(super) fn send(&self, method: Method, path: &str, body: Bytes) -> anyhow::Result<Bytes> {
         self.send_with(method, path, &[], body)
@@ -110,12 +147,13 @@ impl Asking {
         let uri: Uri = format!("{api}{path}")
             .parse()
             .with_context(|| format!("{api:?} is not a URL"))?;
-        if uri.scheme_str() != Some("http") {
+        if !matches!(uri.scheme_str(), Some("http" | "https")) {
             bail!(
-                "{api:?} must begin with http://, which is what a control plane speaks; where something \
-                 before it speaks TLS, run the command behind that"
+                "{api:?} must begin with http://, which is what a control plane speaks, or with https:// where \
+                 something before it speaks TLS"
             );
         }
+        let tls = self.tls()?;
         let mut request = Request::builder()
             .method(method)
             .uri(uri)
@@ -134,7 +172,7 @@ impl Asking {
             .enable_all()
             .build()?
             .block_on(async {
-                tokio::time::timeout(ANSWER_TIMEOUT, fetch(request))
+                tokio::time::timeout(ANSWER_TIMEOUT, fetch(request, &tls))
                     .await
                     .map_err(|_| anyhow!("no answer within {ANSWER_TIMEOUT:?}"))?
             })
@@ -142,13 +180,19 @@ impl Asking {
     }
 }
 
-async fn fetch(request: Request<Full<Bytes>>) -> anyhow::Result<Bytes> {
-    let client = Client::builder(TokioExecutor::new()).build_http();
+async fn fetch(request: Request<Full<Bytes>>, tls: &Tls) -> anyhow::Result<Bytes> {
+    let mut plain = HttpConnector::new();
+    plain.enforce_http(false);
+    let client = Client::builder(TokioExecutor::new()).build(tls::over(plain, Some(tls)));
     let path = request.uri().path().to_owned();
+    let is_https = request.uri().scheme_str() == Some("https");
     let answer = client
         .request(request)
         .await
-        .map_err(|error| innermost(&error))?;
+        .map_err(|error| match is_https {
+            true => innermost(&error, TLS_HINT),
+            false => innermost(&error, ""),
+        })?;
     let status = answer.status();
     let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX)
         .collect()
@@ -180,10 +224,12 @@ fn next_step(status: StatusCode, path: &str) -> &'static str {
 }
 
 /// What really happened is at the end of a chain of "error trying to …".
-fn innermost(error: &(dyn std::error::Error + 'static)) -> anyhow::Error {
+fn innermost(error: &(dyn std::error::Error + 'static), hint: &str) -> anyhow::Error {
     let mut cause = error;
     while let Some(source) = cause.source() {
         cause = source;
     }
-    anyhow!("cannot be reached: {cause}; does it run? --api or {API_VARIABLE} says where it is")
+    anyhow!(
+        "cannot be reached: {cause}; does it run? --api or {API_VARIABLE} says where it is{hint}"
+    )
 }

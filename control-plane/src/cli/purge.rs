@@ -379,6 +379,8 @@ mod tests {
             head: 9_999_999_999,
             through: 7,
             records: vec![record],
+            age_ms: None,
+            now_ms: None,
         });
         assert!(list.ends_with("more: --after 7\n"), "{list}");
         for line in text.lines().skip(1).chain(list.lines()) {

@@ -1,5 +1,7 @@
 //! Tables for people: readable at 80 columns, whatever nodes are called.
 
+use std::collections::BTreeMap;
+
 use cluster::wire::{EdgesAnswer, NodesAnswer, PeersAnswer, Place};
 
 use crate::api::status::{phase, role};
@@ -9,7 +11,12 @@ pub(super) fn nodes_table(answer: &NodesAnswer) -> String {
         [
             node.id.to_string(),
             role(node).to_owned(),
-            if node.alive { phase(node) } else { "gone" }.to_owned(),
+            match (node.alive, node.clock_ahead_s) {
+                (false, _) => "gone",
+                (true, 0) => phase(node),
+                (true, _) => "clock",
+            }
+            .to_owned(),
             node.region.clone(),
             node.location.as_ref().map_or_else(String::new, place),
             node.load.in_flight.to_string(),
@@ -17,13 +24,26 @@ pub(super) fn nodes_table(answer: &NodesAnswer) -> String {
             node.sites_version.to_string(),
         ]
     });
-    table(
+    let mut text = table(
         [
             "NODE", "ROLE", "STATE", "REGION", "PLACE", "REQS", "RATE", "SITES",
         ],
         rows,
         [14, 7, 8, 8, 14, 5, 6, 10],
-    )
+    );
+    let known = answer
+        .nodes
+        .iter()
+        .filter(|node| node.alive && node.clock_ahead_s != 0);
+    let known = known.map(|node| (&node.id, node.clock_ahead_s));
+    let unheard = answer.clocks_off.iter().map(|off| (&off.node, off.ahead_s));
+    let off: BTreeMap<_, _> = known.chain(unheard).collect();
+    for (id, ahead_s) in off {
+        let way = if ahead_s > 0 { "ahead" } else { "behind" };
+        let by = ahead_s.unsigned_abs();
+        text += &format!("clock: {id}'s is {by} s {way}; beyond 30 s it is kept out\n");
+    }
+    text
 }
 
 pub(super) fn peers_table(answer: &PeersAnswer) -> String {
@@ -177,6 +197,7 @@ mod tests {
         let atlas = Atlas::new(&view, vec![], &Places::new(vec![], None), |_| None);
         let nodes = nodes_table(&NodesAnswer {
             nodes: atlas.statuses(),
+            clocks_off: Vec::new(),
         });
         assert_fits(&nodes);
         assert!(

@@ -9,7 +9,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{BadConfig, bad, host_and_port};
-use crate::store::{EtcdConfig, EtcdTls, UnusableTls};
+use crate::{
+    store::EtcdConfig,
+    tls::{Tls, UnusableTls},
+};
 
 /// Most members of etcd: it recommends seven at most.
 pub const ETCD_MEMBERS_MAX: usize = 9;
@@ -63,7 +66,12 @@ pub enum StoreAddress {
 }
 
 impl StoreAddress {
-    pub(super) fn named(name: Option<&str>, etcd: &EtcdSection) -> Result<Self, BadConfig> {
+    /// What `name` says, for a control plane that is called `node`.
+    pub(super) fn named(
+        name: Option<&str>,
+        etcd: &EtcdSection,
+        node: &str,
+    ) -> Result<Self, BadConfig> {
         let members = match name {
             None | Some("embedded") => return Ok(Self::Embedded),
             Some(other) => match other.split_once("://") {
@@ -97,6 +105,7 @@ impl StoreAddress {
         Ok(Self::Etcd(EtcdConfig {
             members,
             prefix: etcd.prefix.clone(),
+            name: node.to_owned(),
             user: user.transpose()?,
             tls: match is_secure {
                 true => Some(tls(etcd)?),
@@ -107,7 +116,7 @@ impl StoreAddress {
 }
 
 /// Files for TLS would mean nothing.
-fn no_tls(etcd: &EtcdSection) -> Result<Option<EtcdTls>, BadConfig> {
+fn no_tls(etcd: &EtcdSection) -> Result<Option<Tls>, BadConfig> {
     for (key, file) in [
         ("etcd.ca_file", &etcd.ca_file),
         ("etcd.cert_file", &etcd.cert_file),
@@ -121,7 +130,7 @@ fn no_tls(etcd: &EtcdSection) -> Result<Option<EtcdTls>, BadConfig> {
 }
 
 /// What the files say.
-fn tls(etcd: &EtcdSection) -> Result<EtcdTls, BadConfig> {
+fn tls(etcd: &EtcdSection) -> Result<Tls, BadConfig> {
     let pem = |key: &'static str, file: &Option<PathBuf>| match file {
         None => Ok(None),
         Some(path) => read(path, PEM_BYTES_MAX)
@@ -137,7 +146,7 @@ fn tls(etcd: &EtcdSection) -> Result<EtcdTls, BadConfig> {
         (None, Some(_)) => return Err(bad("etcd.cert_file", "missing beside key_file")),
     };
     let ca = pem("etcd.ca_file", &etcd.ca_file)?;
-    let tls = EtcdTls { ca, identity };
+    let tls = Tls { ca, identity };
     tls.check().map_err(|unusable| match unusable {
         UnusableTls::Ca(reason) => bad("etcd.ca_file", reason),
         UnusableTls::Certificate(reason) => bad("etcd.cert_file", reason),

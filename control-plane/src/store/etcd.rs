@@ -3,31 +3,33 @@
 //!
 //! etcd's revision is the store's: it counts all that anybody commits there, and only grows. All keys stand
 //! below a prefix, so that others may use the same etcd. A watch goes on at another member from where it was
-//! when its member dies; if what came in between was compacted, who watches is told to begin anew.
+//! when its member dies, or does not tell of what was changed from here; if what came in between was compacted,
+//! who watches is told to begin anew. A change is made [once](once), at however many members it was asked for.
 
 mod line;
-mod tls;
+mod once;
 mod words;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use cluster::net::Net;
 use hyper::body::Incoming;
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, sleep, timeout_at},
 };
 use tracing::{debug, info, warn};
 
-pub use self::tls::{EtcdTls, UnusableTls};
 use self::{
-    line::{Line, LineError, Lines},
+    line::{Line, LineError, Lines, Member},
+    once::{Outcome, Places},
     words::{Events, KeyValue, Range, Ranged, Txn, TxnDone, WatchRequest},
 };
 use super::{
     COMMIT_MAX, Change, Committed, Condition, Health, Item, News, PAGE_BYTES_MAX, Page, StoreError,
-    WATCH_WAITING_MAX,
+    WATCH_WAITING_MAX, family,
 };
+use crate::tls::Tls;
 
 /// Items of the first answer to a listing: at the greatest length they are as many as an answer may have.
 const FIRST_CHUNK: usize = 32;
@@ -35,7 +37,13 @@ const FIRST_CHUNK: usize = 32;
 const HALVINGS_MAX: usize = 10;
 /// A watch is renewed that often, from where it was: so a member that is gone without a word holds nobody up
 /// for longer. A watch that is renewed costs one request.
-const WATCH_LIFE: Duration = Duration::from_secs(10);
+const WATCH_LIFE: Duration = Duration::from_secs(3);
+/// A watch whose member does not tell for so long of what this process has changed goes on at another. That is
+/// longer than a member is behind the one that made the change, and shorter than anybody waits for a purge.
+const WATCH_SILENCE: Duration = Duration::from_millis(300);
+/// How often a change is sent anew because its mark's key was put by something else: by what an earlier life of
+/// this process sent, or another of its name.
+const SURPRISES_MAX: usize = 8;
 /// How long to wait before a watch is tried again at the next member.
 const WATCH_RETRY: Duration = Duration::from_millis(200);
 /// How long etcd may take to be there when a control plane starts.
@@ -49,10 +57,12 @@ pub struct EtcdConfig {
     pub members: Vec<String>,
     /// What all keys begin with.
     pub prefix: String,
+    /// What this process is called: no other that runs should have its name.
+    pub name: String,
     /// Who we are to it: user and password.
     pub user: Option<(String, String)>,
-    /// With which certificates it is spoken to over TLS, if it is. [Checked](EtcdTls::check).
-    pub tls: Option<EtcdTls>,
+    /// With which certificates it is spoken to over TLS, if it is. [Checked](Tls::check).
+    pub tls: Option<Tls>,
 }
 
 impl std::fmt::Debug for EtcdConfig {
@@ -68,6 +78,9 @@ pub(super) struct Etcd(Arc<Inner>);
 struct Inner {
     line: Line,
     prefix: String,
+    places: Places,
+    /// The last revision of what was changed from here, by family.
+    changed: watch::Sender<BTreeMap<String, u64>>,
 }
 
 impl Etcd {
@@ -86,7 +99,9 @@ impl Etcd {
                 net,
                 health,
             ),
+            places: Places::new(&config.prefix, &config.name),
             prefix: config.prefix,
+            changed: watch::Sender::default(),
         }));
         let deadline = Instant::now() + START_PATIENCE;
         loop {
@@ -243,22 +258,64 @@ impl Etcd {
         for Condition { key, revision } in conditions {
             txn.last_put_by(self.key(&key), revision);
         }
+        let changed: Vec<_> = (changes.iter())
+            .map(|change| family(change.key()).to_owned())
+            .collect();
+        let mut puts = false;
         for change in changes {
             match change {
-                Change::Put { key, value } => txn.put(self.key(&key), value),
+                Change::Put { key, value } => {
+                    txn.put(self.key(&key), value);
+                    puts = true;
+                }
                 Change::Delete { key } => txn.delete(self.key(&key)),
             }
         }
-        let done: TxnDone = self
-            .0
-            .line
-            .write("/v3/kv/txn", &txn)
-            .await
-            .map_err(failed)?;
-        Ok(match done.succeeded {
-            true => Committed::At(done.header.revision),
-            false => Committed::Conflict,
-        })
+        let committed = match puts {
+            true => self.once(&txn).await,
+            // Whoever deletes what is not there takes no revision; a mark would.
+            false => (self.0.line.write("/v3/kv/txn", &txn).await).map(|done: TxnDone| match done
+                .succeeded
+            {
+                true => Committed::At(done.header.revision),
+                false => Committed::Conflict,
+            }),
+        };
+        let committed = committed.map_err(failed)?;
+        if let Committed::At(revision) = committed {
+            self.0.changed.send_modify(|last| {
+                for family in changed {
+                    let last = last.entry(family).or_default();
+                    *last = revision.max(*last);
+                }
+            });
+        }
+        Ok(committed)
+    }
+
+    /// Makes a change at whichever member answers, once.
+    async fn once(&self, change: &Txn) -> Result<Committed, LineError> {
+        const TXN: &str = "/v3/kv/txn";
+        let line = &self.0.line;
+        let mut held = self.0.places.hold().await;
+        for _ in 0..SURPRISES_MAX {
+            let mark = held.mark();
+            let (done, is_alone): (TxnDone, bool) =
+                line.change(TXN, &held.once(change, &mark)).await?;
+            match held.outcome(&done, &mark) {
+                Outcome::Made(revision) => return Ok(Committed::At(revision)),
+                Outcome::Anew => {}
+                Outcome::Conflict => {
+                    if !is_alone {
+                        // A copy that comes late might find that the condition holds again.
+                        let _: (TxnDone, bool) = line.change(TXN, &held.end(&held.mark())).await?;
+                    }
+                    return Ok(Committed::Conflict);
+                }
+            }
+        }
+        let reason = "another control plane has this one's name".to_owned();
+        Err(LineError::Answer(reason))
     }
 
     pub(super) async fn watch(
@@ -374,6 +431,8 @@ struct Watching {
 enum Ended {
     /// It is to be begun again from where it was.
     Renew,
+    /// It is, at another member: this one does not tell of what there is.
+    Silent(Member),
     /// Its member died, or it could not be begun.
     Failed(LineError),
     /// Something was missed, or nobody listens any more.
@@ -381,13 +440,13 @@ enum Ended {
 }
 
 impl Watching {
-    async fn begin(&self) -> Result<Lines<Incoming>, LineError> {
+    async fn begin(&self) -> Result<(Member, Lines<Incoming>), LineError> {
         let key = self.etcd.key(&self.prefix);
         let request = WatchRequest::new(words::end_of(&key), key, self.from + 1);
         self.etcd.0.line.stream("/v3/watch", &request).await
     }
 
-    async fn run(mut self, first: Lines<Incoming>) {
+    async fn run(mut self, first: (Member, Lines<Incoming>)) {
         let mut begun = Ok(first);
         loop {
             let ended = match begun {
@@ -402,6 +461,13 @@ impl Watching {
             };
             match ended {
                 Ended::Renew => {}
+                Ended::Silent(member) => {
+                    debug!(
+                        prefix = self.prefix,
+                        "a watch of etcd is silent, and begun elsewhere"
+                    );
+                    self.etcd.0.line.doubt(member);
+                }
                 Ended::Over => return,
                 Ended::Failed(LineError::TooLong) => {
                     drop(self.news.try_send(News::Reset));
@@ -419,14 +485,33 @@ impl Watching {
         }
     }
 
-    async fn follow(&mut self, mut stream: Lines<Incoming>) -> Ended {
+    async fn follow(&mut self, (member, mut stream): (Member, Lines<Incoming>)) -> Ended {
         let end = Instant::now() + WATCH_LIFE;
+        let mut changed = self.etcd.0.changed.subscribe();
+        // What the member is known to know, and until when it may be silent of what it should.
+        let (mut shown, mut silent_at) = (self.from, None);
         loop {
-            let events: Events = match timeout_at(end, stream.next()).await {
+            let made = changed
+                .borrow_and_update()
+                .get(family(&self.prefix))
+                .copied();
+            silent_at = match made.is_some_and(|made| made > shown) {
+                true => silent_at.or_else(|| Some(Instant::now() + WATCH_SILENCE)),
+                false => None,
+            };
+            let until = silent_at.map_or(end, |at: Instant| at.min(end));
+            let said = tokio::select! {
+                said = timeout_at(until, stream.next()) => said,
+                // Its sender lives as long as the store.
+                Ok(()) = changed.changed() => continue,
+            };
+            let events: Events = match said {
+                Err(_) if Instant::now() < end => return Ended::Silent(member),
                 Err(_) => return Ended::Renew,
                 Ok(Err(error)) => return Ended::Failed(error),
                 Ok(Ok(events)) => events,
             };
+            shown = shown.max(events.header.revision);
             // Also where its data were lost, and it counts from the beginning.
             let is_behind = events.created && events.header.revision < self.from;
             if events.compact_revision > 0 || is_behind {

@@ -152,7 +152,7 @@ async fn what_is_beyond_a_bound_is_refused() {
         (vec![Change::put("a/\0", "")], "family/rest"),
         (vec![Change::delete("a/".repeat(300))], "at most 512 bytes"),
         (vec![Change::put("a/1", large)], "more than 1048576"),
-        (many, "at most 128"),
+        (many, "at most 127"),
         (
             vec![Change::delete("a/1"), Change::put("a/1", "")],
             "changed twice",

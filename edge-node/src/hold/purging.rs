@@ -90,6 +90,14 @@ impl Hold {
         told(StatusCode::OK, &self.shared.purges.page(log, after, limit))
     }
 
+    /// Whether what is stored may have been purged without this node having heard of it: then nobody is given it
+    /// who asks for what there is now.
+    pub(super) fn is_in_doubt(&self, fields: &HeaderMap) -> bool {
+        let site = fields.get(relayed::SITE_FIELD);
+        let site = site.and_then(|site| site.to_str().ok()).unwrap_or_default();
+        !self.shared.purges.is_sure_of(site)
+    }
+
     /// Whether what is stored was purged, as far as the question says what it is.
     pub(super) fn is_purged(&self, fields: &HeaderMap, entry: &Entry) -> bool {
         let text = |name: &str| fields.get(name).and_then(|value| value.to_str().ok());

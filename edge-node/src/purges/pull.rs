@@ -131,6 +131,8 @@ mod tests {
             head,
             through,
             records: seqs.iter().map(record).collect(),
+            age_ms: None,
+            now_ms: None,
         }
     }
 

@@ -117,6 +117,8 @@ impl Recent {
             head: applied.seq,
             through,
             records,
+            age_ms: None,
+            now_ms: None,
         }
     }
 }

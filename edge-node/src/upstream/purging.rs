@@ -27,13 +27,23 @@ fn path_behind(Position { log, seq }: Position) -> String {
     format!("{PURGES}?log={log}&after={seq}&limit={PURGE_PAGE_MAX}")
 }
 
-/// What is left until then, for a connection and for the head of an answer.
-fn patience(by: Instant) -> Patience {
-    let left = by.saturating_duration_since(Instant::now());
-    let left = left.max(Duration::from_millis(1));
-    Patience {
-        connect: left,
-        head: left,
+/// How long pages may take. Who is silent is found out soon; who sends, however slowly, is listened to for longer.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// For a connection, and for the head of each page.
+    pub head: Duration,
+    /// When the last page must be there.
+    pub by: Instant,
+}
+
+impl Pace {
+    fn patience(self) -> Patience {
+        let left = self.by.saturating_duration_since(Instant::now());
+        let each = self.head.min(left).max(Duration::from_millis(1));
+        Patience {
+            connect: each,
+            head: each,
+        }
     }
 }
 
@@ -51,7 +61,7 @@ fn check(page: PurgePage) -> Result<PurgePage, String> {
 }
 
 impl ControlPlanes {
-    /// What comes behind `after` in the purge log, from the first control plane that answers before `by`;
+    /// What comes behind `after` in the purge log, from the first control plane that answers in time;
     /// all are asked at once.
     ///
     /// # Errors
@@ -61,14 +71,14 @@ impl ControlPlanes {
         &self,
         after: Position,
         reuse: Reuse,
-        by: Instant,
+        pace: Pace,
     ) -> Result<PurgePage, ControlError> {
         let path = path_behind(after);
         let asked = self.bases().iter().map(|base| {
             let url = format!("{base}{path}");
             let path = &path;
             Box::pin(async move {
-                let page = self.purge_page(&url, path, after, reuse, by).await;
+                let page = self.purge_page(&url, path, after, reuse, pace).await;
                 page.map_err(|reason| ControlError { url, reason })
             })
         });
@@ -88,12 +98,12 @@ impl ControlPlanes {
         path: &str,
         after: Position,
         reuse: Reuse,
-        by: Instant,
+        pace: Pace,
     ) -> Result<PurgePage, String> {
         let request = || pool::get(url, self.fields(path)).map_err(|e| e.to_string());
         let document = self
             .pool()
-            .document_over::<String>(reuse, request, patience(by), BYTES_MAX, by)
+            .document_over::<String>(reuse, request, pace.patience(), BYTES_MAX, pace.by)
             .await?;
         match document.head.status {
             StatusCode::OK => {}
@@ -104,6 +114,8 @@ impl ControlPlanes {
                     head: 0,
                     through: 0,
                     records: Vec::new(),
+                    age_ms: None,
+                    now_ms: None,
                 });
             }
             status => {
@@ -142,9 +154,9 @@ impl Upstream {
         &self,
         after: Position,
         reuse: Reuse,
-        by: Instant,
+        pace: Pace,
     ) -> Result<PurgePage, ControlError> {
-        self.0.planes.purges(after, reuse, by).await
+        self.0.planes.purges(after, reuse, pace).await
     }
 
     /// The same by a peer, as far as it remembers.
@@ -157,14 +169,14 @@ impl Upstream {
         peer: &NodeInfo,
         after: Position,
         reuse: Reuse,
-        by: Instant,
+        pace: Pace,
     ) -> Result<PurgePage, PeerError> {
         let asker = self.0.asker.as_ref().ok_or(PeerError::Denied)?;
         let (path, addr) = (path_behind(after), self.0.address(peer));
         let request = || asker.request(&peer.id, addr, &path, HeaderMap::new());
         let document = asker
             .pool
-            .document_over::<PeerError>(reuse, request, patience(by), BYTES_MAX, by)
+            .document_over::<PeerError>(reuse, request, pace.patience(), BYTES_MAX, pace.by)
             .await?;
         if document.head.status != StatusCode::OK {
             let status = document.head.status;

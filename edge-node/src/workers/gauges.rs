@@ -64,6 +64,7 @@ impl Gauges {
         metrics.store_failures(self.cache.store_failures());
         let sites = self.sites.load();
         metrics.versions(self.purges.applied().seq, sites.version());
+        metrics.clock(self.purges.clock_ahead_ms());
         let (scopes, bytes) = self.purges.size();
         metrics.purges(scopes, bytes, &self.purges.applied_by_kind());
         let origins = self.upstream.origin_traffic(|site| sites.serves(site));

@@ -2,7 +2,7 @@
 //! requests that come while this node is cut off, and tells others how far it is.
 //!
 //! A check asks the control planes, all at once, and where none answers the peers that are furthest. It is
-//! done when nothing is missing of what it was told.
+//! done when nothing is missing of what it was told; what peers tell counts as of when a control plane told it.
 
 use std::{
     cmp::Reverse,
@@ -29,13 +29,16 @@ use crate::{
     purges::{
         Checks, Purges,
         pull::{Batch, Pull},
-        watch::{CHECK_EVERY, CHECK_WAIT_MAX},
+        watch::{CHECK_EVERY, CHECK_WAIT_MAX, CUT_OFF},
     },
-    upstream::{Upstream, pool::Reuse},
+    upstream::{Upstream, pool::Reuse, purging::Pace},
 };
 
-/// How long a check may take: a slow control plane, and pages of some gap.
-const CHECK_MAX: Duration = Duration::from_secs(3);
+/// How long a control plane, or a peer, may be silent before the head of a page.
+const SILENCE_MAX: Duration = Duration::from_millis(1_500);
+/// How long the pages of one pull may take: the largest (4 MiB) over a line of 2 Mbit/s, and some more. The next
+/// pull goes on behind the last whole page, so what does not get this far never arrives.
+const PULL_MAX: Duration = Duration::from_secs(30);
 /// Pages that one check pulls at most; the next goes on.
 const PAGES_MAX: usize = 1_000;
 /// Peers that one check asks.
@@ -46,6 +49,11 @@ const CATCHING_UP_EVERY: Duration = Duration::from_millis(200);
 const CONTROL_WAIT_MAX: Duration = Duration::from_secs(2);
 /// How long it waits for anybody before it is ready all the same, and asks the origin first.
 const SETTLE_MAX: Duration = Duration::from_secs(4);
+/// How far a clock must be off to be told of: well before [requests between nodes](cluster::auth::TIME_WINDOW)
+/// are refused, and more than clocks that are kept right are ever apart.
+const CLOCK_TOLD_MS: u64 = 5_000;
+/// By how many seconds what is told of a clock must change before it is told anew.
+const CLOCK_NEWS_S: u64 = 1;
 /// Checks for requests at once; each takes [`CHECK_WAIT_MAX`] at most …
 const ON_DEMAND_MAX: usize = 8;
 /// … and they begin so far apart, for all requests that wait then.
@@ -79,6 +87,7 @@ pub async fn follow(
     let mut is_wanted = false;
     let mut on_demand = JoinSet::new();
     let mut on_demand_next = Instant::now();
+    let mut clock_told_s = 0;
     loop {
         tokio::select! {
             Some(first) = asked(&mut checks, on_demand_next), if on_demand.len() < ON_DEMAND_MAX => {
@@ -96,6 +105,12 @@ pub async fn follow(
                 }
             }
             _ = ticks.tick() => {
+                let ahead_s = clock_ahead_s(purges.clock_ahead_ms());
+                if ahead_s.abs_diff(clock_told_s) > CLOCK_NEWS_S {
+                    clock_told_s = ahead_s;
+                    warn_of_clock(ahead_s);
+                    membership.update(|me| me.clock_ahead_s = ahead_s);
+                }
                 is_wanted |= Instant::now() >= next_due || !purges.has_caught_up();
             }
             () = purges.gap() => is_wanted = true,
@@ -113,9 +128,11 @@ pub async fn follow(
             next_due = Instant::now() + CHECK_EVERY;
             let checker = checker.clone();
             regular.spawn(async move {
-                checker
-                    .check(Reuse::Allowed, Instant::now() + CHECK_MAX)
-                    .await;
+                let pace = || Pace {
+                    head: SILENCE_MAX,
+                    by: Instant::now() + PULL_MAX,
+                };
+                checker.check(Reuse::Allowed, pace(), pace).await;
             });
         }
         let is_settled = purges.has_caught_up() || checker.started.elapsed() >= SETTLE_MAX;
@@ -127,6 +144,24 @@ pub async fn follow(
             }
             settled.send_replace(true);
         }
+    }
+}
+
+/// What is told of a clock: whole seconds, once they are some.
+fn clock_ahead_s(ahead_ms: i64) -> i64 {
+    match ahead_ms.unsigned_abs() < CLOCK_TOLD_MS {
+        true => 0,
+        false => ahead_ms / 1_000,
+    }
+}
+
+fn warn_of_clock(ahead_s: i64) {
+    match ahead_s {
+        0 => info!("this node's clock agrees with the control plane's again"),
+        _ => warn!(
+            ahead_s,
+            "this node's clock is off: other nodes take nothing from it, nor it from them"
+        ),
     }
 }
 
@@ -169,37 +204,38 @@ impl Checker {
     /// Checks for requests, which hear of its end by their senders being dropped.
     async fn check_for(self, waiting: Vec<oneshot::Sender<()>>) {
         // A connection from before may hang for longer than the way was cut.
-        self.check(Reuse::Never, Instant::now() + CHECK_WAIT_MAX)
-            .await;
+        let begun = Instant::now();
+        let head = CHECK_WAIT_MAX / 2;
+        let pace = |by| Pace { head, by };
+        self.check(Reuse::Never, pace(begun + head), || {
+            pace(begun + CHECK_WAIT_MAX)
+        })
+        .await;
         drop(waiting);
     }
 
-    /// Makes sure that nothing is missing here; says whether it is so.
-    async fn check(&self, reuse: Reuse, by: Instant) -> bool {
-        let (begun, asked_ms) = (Instant::now(), self.purges.now_ms());
+    /// Makes sure that nothing is missing here, by a control plane at its pace, else by peers at theirs.
+    async fn check(&self, reuse: Reuse, pace: Pace, peers_pace: impl FnOnce() -> Pace) {
+        let asked_ms = self.purges.now_ms();
         let has_control = self.upstream.has_control_planes();
-        let mut is_done = false;
-        if has_control {
-            let half = begun + by.saturating_duration_since(begun) / 2;
-            is_done = timeout_at(half, self.pull_from_control(reuse, half)).await == Ok(true);
+        if has_control && timeout_at(pace.by, self.pull_from_control(reuse, pace)).await == Ok(true)
+        {
+            return self.purges.heard(asked_ms, 0);
         }
         let is_starting = !self.purges.has_caught_up() && self.started.elapsed() < CONTROL_WAIT_MAX;
         let must_be_control = has_control && is_starting;
-        if !is_done && !must_be_control {
-            is_done = timeout_at(by, self.pull_from_peers(reuse, by)).await == Ok(true);
+        if !must_be_control && let Some(age_ms) = self.pull_from_peers(reuse, peers_pace()).await {
+            self.purges.heard(asked_ms, age_ms);
         }
-        if is_done {
-            self.purges.heard(asked_ms);
-        }
-        is_done
     }
 
-    async fn pull_from_control(&self, reuse: Reuse, by: Instant) -> bool {
+    async fn pull_from_control(&self, reuse: Reuse, pace: Pace) -> bool {
         let mut pull = self.pull();
         for _ in 0..PAGES_MAX {
+            let asked_ms = self.purges.now_ms();
             let page = match self
                 .upstream
-                .purges_by_control(pull.after(), reuse, by)
+                .purges_by_control(pull.after(), reuse, pace)
                 .await
             {
                 Ok(page) => page,
@@ -208,6 +244,9 @@ impl Checker {
                     return false;
                 }
             };
+            if let Some(control_ms) = page.now_ms {
+                self.purges.told_time(asked_ms, control_ms);
+            }
             if page.log < pull.after().log {
                 // It has lost its own, and will see that by what nodes tell it.
                 debug!(log = page.log, "a control plane has an older purge log");
@@ -222,44 +261,53 @@ impl Checker {
         false
     }
 
-    async fn pull_from_peers(&self, reuse: Reuse, by: Instant) -> bool {
+    /// How long before this, or less, a control plane told one of the peers what is all known here now. Who is in
+    /// reach of one counts for more than who is first.
+    async fn pull_from_peers(&self, reuse: Reuse, pace: Pace) -> Option<u64> {
         let peers = self.furthest_peers();
         let mut pulls: FuturesUnordered<_> = peers
             .iter()
-            .map(|peer| self.pull_from_peer(peer, reuse, by))
+            .map(|peer| self.pull_from_peer(peer, reuse, pace))
             .collect();
-        while let Some(is_done) = pulls.next().await {
+        let mut youngest = None;
+        while let Ok(Some(told)) = timeout_at(pace.by, pulls.next()).await {
+            let Some(age_ms) = told else { continue };
             // What gossip tells of as well, before anything is answered from cache for the first time.
             let is_all =
                 self.purges.has_caught_up() || newest(&self.view.borrow()) <= self.purges.as_of();
-            if is_done && is_all {
-                return true;
+            if is_all {
+                let age_ms = age_ms.min(youngest.unwrap_or(u64::MAX));
+                youngest = Some(age_ms);
+                if Duration::from_millis(age_ms) < CUT_OFF {
+                    break;
+                }
             }
         }
-        false
+        youngest
     }
 
-    async fn pull_from_peer(&self, peer: &NodeInfo, reuse: Reuse, by: Instant) -> bool {
+    async fn pull_from_peer(&self, peer: &NodeInfo, reuse: Reuse, pace: Pace) -> Option<u64> {
         let mut pull = self.pull();
         for _ in 0..PAGES_MAX {
             let page = match self
                 .upstream
-                .purges_by_peer(peer, pull.after(), reuse, by)
+                .purges_by_peer(peer, pull.after(), reuse, pace)
                 .await
             {
                 Ok(page) => page,
                 Err(error) => {
                     debug!(peer = %peer.id, %error, "peer tells no purges");
-                    return false;
+                    return None;
                 }
             };
+            let age_ms = page.age_ms;
             match self.take(&mut pull, page).await {
-                Taken::All => return true,
-                Taken::NotAll => return false,
+                Taken::All => return age_ms,
+                Taken::NotAll => return None,
                 Taken::Part => {}
             }
         }
-        false
+        None
     }
 
     /// A pull of what is missing now.

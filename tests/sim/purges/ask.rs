@@ -9,7 +9,7 @@ use http::Method;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
-    facts::{Due, OBJECTS},
+    facts::{Due, LONG_AGO, Learns, OBJECTS},
     world::{Answered, Stage, body, now, send},
 };
 
@@ -33,9 +33,9 @@ pub(super) async fn ask(stage: &Stage, asked: Asked) -> Result<()> {
     loop {
         let mut changes = stage.changes.subscribe();
         let asked_at = now();
-        let due = stage.facts().due(edge, n, asked_at, true);
-        let without_check = stage.facts().due(edge, n, asked_at, false);
-        let life = due.life;
+        let by_check = [Learns::Nothing, Learns::Started, Learns::All]
+            .map(|learns| stage.facts().due(edge, n, asked_at, learns));
+        let life = by_check[0].life;
         if !life.is_up {
             return Ok(());
         }
@@ -54,12 +54,16 @@ pub(super) async fn ask(stage: &Stage, asked: Asked) -> Result<()> {
         match answered {
             Err(_) => bail!("{} hangs for {BUDGET:?}", place()),
             Ok(Ok(answer)) => {
-                // Who could not ask anybody meanwhile need not know more than before.
-                let due = match stage.facts().is_lost_behind(edge, asked_at) {
-                    false => due,
-                    true => without_check,
+                let is_lost = stage.facts().is_lost_behind(edge, asked_at, now());
+                let [nothing, started, all] = &by_check;
+                let due = match (is_lost, source(&answer)) {
+                    (false, _) => all,
+                    // Who could not ask anybody meanwhile need not know more than before …
+                    (true, Source::Hit) => started,
+                    // … and neither need those who have it from others.
+                    (true, _) => nothing,
                 };
-                return check(stage, edge, n, &due, answer).with_context(place);
+                return check(stage, edge, n, due, answer).with_context(place);
             }
             Ok(Err(error)) => {
                 let is_starting = now() < life.since + START_MAX;
@@ -69,6 +73,12 @@ pub(super) async fn ask(stage: &Stage, asked: Asked) -> Result<()> {
             }
         }
     }
+}
+
+fn source(answer: &Answered) -> Source {
+    let said = answer.headers.get("cache-status");
+    let said = said.and_then(|said| said.to_str().ok()).unwrap_or_default();
+    CacheStatus::parse(said).source()
 }
 
 fn check(stage: &Stage, edge: &'static str, n: usize, due: &Due, answer: Answered) -> Result<()> {
@@ -119,6 +129,7 @@ fn check(stage: &Stage, edge: &'static str, n: usize, due: &Due, answer: Answere
         &due.soft
     };
     facts.counts.bound += u64::from(newest.version > 0);
+    facts.counts.limited += u64::from(newest.version > 0 && newest.why.ends_with(LONG_AGO));
     facts.counts.learnt += u64::from(newest.version > 0 && !newest.why.ends_with("acknowledged"));
     ensure!(
         version >= due.hard.version,

@@ -54,6 +54,13 @@ const FREE: Duration = Duration::from_secs(7);
 /// The longest from a request's way to an edge on to the end of the check that the edge makes for it: two
 /// messages for the connection, one for the request, and 340 ms until the check is given up.
 const CHECKED: Duration = Duration::from_millis(500);
+/// How long the site lets its edges answer without hearing of a control plane: longer than a fill takes.
+pub(super) const LIMIT: Duration = Duration::from_secs(6);
+/// From a purge's request being answered on, nobody is told by a control plane that there was none; what is on
+/// the way then is there by this.
+const ON_ITS_WAY: Duration = Duration::from_millis(100);
+/// Why an edge must know what was purged longer ago than [`LIMIT`].
+pub(super) const LONG_AGO: &str = "taken longer ago than the limit";
 /// After so long without anybody, an edge checks before it answers.
 pub(super) const ALONE: Duration = Duration::from_millis(2_200);
 
@@ -104,6 +111,17 @@ pub(super) struct Due {
     pub(super) life: Life,
 }
 
+/// What an edge that is asked learns before it answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Learns {
+    /// Nothing.
+    Nothing,
+    /// What it must have learnt since it was started, before it uses what it has.
+    Started,
+    /// What the check tells it that it makes for the request as well.
+    All,
+}
+
 /// How often what happened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Counts {
@@ -119,6 +137,8 @@ pub(super) struct Counts {
     pub(super) bound: u64,
     /// Of these, because of what an edge must have learnt without having acknowledged it.
     pub(super) learnt: u64,
+    /// Of these, because it was purged longer ago than an edge may go without hearing of it.
+    pub(super) limited: u64,
     /// Purges in the log.
     pub(super) purges: u64,
     /// Purges of which the control plane said nothing.
@@ -143,6 +163,7 @@ impl std::ops::AddAssign for Counts {
         self.stale += other.stale;
         self.bound += other.bound;
         self.learnt += other.learnt;
+        self.limited += other.limited;
         self.purges += other.purges;
         self.unanswered += other.unanswered;
         self.receipts += other.receipts;
@@ -307,17 +328,18 @@ impl Facts {
     }
 
     /// Whether `edge` lost its way to the control plane before a check for a request could end that was sent
-    /// `then`: nothing told it from one that is cut off still, which may answer for some time.
-    pub(super) fn is_lost_behind(&self, edge: &'static str, then: Duration) -> bool {
+    /// `then`, and answered by `now`: nothing told it from one that is cut off still, which may answer until
+    /// [`LIMIT`].
+    pub(super) fn is_lost_behind(&self, edge: &'static str, then: Duration, now: Duration) -> bool {
         let way = ends(edge, "control");
         let lost = self.lost.iter();
-        lost.filter(|(_, _, when)| (then..=then + CHECKED).contains(when))
+        lost.filter(|(_, _, when)| (then..=now.min(then + CHECKED)).contains(when))
             .any(|(one, other, _)| (*one, *other) == way || *one == "control")
     }
 
     /// What an answer of `edge` for object `n` must be like that begins now: by receipts, by what it must know
-    /// before it is asked, and with `learns` by what it learns then.
-    pub(super) fn due(&self, edge: &'static str, n: usize, now: Duration, learns: bool) -> Due {
+    /// before it is asked, and by what it `learns` then.
+    pub(super) fn due(&self, edge: &'static str, n: usize, now: Duration, learns: Learns) -> Due {
         let mut due = Due {
             version: self.versions[n],
             life: self.lives.get(edge).copied().unwrap_or_default(),
@@ -362,8 +384,12 @@ impl Facts {
         edge: &'static str,
         at: Duration,
         now: Duration,
-        learns: bool,
+        learns: Learns,
     ) -> Option<&'static str> {
+        if at + ON_ITS_WAY + LIMIT < now {
+            // Whatever is cut: who has not heard of it by then has heard of nobody for as long.
+            return Some(LONG_AGO);
+        }
         let (is_cut, way_since) = self
             .ways
             .get(&ends(edge, "control"))
@@ -378,11 +404,14 @@ impl Facts {
         if free.max(life.since).max(at) + FREE <= now {
             return Some("in reach for long");
         }
-        if !learns {
+        if learns < Learns::Started {
             return None;
         }
         if at <= life.since && free <= life.since {
             return Some("taken before it started");
+        }
+        if learns < Learns::All {
+            return None;
         }
         let (from, until) = self.alone.get(edge).copied().unwrap_or_default();
         // Nothing else happened since it was alone.
@@ -394,7 +423,7 @@ impl Facts {
 }
 
 /// Both ends of a way, in one order.
-fn ends(one: &'static str, other: &'static str) -> (&'static str, &'static str) {
+pub(super) fn ends(one: &'static str, other: &'static str) -> (&'static str, &'static str) {
     if one < other {
         (one, other)
     } else {

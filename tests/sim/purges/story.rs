@@ -16,7 +16,7 @@ use tokio::{
 
 use super::{
     ask::{Asked, ask},
-    facts::OBJECTS,
+    facts::{LIMIT, OBJECTS, ends},
     world::{CONTROL, Careful, Stage, now, send, told},
 };
 
@@ -71,6 +71,16 @@ impl Story {
         self.end().await
     }
 
+    /// Nothing happens but that two edges hear of nobody but each other.
+    pub(super) async fn tell_of_two_cut_off_together(mut self) -> Result<()> {
+        self.begin().await?;
+        while !self.tasks.is_empty() {
+            self.one_ends().await?;
+        }
+        self.purged_while_cut_off_together().await?;
+        self.end().await
+    }
+
     async fn one_ends(&mut self) -> Result<()> {
         if let Some(ended) = self.tasks.join_next().await {
             ended??;
@@ -118,7 +128,8 @@ impl Story {
             83..88 => self.start(),
             88..92 => self.purged_while_alone().await?,
             92..96 => self.purged_while_filling().await?,
-            96..99 => self.purged_while_dead().await?,
+            96..98 => self.purged_while_dead().await?,
+            98 => self.purged_while_cut_off_together().await?,
             _ => self.lose_the_log().await?,
         }
         Ok(())
@@ -264,6 +275,42 @@ impl Story {
                 drop(careful);
                 asked
             });
+        }
+        Ok(())
+    }
+
+    /// Edges that hear of each other only while something is purged: for some time each may answer with what it
+    /// has, as if it were alone, and for no longer.
+    async fn purged_while_cut_off_together(&mut self) -> Result<()> {
+        let n = self.object();
+        let together = self.edges[..2].to_vec();
+        let before = self.stage.facts().cut();
+        let outside = self.edges[2..].iter().copied().chain(["control"]);
+        let ways: Vec<_> = outside
+            .flat_map(|other| together.iter().map(move |edge| (*edge, other)))
+            .filter(|(one, other)| !before.iter().any(|way| *way == ends(one, other)))
+            .collect();
+        for edge in &together {
+            self.ask(edge, n);
+        }
+        sleep(Duration::from_millis(self.random.random_range(0..500))).await;
+        for (one, other) in &ways {
+            way(&self.stage, one, other, true);
+        }
+        self.purge_waiting(
+            vec![Scope::Url(OBJECTS[n].target.to_owned())],
+            false,
+            PurgeWait::None,
+        );
+        // Every edge is asked a few times while it may, and soon after that.
+        for _ in 0..4 {
+            sleep(LIMIT / 4 + Duration::from_millis(150)).await;
+            for edge in &together {
+                self.ask(edge, n);
+            }
+        }
+        for (one, other) in &ways {
+            way(&self.stage, one, other, false);
         }
         Ok(())
     }

@@ -35,7 +35,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::facts::{Facts, OBJECTS};
+use super::facts::{Facts, LIMIT, OBJECTS};
 
 /// What an origin takes at most before its head, when nobody wishes for more.
 const ORIGIN_WAIT_MAX_MS: u64 = 300;
@@ -210,9 +210,10 @@ pub(super) async fn control(stage: Stage, secret: PathBuf) -> Result<()> {
          [cluster]\nname = \"sim\"\nseeds = [\"edge-1:7946\", \"edge-2:7946\"]\nsecret_file = {secret:?}\n\
          [geo]\ndatabase = \"none\"\n\
          [[site]]\nname = \"sim\"\nhosts = [\"site.test\"]\norigins = [\"http://origin:80\"]\n\
-         shield = \"{}\"\nconnect_timeout = \"1s\"\nfirst_byte_timeout = \"5s\"\n",
+         shield = \"{}\"\npurge_limit = \"{}s\"\nconnect_timeout = \"1s\"\nfirst_byte_timeout = \"5s\"\n",
         stage.dir.join("control"),
         stage.shield,
+        LIMIT.as_secs(),
     );
     let config = toml::from_str::<ConfigFile>(&config)?.check("control")?;
     let control = loop {

@@ -1,6 +1,6 @@
 //! What a purge is asked for with, and the [`Purge`] that it means. Pure.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use axum::http::{StatusCode, Uri};
 use cluster::{
@@ -8,8 +8,11 @@ use cluster::{
     site::{Site, SiteMap},
     wire::PurgeRequest,
 };
-use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
+use serde_json::{Map, Value};
 
 use crate::error::ApiError;
 
@@ -19,12 +22,19 @@ use crate::error::ApiError;
 ///
 /// 400: it is no JSON. 422: it is not what a request is.
 pub(super) fn read(body: &[u8]) -> Result<PurgeRequest, ApiError> {
-    let value: Value = serde_json::from_slice(body)
+    let value: Written = serde_json::from_slice(body)
         .map_err(|error| ApiError::new(StatusCode::BAD_REQUEST, format!("not JSON: {error}")))?;
-    let Value::Object(mut fields) = value else {
+    let Written::Fields(written) = value else {
         let reason = "not an object: {\"site\": …, \"urls\": […]}";
         return Err(ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, reason));
     };
+    let mut fields = Map::new();
+    for (name, value) in written {
+        if fields.insert(name.clone(), value).is_some() {
+            let name: String = name.chars().take(64).collect();
+            return Err(wrong(&name, "given twice"));
+        }
+    }
     let mut take = |name: &str| fields.remove(name);
     let request = PurgeRequest {
         site: field("site", take("site"))?,
@@ -45,7 +55,67 @@ pub(super) fn read(body: &[u8]) -> Result<PurgeRequest, ApiError> {
     }
 }
 
+/// JSON whose fields are as they were written: a map would keep the last of those that have one name.
+enum Written {
+    Fields(Vec<(String, Value)>),
+    Other,
+}
+
+impl<'de> Deserialize<'de> for Written {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Written;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Written, A::Error> {
+                let mut fields = Vec::new();
+                while let Some(field) = map.next_entry()? {
+                    fields.push(field);
+                }
+                Ok(Written::Fields(fields))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Written, A::Error> {
+                while list.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Written::Other)
+            }
+
+            fn visit_unit<E>(self) -> Result<Written, E> {
+                Ok(Written::Other)
+            }
+
+            fn visit_bool<E>(self, _: bool) -> Result<Written, E> {
+                Ok(Written::Other)
+            }
+
+            fn visit_i64<E>(self, _: i64) -> Result<Written, E> {
+                Ok(Written::Other)
+            }
+
+            fn visit_u64<E>(self, _: u64) -> Result<Written, E> {
+                Ok(Written::Other)
+            }
+
+            fn visit_f64<E>(self, _: f64) -> Result<Written, E> {
+                Ok(Written::Other)
+            }
+
+            fn visit_str<E>(self, _: &str) -> Result<Written, E> {
+                Ok(Written::Other)
+            }
+        }
+        deserializer.deserialize_any(Reader)
+    }
+}
+
 fn field<T: DeserializeOwned + Default>(name: &str, value: Option<Value>) -> Result<T, ApiError> {
+    if value == Some(Value::Null) {
+        return Err(wrong(name, "null; leave it out where nothing is meant"));
+    }
     let value = value.map(serde_json::from_value).transpose();
     Ok(value
         .map_err(|error| wrong(name, error))?
@@ -292,6 +362,21 @@ mod tests {
             ("[]", 422, None, "not an object"),
             ("{}", 422, Some("site"), "missing"),
             (r#"{"site": 3}"#, 422, Some("site"), "invalid type"),
+            (
+                r#"{"site": "www", "tags": ["a"], "tags": ["b"]}"#,
+                422,
+                Some("tags"),
+                "given twice",
+            ),
+            (
+                r#"{"site": "www", "all": true, "wait": null}"#,
+                422,
+                Some("wait"),
+                "null; leave it out",
+            ),
+            ("[[1, {}], 2]", 422, None, "not an object"),
+            ("-1.5", 422, None, "not an object"),
+            ("null", 422, None, "not an object"),
             (
                 r#"{"site": "w", "all": true}"#,
                 404,

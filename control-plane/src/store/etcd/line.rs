@@ -1,7 +1,9 @@
 //! The line to etcd: HTTP to whichever member answers, within bounded time.
 //!
-//! A question goes on to the next member when one does not answer. A change does so only if it certainly was
-//! not sent: one that was sent may have happened, and is not made twice behind the asker's back.
+//! A question goes to the next member as well when one is silent for a moment, and whoever answers first is
+//! asked first from then on; so does a change that happens [once](super::once) whoever makes it. Any other goes
+//! on only if it certainly was not sent: one that was sent may have happened, and is not made twice behind the
+//! asker's back.
 
 use std::{
     future::Future,
@@ -16,6 +18,7 @@ use std::{
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use cluster::net::{BoxStream, Net};
+use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesUnordered};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{
     Request, Response, StatusCode, Uri,
@@ -34,22 +37,25 @@ use hyper_util::{
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
     sync::Semaphore,
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, sleep_until, timeout},
 };
 use tower::Service;
 
-use super::{
-    tls::{self, EtcdTls},
-    words::{Complaint, LoggedIn, Login, Streamed},
+use super::words::{Complaint, LoggedIn, Login, Streamed};
+use crate::{
+    store::{COMMIT_BYTES_MAX, Health, VALUE_BYTES_MAX},
+    tls::{self, Tls},
 };
-use crate::store::{COMMIT_BYTES_MAX, Health, VALUE_BYTES_MAX};
 
 /// For a connection to a member.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// For one member's answer: longer than etcd takes to choose a leader anew (an election of 1 s).
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
-/// For all members together; less than the API gives its answers.
-const PATIENCE: Duration = Duration::from_secs(7);
+/// A member that is silent for so long is not waited for alone: many times what a commit takes on a busy disk.
+const SILENCE: Duration = Duration::from_millis(500);
+/// How often all of several members are asked, one each [`SILENCE`]: until the end of [`PATIENCE`].
+const ROUNDS_MAX: usize = 4;
+/// For all members together: longer than etcd takes to choose a leader anew (an election of 1 to 2 s), and less
+/// than the API gives its answers.
+const PATIENCE: Duration = Duration::from_secs(4);
 /// Questions and changes at once; more wait.
 const ASKING_MAX: usize = 64;
 /// Kept connections per member.
@@ -99,6 +105,13 @@ enum Answered {
     Begun(Incoming),
 }
 
+/// One of the members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Member(usize);
+
+/// An answer, whose it is, and whether nobody else was asked.
+type First = (Answered, Member, bool);
+
 /// The members, and connections to them.
 pub(super) struct Line {
     client: Client<HttpsConnector<Connector>, Full<Bytes>>,
@@ -118,7 +131,7 @@ impl Line {
     pub(super) fn new(
         members: Vec<String>,
         user: Option<(String, String)>,
-        tls: Option<&EtcdTls>,
+        tls: Option<&Tls>,
         net: Arc<dyn Net>,
         health: Health,
     ) -> Self {
@@ -144,8 +157,19 @@ impl Line {
         path: &str,
         question: &impl Serialize,
     ) -> Result<T, LineError> {
-        let body = self.ask(path, said(question), true).await?;
+        let (body, _) = self.ask(path, said(question), true).await?;
         parsed(&body)
+    }
+
+    /// Changes something, once by what is said, at whoever answers first. Also gives whether nobody else was
+    /// asked, who might do it later.
+    pub(super) async fn change<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        change: &impl Serialize,
+    ) -> Result<(T, bool), LineError> {
+        let (body, is_alone) = self.ask(path, said(change), true).await?;
+        Ok((parsed(&body)?, is_alone))
     }
 
     /// Changes something. It may have happened although there is no answer.
@@ -154,7 +178,7 @@ impl Line {
         path: &str,
         change: &impl Serialize,
     ) -> Result<T, LineError> {
-        let body = self.ask(path, said(change), false).await?;
+        let (body, _) = self.ask(path, said(change), false).await?;
         parsed(&body)
     }
 
@@ -163,22 +187,37 @@ impl Line {
         &self,
         path: &str,
         question: &impl Serialize,
-    ) -> Result<Lines<Incoming>, LineError> {
+    ) -> Result<(Member, Lines<Incoming>), LineError> {
         match self.anywhere(path, said(question), true, false).await? {
-            Answered::Begun(body) => Ok(Lines {
-                body,
-                text: BytesMut::new(),
-                searched: 0,
-            }),
-            Answered::Whole(_) => unreachable!("it was not asked for"),
+            (Answered::Begun(body), member, _) => {
+                let lines = Lines {
+                    body,
+                    text: BytesMut::new(),
+                    searched: 0,
+                };
+                Ok((member, lines))
+            }
+            (Answered::Whole(_), ..) => unreachable!("it was not asked for"),
         }
     }
 
-    async fn ask(&self, path: &str, question: Bytes, twice: bool) -> Result<Bytes, LineError> {
+    /// Lets others be asked before this member, unless they are already.
+    pub(super) fn doubt(&self, Member(index): Member) {
+        let next = (index + 1) % self.members.len();
+        // Somebody else may have found a better one.
+        let _ = (self.good).compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    async fn ask(
+        &self,
+        path: &str,
+        question: Bytes,
+        twice: bool,
+    ) -> Result<(Bytes, bool), LineError> {
         let _place = self.places.acquire().await;
         match self.anywhere(path, question, twice, true).await? {
-            Answered::Whole(body) => Ok(body),
-            Answered::Begun(_) => unreachable!("all of it was asked for"),
+            (Answered::Whole(body), _, is_alone) => Ok((body, is_alone)),
+            (Answered::Begun(_), ..) => unreachable!("all of it was asked for"),
         }
     }
 
@@ -188,7 +227,7 @@ impl Line {
         question: Bytes,
         twice: bool,
         whole: bool,
-    ) -> Result<Answered, LineError> {
+    ) -> Result<First, LineError> {
         let answered = self.one_of_all(path, question, twice, whole).await;
         let is_away = matches!(
             answered,
@@ -198,44 +237,72 @@ impl Line {
         answered
     }
 
-    /// Tries the members, the last good one first, until one answers; `whole`: with all of the answer.
+    /// Asks the last good member, and the next when nobody has answered for a moment, until one does; `twice`:
+    /// more than one may do what is asked for; `whole`: with all of the answer.
     async fn one_of_all(
         &self,
         path: &str,
         question: Bytes,
         twice: bool,
         whole: bool,
-    ) -> Result<Answered, LineError> {
+    ) -> Result<First, LineError> {
         let deadline = Instant::now() + PATIENCE;
-        let first = self.good.load(Ordering::Relaxed);
-        let mut last = None;
-        for n in 0..self.members.len() {
-            let index = (first + n) % self.members.len();
-            let member = &self.members[index];
-            let one = Instant::now() + CONNECT_TIMEOUT + ANSWER_TIMEOUT;
-            let attempt = self.attempt(member, path, question.clone(), whole);
-            let done = match timeout_at(one.min(deadline), attempt).await {
-                Ok(done) => done,
-                Err(_) => Err(Failure::Sent(LineError::Unanswered {
-                    member: member.clone(),
-                    reason: "does not answer in time".into(),
-                })),
+        let (first, count) = (self.good.load(Ordering::Relaxed), self.members.len());
+        // What a member passed on to a leader that is gone is lost, so it is asked again once there is another.
+        let rounds = if twice && count > 1 { ROUNDS_MAX } else { 1 };
+        let mut order = (0..count * rounds).map(|n| (n, (first + n) % count));
+        let (mut asked, mut last) = (FuturesUnordered::new(), None);
+        let (mut next, mut sent) = (order.next(), 0);
+        let mut next_at = Instant::now();
+        loop {
+            let is_first_round = next.is_some_and(|(n, _)| n < count);
+            // Nobody is left, or nobody was even reached.
+            if asked.is_empty() && (next.is_none() || (sent == 0 && !is_first_round)) {
+                break;
+            }
+            let is_time = (asked.is_empty() && is_first_round)
+                || ((twice || asked.is_empty()) && Instant::now() >= next_at);
+            if let (true, Some((_, index))) = (is_time, next) {
+                let attempt = self.attempt(&self.members[index], path, question.clone(), whole);
+                asked.push(attempt.map(move |done| (index, done)));
+                sent += 1;
+                next_at = Instant::now() + SILENCE;
+                next = order.next();
+            }
+            let done = tokio::select! {
+                Some(done) = asked.next() => done,
+                () = sleep_until(next_at), if (twice || asked.is_empty()) && next.is_some() => continue,
+                () = sleep_until(deadline) => {
+                    // The next question begins with another member.
+                    self.doubt(Member(first));
+                    return Err(LineError::Unanswered {
+                        member: self.members[first].clone(),
+                        reason: "does not answer in time".into(),
+                    });
+                }
             };
             match done {
-                Ok(answer) => {
+                (index, Ok(answer)) => {
                     self.good.store(index, Ordering::Relaxed);
-                    return Ok(answer);
+                    return Ok((answer, Member(index), sent == 1));
                 }
-                Err(Failure::NotSent(error)) => last = Some(error),
-                Err(Failure::Sent(error @ LineError::Unanswered { .. })) => {
-                    // The next one begins with another member.
-                    self.good.store(index + 1, Ordering::Relaxed);
+                (_, Err(Failure::NotSent(error))) => {
+                    // It will not do it later, either.
+                    sent -= 1;
+                    last = Some(error);
+                }
+                (index, Err(Failure::Sent(error @ LineError::Unanswered { .. }))) => {
+                    self.doubt(Member(index));
                     if !twice {
                         return Err(error);
                     }
                     last = Some(error);
                 }
-                Err(Failure::Sent(error)) => return Err(error),
+                (_, Err(Failure::Sent(error))) => return Err(error),
+            }
+            if is_first_round {
+                // Others need not wait for one that has failed.
+                next_at = Instant::now();
             }
         }
         Err(last.unwrap_or_else(|| LineError::Answer("it has no members".into())))

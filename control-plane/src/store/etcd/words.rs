@@ -70,6 +70,7 @@ pub(super) struct Header {
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Ranged {
+    #[serde(default)]
     pub(super) header: Header,
     #[serde(default)]
     pub(super) kvs: Vec<KeyValue>,
@@ -79,7 +80,7 @@ pub(super) struct Ranged {
 
 #[derive(Debug, Deserialize)]
 pub(super) struct KeyValue {
-    #[serde(deserialize_with = "bytes")]
+    #[serde(default, deserialize_with = "bytes")]
     pub(super) key: Vec<u8>,
     #[serde(default, deserialize_with = "bytes")]
     pub(super) value: Vec<u8>,
@@ -88,10 +89,12 @@ pub(super) struct KeyValue {
 }
 
 /// `POST /v3/kv/txn`
-#[derive(Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct Txn {
     compare: Vec<serde_json::Value>,
     success: Vec<serde_json::Value>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    failure: Vec<serde_json::Value>,
 }
 
 impl Txn {
@@ -116,6 +119,13 @@ impl Txn {
         self.success
             .push(serde_json::json!({"request_delete_range": {"key": key}}));
     }
+
+    /// Where a condition does not hold, what `key` holds is told.
+    pub(super) fn or_else_get(&mut self, key: Vec<u8>) {
+        let key = STANDARD.encode(key);
+        self.failure
+            .push(serde_json::json!({"request_range": {"key": key}}));
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -123,6 +133,24 @@ pub(super) struct TxnDone {
     pub(super) header: Header,
     #[serde(default)]
     pub(super) succeeded: bool,
+    #[serde(default)]
+    responses: Vec<Response>,
+}
+
+impl TxnDone {
+    /// What was found by [`Txn::or_else_get`].
+    pub(super) fn found(&self) -> Option<&KeyValue> {
+        let mut ranges = self
+            .responses
+            .iter()
+            .filter_map(|one| one.response_range.as_ref());
+        ranges.next()?.kvs.first()
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct Response {
+    response_range: Option<Ranged>,
 }
 
 /// `POST /v3/watch`

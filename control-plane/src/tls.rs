@@ -1,5 +1,5 @@
-//! TLS to etcd: whose certificates are believed, and with which one we come. The only place in this crate that
-//! names rustls.
+//! TLS to etcd, and of the commands to a control plane: whose certificates are believed, and with which one we
+//! come. The only place in this crate that names rustls.
 
 use std::{fmt, sync::Arc};
 
@@ -9,18 +9,18 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
 };
 
-/// What TLS to etcd is made with, as PEM.
+/// What TLS is made with, as PEM.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct EtcdTls {
+pub struct Tls {
     /// Whose certificates are believed; absent: those of the public authorities.
     pub ca: Option<Vec<u8>>,
     /// The certificate with which we come, and its key.
     pub identity: Option<(Vec<u8>, Vec<u8>)>,
 }
 
-impl fmt::Debug for EtcdTls {
+impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("EtcdTls")
+        f.write_str("Tls")
     }
 }
 
@@ -35,7 +35,7 @@ pub enum UnusableTls {
     Key(String),
 }
 
-impl EtcdTls {
+impl Tls {
     /// Whether it can be made.
     ///
     /// # Errors
@@ -83,10 +83,10 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
 }
 
 /// Has a connector speak TLS where a URL says `https`. Without `tls`, nobody is believed.
-pub(super) fn over<C>(connector: C, tls: Option<&EtcdTls>) -> HttpsConnector<C> {
-    let nobody = EtcdTls::default();
+pub(crate) fn over<C>(connector: C, tls: Option<&Tls>) -> HttpsConnector<C> {
+    let nobody = Tls::default();
     let client = tls.unwrap_or(&nobody).client();
-    let client = client.expect("it was checked with the configuration");
+    let client = client.expect("it was checked before");
     HttpsConnectorBuilder::new()
         .with_tls_config(client)
         .https_or_http()
