@@ -536,6 +536,44 @@ async fn views_that_differ_do_not_make_nodes_wait_for_each_other() {
     assert_eq!(origin.requests(), 1);
 }
 
+/// Two homes had each lost the one that both fetched an object from, and each asked the other for the rest: what is
+/// coming in was relayed to whoever asked, once its head was known. Both told each other that they were there, and
+/// their clients waited for ever (`tests/sim/homes.rs`, one run of twenty).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_is_still_coming_in_is_not_waited_for_in_a_circle() {
+    let origin = Origin::start().await.unwrap();
+    let cluster = settled(one_region(2, &origin.url(), Shield::Region)).await;
+    let [home, other] = &cluster.edges[..] else {
+        unreachable!()
+    };
+    let path = path_at(home, "circle").await;
+    let body = Pattern::new(4, 640 << 10);
+    let answer = Answer::pattern(&body).max_age(600);
+    origin.route(&path, answer.slowly(64 << 10, SECOND));
+    let url = other.url(&path);
+    let (head, mut rest) = Client::new()
+        .begin_get(&url, &[("host", HOST)])
+        .await
+        .unwrap();
+    assert_eq!(head.status, 200);
+    rest.frame().await.unwrap().unwrap();
+    // It has the beginning from the home, and waits for the rest.
+    for level in ["region", "cluster"] {
+        let said = ask_to_fill(&cluster, other, &path, level).await;
+        assert_eq!(said, [6, 1], "refused: crossed");
+    }
+    // The home waits for the origin only.
+    let said = ask_to_fill(&cluster, home, &path, "region").await;
+    assert_eq!(said, [1], "an object");
+    let rest = rest.collect().await.unwrap().to_bytes();
+    assert!(body.bytes().ends_with(&rest));
+    // Who has all of it has nobody to wait for.
+    stored(other, &path).await;
+    let said = ask_to_fill(&cluster, other, &path, "region").await;
+    assert_eq!(said, [1], "an object");
+    assert_eq!(origin.requests(), 1);
+}
+
 /// Asks `node` as its peer would; the kind of the first frame of its answer, and of a refusal the reason.
 async fn ask_to_fill(cluster: &Cluster, node: &Node, path: &str, level: &str) -> Vec<u8> {
     let explained = explain(node, path).await;
