@@ -180,16 +180,17 @@ fn percentile(sorted: &[Duration], share: f64) -> Duration {
     sorted[rank.clamp(1, sorted.len()) - 1]
 }
 
+/// Latencies are told from each other where the machine adds little to them, so a round counts in which a hit took
+/// no longer than that at the same time. In any other, what does not depend on time holds all the same.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_holder_is_asked_when_the_first_is_late() {
     const LEARNING: usize = 80;
     const MEASURED: usize = 400;
+    /// Of a hit's p99: a tenth of what is measured, through five times as many processes.
+    const NOISE_MAX: Duration = Duration::from_millis(20);
+    /// As long as other tests may keep the machine busy: a round takes ten seconds, and a minute where it is.
+    const ROUNDS_MAX: usize = 10;
     let origin = Origin::start().await.unwrap();
-    let paths: Vec<_> = (0..LEARNING + MEASURED).map(|n| format!("/{n}")).collect();
-    for path in &paths {
-        let body = Answer::bytes(format!("this is {path}"));
-        origin.route(path, body.max_age(600));
-    }
     // Where the origin is not to be spared, it is asked first: it is not late.
     let mut cluster = neighbours(2, &origin, Shield::Region).await;
     let without = &mut cluster.edges[HOLDERS + 1];
@@ -198,18 +199,6 @@ async fn a_second_holder_is_asked_when_the_first_is_late() {
     without.start().await.unwrap();
     cluster.settled().await.unwrap();
     let (holders, askers) = cluster.edges.split_at(HOLDERS);
-    for holder in holders {
-        let fetching = paths.iter().map(|path| holder.get(path));
-        let fetched = stream::iter(fetching).buffer_unordered(4);
-        fetched.try_collect::<Vec<_>>().await.unwrap();
-    }
-    for asker in askers {
-        for holder in holders {
-            heard_of(asker, &holder.id, paths.len() as u64)
-                .await
-                .unwrap();
-        }
-    }
     // The second best, which every third question is for, holds every tenth of them up for a second; those who
     // ask are too far from each other to help.
     for (asker, other) in [(HOLDERS, HOLDERS + 1), (HOLDERS + 1, HOLDERS)] {
@@ -223,30 +212,69 @@ async fn a_second_holder_is_asked_when_the_first_is_late() {
             });
         }
     }
-    let measure = async |asker: &Node| {
-        let mut took = Vec::new();
-        for (n, path) in paths.iter().enumerate() {
-            let begun = Instant::now();
-            let answer = asker.get(path).await.unwrap();
-            assert_eq!(answer.text(), format!("this is {path}"));
-            if n >= LEARNING {
-                took.push(begun.elapsed());
+    let mut asked = 0;
+    for _ in 0..ROUNDS_MAX {
+        let learning = if asked == 0 { LEARNING } else { 0 };
+        let paths = asked..asked + learning + MEASURED;
+        asked = paths.end;
+        let paths: Vec<_> = paths.map(|n| format!("/{n}")).collect();
+        for path in &paths {
+            let body = Answer::bytes(format!("this is {path}"));
+            origin.route(path, body.max_age(600));
+        }
+        for holder in holders {
+            let fetching = paths.iter().map(|path| holder.get(path));
+            let fetched = stream::iter(fetching).buffer_unordered(4);
+            fetched.try_collect::<Vec<_>>().await.unwrap();
+        }
+        for asker in askers {
+            for holder in holders {
+                heard_of(asker, &holder.id, asked as u64).await.unwrap();
             }
         }
-        took.sort();
-        took
-    };
-    let (with, without) = tokio::join!(measure(&askers[0]), measure(&askers[1]));
-    let [with, without] = [with, without].map(|took| percentile(&took, 0.99));
-    let hedges = hedges(&askers[0]).await.unwrap();
-    println!("p99 {with:?} with {hedges} hedges, {without:?} without");
-    assert!(without >= Duration::from_millis(900), "{without:?}");
-    assert!(with * 5 <= without, "{with:?} against {without:?}");
-    assert!(
-        hedges >= 1.0 && hedges <= 0.05 * paths.len() as f64,
-        "{hedges}"
-    );
-    assert_eq!(self::hedges(&askers[1]).await.unwrap(), 0.0);
+        let measure = async |edge: &Node| {
+            let mut took = Vec::new();
+            for (n, path) in paths.iter().enumerate() {
+                let begun = Instant::now();
+                let answer = edge.get(path).await.unwrap();
+                assert_eq!(answer.text(), format!("this is {path}"));
+                if n >= learning {
+                    took.push(begun.elapsed());
+                }
+            }
+            took.sort();
+            took
+        };
+        let [one, two] = [0, 1].map(|asker| measure(&askers[asker]));
+        let mut hits = Vec::new();
+        let hitting = async {
+            for path in paths.iter().cycle() {
+                let begun = Instant::now();
+                holders[0].get(path).await.unwrap();
+                hits.push(begun.elapsed());
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let (with, without) = tokio::select! {
+            measured = async { tokio::join!(one, two) } => measured,
+            () = hitting => unreachable!("there is always a next one"),
+        };
+        hits.sort();
+        let [with, without, noise] = [with, without, hits].map(|took| percentile(&took, 0.99));
+        let hedges = hedges(&askers[0]).await.unwrap();
+        println!(
+            "p99 {with:?}, with {hedges} hedges so far, {without:?} without, {noise:?} for hits"
+        );
+        assert!(hedges <= 0.05 * asked as f64, "{hedges} of {asked}");
+        assert_eq!(self::hedges(&askers[1]).await.unwrap(), 0.0);
+        if noise <= NOISE_MAX {
+            assert!(without >= Duration::from_millis(900), "{without:?}");
+            assert!(with * 5 <= without, "{with:?} against {without:?}");
+            assert!(hedges >= 1.0, "{hedges}");
+            return;
+        }
+    }
+    panic!("the machine was too busy to tell, {ROUNDS_MAX} times");
 }
 
 /// Questions that were asked of a second holder.

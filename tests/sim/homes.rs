@@ -28,7 +28,7 @@ use futures_util::{StreamExt, stream};
 use harness::{
     cluster::write_secret,
     pattern::Pattern,
-    simulation::{SimNet, Simulation, sim_clock},
+    simulation::{Heard, SimNet, Simulation, sim_clock},
 };
 use http::{Request, Response};
 use http_body_util::{BodyExt, Empty, StreamBody};
@@ -62,9 +62,12 @@ const PACE: Duration = Duration::from_micros(300);
 /// it, and then four sources (two homes of each level) that each fall silent for 3 s within the body, the
 /// body itself, and the noise of real disks.
 const BUDGET: Duration = Duration::from_secs(30);
-/// How long ago the origin can have had what is sent to a client: for as long as an answer is fresh nobody asks
-/// for a newer one, and then the last who follow are there.
-const OLD_MAX: Duration = Duration::from_secs(8);
+/// How long an answer is fresh.
+const FRESH: Duration = Duration::from_secs(5);
+/// How long after the origin was asked for it the last client can come for what is still on its way: as long as it is
+/// fresh a fill of it may begin, and followers join it while that lasts: a body of two pieces, which three fetch
+/// through one line at the upload limit, after a home that fell silent.
+const OLD_MAX: Duration = FRESH.saturating_add(Duration::from_secs(20));
 /// What an edge sends its peers at most, in bytes per second.
 const UPLOAD: u64 = 512 << 10;
 /// Seconds over which that is looked at, and what may have been allowed before and be written within.
@@ -85,8 +88,10 @@ type Written = Arc<Mutex<BTreeMap<(&'static str, u64), u64>>>;
 #[derive(Default)]
 struct Facts {
     versions: HashMap<u64, u64>,
-    /// When that was last another one.
-    changed: HashMap<u64, Instant>,
+    /// When it last began to send that version of that object.
+    sent: HashMap<(u64, u64), Instant>,
+    /// Answers that were cut or missing, with their reason.
+    cut: u64,
     /// By the number of nodes that they had been through.
     requests: BTreeMap<usize, u64>,
 }
@@ -201,6 +206,7 @@ fn answer(facts: &Shared, request: &Request<Incoming>) -> Response<Slow> {
     let mut facts = facts.lock().unwrap();
     *facts.requests.entry(nodes).or_default() += 1;
     let version = facts.versions.get(&n).copied().unwrap_or(0);
+    facts.sent.insert((n, version), Instant::now());
     let body = object(n, version).bytes();
     let length = body.len();
     let parts = (0..length).step_by(64 << 10).map(move |from| {
@@ -211,7 +217,7 @@ fn answer(facts: &Shared, request: &Request<Incoming>) -> Response<Slow> {
         }
     });
     let mut response = Response::builder()
-        .header("cache-control", "max-age=5")
+        .header("cache-control", format!("max-age={}", FRESH.as_secs()))
         .header("content-length", length)
         .header("x-version", version);
     if n.is_multiple_of(2) {
@@ -238,43 +244,60 @@ async fn get(at: &str, path: &str) -> Result<(http::response::Parts, Result<Byte
 }
 
 /// A client's fetch: in time, and all of one version. Its end, or with that all of it, may be missing only where
-/// nobody can have had the rest any more: who sent it is lost, and the origin has changed the object since the
-/// version that was being sent was fetched, [`OLD_MAX`] ago at most.
-async fn fetch(edge: &str, n: u64, facts: &Shared) -> Result<()> {
+/// nobody can have had the rest any more: the edge says that it has asked the origin for that, and got another
+/// version; and so it was by what the origin knows.
+async fn fetch(edge: &str, n: u64, facts: &Shared, heard: &Heard) -> Result<()> {
     let version = || facts.lock().unwrap().versions.get(&n).copied().unwrap_or(0);
-    let changed_lately = |began: Instant| {
-        let changed = facts.lock().unwrap().changed.get(&n).copied();
-        changed.is_some_and(|changed| changed + OLD_MAX > began)
-    };
     let (before, began) = (version(), Instant::now());
+    let began_at = turmoil::sim_elapsed().context("not in a simulation")?;
     let fetched = timeout(BUDGET, get(&format!("{edge}:8080"), &format!("/{n}"))).await;
     let took = began.elapsed();
     let fetched = fetched.with_context(|| format!("not within {took:?}"))?;
+    // `told`: which version it was, if that was said.
+    let cut = |told: Option<u64>, error: anyhow::Error| {
+        let said = heard.since(began_at).into_iter();
+        let said: Vec<_> = said
+            .filter(|said| said.contains(&format!("/{n}\";")))
+            .collect();
+        let is_reason = |said: &String| said.contains("has changed at the origin meanwhile");
+        ensure!(said.iter().any(is_reason), "{error:#}: {said:?}");
+        let mut facts = facts.lock().unwrap();
+        let old = |version: &u64| {
+            let sent = facts.sent.get(&(n, *version));
+            sent.is_some_and(|sent| *sent + OLD_MAX > began)
+        };
+        let now = facts.versions.get(&n).copied().unwrap_or(0);
+        let is_possible = match told {
+            Some(told) => told < now && old(&told),
+            None => (0..now).any(|version| old(&version)),
+        };
+        ensure!(is_possible, "version {told:?} of {now}: {error:#}");
+        facts.cut += 1;
+        Ok(())
+    };
     let (parts, body) = match fetched {
         Ok(answer) => answer,
         // The head of an answer goes out with the first bytes of its body; where these cannot be had, neither does.
-        Err(error) => {
-            ensure!(
-                changed_lately(began),
-                "no answer without a reason: {error:#}"
-            );
-            return Ok(());
-        }
+        Err(error) => return cut(None, error),
     };
     ensure!(parts.status == 200, "status {}", parts.status);
     let told = parts.headers.get("x-version").context("no version")?;
     let told: u64 = told.to_str()?.parse()?;
     ensure!(told <= version(), "version {told} of the future");
+    // Without a purge, what is fresh may be what was; what is older is not served.
+    let sent = facts.lock().unwrap().sent.get(&(n, told)).copied();
+    let sent = sent.with_context(|| format!("version {told} was never sent"))?;
+    ensure!(
+        told >= before || sent + OLD_MAX > began,
+        "version {told} of old"
+    );
     match body {
         Ok(body) => ensure!(
             body == object(n, told).bytes(),
             "{} bytes are not version {told}",
             body.len()
         ),
-        Err(error) => ensure!(
-            changed_lately(began) && (version() > before || told < version()),
-            "version {told} cut without a reason: {error:#}"
-        ),
+        Err(error) => return cut(Some(told), error),
     }
     Ok(())
 }
@@ -320,7 +343,7 @@ async fn run_edge(name: &'static str, config: &str, written: Written) -> Result<
 type Wishes = Arc<Mutex<Vec<(&'static str, bool)>>>;
 
 /// What happens to the cluster, round by round, and what clients see of it.
-async fn scenario(seed: u64, wishes: Wishes, facts: Shared) -> Result<()> {
+async fn scenario(seed: u64, wishes: Wishes, facts: Shared, heard: Heard) -> Result<()> {
     ready().await?;
     let mut random = StdRng::seed_from_u64(seed);
     let mut crashed: Option<&'static str> = None;
@@ -337,10 +360,11 @@ async fn scenario(seed: u64, wishes: Wishes, facts: Shared) -> Result<()> {
             .map(|_| {
                 let edge = serving[random.random_range(0..serving.len())];
                 let n = random.random_range(0..OBJECTS);
-                let (facts, wait) = (&facts, random.random_range(0..600));
+                let (facts, heard) = (&facts, &heard);
+                let wait = random.random_range(0..600);
                 async move {
                     sleep(Duration::from_millis(wait)).await;
-                    let fetched = fetch(edge, n, facts).await;
+                    let fetched = fetch(edge, n, facts, heard).await;
                     fetched.with_context(|| format!("/{n} of {edge}"))
                 }
             })
@@ -366,7 +390,6 @@ async fn scenario(seed: u64, wishes: Wishes, facts: Shared) -> Result<()> {
                 _ => {
                     let mut facts = facts.lock().unwrap();
                     *facts.versions.entry(n).or_default() += 1;
-                    facts.changed.insert(n, Instant::now());
                 }
             }
         };
@@ -375,7 +398,7 @@ async fn scenario(seed: u64, wishes: Wishes, facts: Shared) -> Result<()> {
         // It dies while nobody's client is connected to it, and its peers' questions to it are under way.
         if event == 0 && crashed.is_none() {
             let dying = victim;
-            let asking = others(dying).map(|edge| fetch(edge, n, &facts));
+            let asking = others(dying).map(|edge| fetch(edge, n, &facts, &heard));
             let asking = futures_util::future::try_join_all(asking);
             let dies = async {
                 sleep(Duration::from_millis(300)).await;
@@ -389,8 +412,8 @@ async fn scenario(seed: u64, wishes: Wishes, facts: Shared) -> Result<()> {
     Ok(())
 }
 
-/// One run; the numbers of nodes that requests had been through at the origin.
-fn run() -> BTreeMap<usize, u64> {
+/// One run; the numbers of nodes that requests had been through at the origin, and how many answers were cut.
+fn run() -> (BTreeMap<usize, u64>, u64) {
     let dir = tempfile::tempdir().unwrap();
     let secret = dir.path().join("secret");
     write_secret(&secret).unwrap();
@@ -419,7 +442,8 @@ fn run() -> BTreeMap<usize, u64> {
             async move { Ok(run_edge(name, &config, written).await?) }
         });
     }
-    let story = scenario(simulation.seed, wishes.clone(), facts.clone());
+    let (heard, _hearing) = Heard::begin("edge_node::payload");
+    let story = scenario(simulation.seed, wishes.clone(), facts.clone(), heard);
     simulation.sim.client("client", async move {
         story.await.map_err(|e| format!("{e:#}").into())
     });
@@ -443,19 +467,23 @@ fn run() -> BTreeMap<usize, u64> {
             "{edge} sent {sent} bytes in {WINDOW_S} s"
         );
     }
-    facts.lock().unwrap().requests.clone()
+    let facts = facts.lock().unwrap();
+    (facts.requests.clone(), facts.cut)
 }
 
 #[test]
 fn whatever_dies_or_changes_the_promises_of_the_cluster_hold() {
     let runs = std::env::var_os("SIM_RUNS").and_then(|v| v.to_str()?.parse().ok());
-    let mut requests = BTreeMap::<usize, u64>::new();
+    let (mut requests, mut cut) = (BTreeMap::<usize, u64>::new(), 0);
     for _ in 0..runs.unwrap_or(RUNS) {
-        for (nodes, count) in run() {
+        let (seen, cut_then) = run();
+        cut += cut_then;
+        for (nodes, count) in seen {
             *requests.entry(nodes).or_default() += count;
         }
     }
     println!("requests at the origin, by the nodes that they had been through: {requests:?}");
+    println!("answers that were cut because the origin had changed what was sent: {cut}");
     let longest = requests.keys().last();
     assert!(
         longest.is_some_and(|nodes| *nodes <= NODES_MAX),

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use bytes::{Bytes, BytesMut};
 use futures_util::stream;
 use http::{HeaderMap, Method, Request, Uri};
@@ -216,6 +216,38 @@ impl Client {
     pub async fn digest(&self, url: &str, fields: &[(&str, &str)]) -> Result<Digested> {
         let (parts, body) = self.begin(Method::GET, url, fields, empty()).await?;
         digest(parts, body).await
+    }
+
+    /// GET of what must be `body` and nothing else, byte by byte: of the ways to make sure the one that costs
+    /// least, where many clients share a machine with what they measure. When its first byte was there, and its
+    /// last.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::get`], and what comes is another status or other bytes.
+    pub async fn exactly(
+        &self,
+        url: &str,
+        fields: &[(&str, &str)],
+        body: &[u8],
+    ) -> Result<(Instant, Instant)> {
+        let (parts, mut came) = self.begin(Method::GET, url, fields, empty()).await?;
+        ensure!(parts.status == 200, "status {}", parts.status);
+        let (mut left, mut first_byte) = (body, None);
+        while let Some(frame) = timeout(PATIENCE, came.frame())
+            .await
+            .context("body fell silent")?
+        {
+            if let Ok(data) = frame.context("body broke off")?.into_data() {
+                first_byte.get_or_insert_with(Instant::now);
+                let at = body.len() - left.len();
+                let rest = left.strip_prefix(&data[..]);
+                left = rest.with_context(|| format!("wrong bytes from {at} on"))?;
+            }
+        }
+        ensure!(left.is_empty(), "{} bytes are missing", left.len());
+        let last_byte = Instant::now();
+        Ok((first_byte.unwrap_or(last_byte), last_byte))
     }
 
     /// GET up to the first byte of the body, leaving the rest to come; for a client that hangs up.

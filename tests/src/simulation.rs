@@ -5,10 +5,10 @@
 //! seed differ: scenarios assert properties, not traces.
 
 use std::{
-    io,
+    fmt, io,
     net::SocketAddr,
     ops::RangeInclusive,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -17,6 +17,19 @@ use async_trait::async_trait;
 use cluster::{
     clock::Clock,
     net::{BoxStream, Datagrams, Listener, Net},
+};
+use tracing::{
+    Event, Metadata,
+    field::{Field, Visit},
+    subscriber::DefaultGuard,
+};
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry,
+    filter::filter_fn,
+    fmt::{format::Writer, time::FormatTime},
+    layer::{Context as LayerContext, SubscriberExt as _},
+    registry::LookupSpan,
+    util::SubscriberInitExt as _,
 };
 use turmoil::net::{TcpListener, TcpStream, UdpSocket};
 
@@ -111,6 +124,83 @@ pub fn sim_clock() -> Clock {
     Clock::tokio(SystemTime::UNIX_EPOCH + Duration::from_secs(EPOCH_S) + passed)
 }
 
+/// Prints what is logged from now on as far as `SIM_LOG` asks for it.
+fn log() {
+    if let Some(printing) = printing() {
+        // A simulation before this one may have begun it.
+        let _ = Registry::default().with(printing).try_init();
+    }
+}
+
+fn printing<S>() -> Option<impl Layer<S>>
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
+{
+    let filter = EnvFilter::try_from_env("SIM_LOG").ok()?;
+    let printing = tracing_subscriber::fmt::layer().with_ansi(false);
+    Some(printing.with_timer(SimTime).with_filter(filter))
+}
+
+/// What nodes have logged with one target, and when, in simulated time. Clones are the same.
+#[derive(Clone, Debug)]
+pub struct Heard {
+    target: &'static str,
+    said: Arc<Mutex<Vec<(Duration, String)>>>,
+}
+
+impl Heard {
+    /// Hears what simulations of this thread log with `target`, until the guard is dropped; what `SIM_LOG` asks
+    /// for is printed all the same.
+    pub fn begin(target: &'static str) -> (Self, DefaultGuard) {
+        let heard = Self {
+            target,
+            said: Arc::default(),
+        };
+        // An answer knows what it was asked for only where that is logged.
+        let hears = move |event: &Metadata<'_>| [target, "access"].contains(&event.target());
+        let hearing = heard.clone().with_filter(filter_fn(hears));
+        let guard = Registry::default().with(hearing).with(printing());
+        (heard, guard.set_default())
+    }
+
+    /// What was said since then, as fields and their values.
+    pub fn since(&self, then: Duration) -> Vec<String> {
+        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let later = said.iter().rev().take_while(|(at, _)| *at >= then);
+        later.map(|(_, words)| words.clone()).collect()
+    }
+}
+
+impl<S: tracing::Subscriber> Layer<S> for Heard {
+    fn on_event(&self, event: &Event<'_>, _: LayerContext<'_, S>) {
+        if event.metadata().target() == self.target {
+            let mut words = Words(String::new());
+            event.record(&mut words);
+            let at = turmoil::sim_elapsed().unwrap_or_default();
+            let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+            said.push((at, words.0));
+        }
+    }
+}
+
+struct Words(String);
+
+impl Visit for Words {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.0.push_str(&format!("{field}={value:?};"));
+    }
+}
+
+/// Stamps events with simulated seconds.
+struct SimTime;
+
+impl FormatTime for SimTime {
+    fn format_time(&self, out: &mut Writer<'_>) -> fmt::Result {
+        let passed = turmoil::sim_elapsed().unwrap_or_default();
+        write!(out, "{:.3}", passed.as_secs_f64())
+    }
+}
+
 /// A simulation, its seed, and the pace it is driven at.
 pub struct Simulation {
     /// turmoil's own handle, for partitions and crashes.
@@ -124,8 +214,10 @@ pub struct Simulation {
 
 impl Simulation {
     /// A simulation with messages that take 1 to 100 ms. The seed is the variable `SIM_SEED`, else
-    /// random, and printed either way.
+    /// random, and printed either way. Where `SIM_LOG` says what of it, as `RUST_LOG` does elsewhere, what nodes
+    /// log is printed too.
     pub fn new() -> Self {
+        log();
         let given = std::env::var_os("SIM_SEED").and_then(|v| v.to_str()?.parse().ok());
         let seed = given.unwrap_or_else(rand::random);
         #[expect(clippy::print_stdout, reason = "a failing test must tell its seed")]

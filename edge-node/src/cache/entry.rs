@@ -290,6 +290,14 @@ impl Entry {
         due
     }
 
+    /// How far its body [reaches](Growing::reaches) while it grows.
+    pub fn reach(&self) -> Option<u8> {
+        match &self.body {
+            Body::Growing(growing) => growing.reach(),
+            Body::Whole(_) | Body::Shelved(_) | Body::Pieces { .. } => None,
+        }
+    }
+
     /// Length of the whole body, if it is known.
     pub fn length(&self) -> Option<u64> {
         if let Some(part) = &self.head.part {

@@ -17,7 +17,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
 };
 
@@ -59,6 +59,8 @@ pub struct Growing {
     trailers: OnceLock<HeaderMap>,
     /// Bytes that others sent than who tells of the object.
     from_peers: AtomicU64,
+    /// See [`Growing::reaches`].
+    reach: AtomicU8,
 }
 
 struct State {
@@ -84,8 +86,9 @@ enum Piece {
 }
 
 impl Growing {
-    /// An empty body whose finished pieces can be read back from `pieces`.
-    pub fn new(pieces: Pieces) -> Arc<Self> {
+    /// An empty body whose finished pieces can be read back from `pieces`, and that [reaches](Growing::reaches) so
+    /// far.
+    pub fn new(pieces: Pieces, reach: u8) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(State {
                 done: Vec::new(),
@@ -103,6 +106,7 @@ impl Growing {
             pieces,
             trailers: OnceLock::new(),
             from_peers: AtomicU64::new(0),
+            reach: AtomicU8::new(reach),
         })
     }
 
@@ -335,6 +339,18 @@ impl Growing {
     /// The trailers, if the body has ended with any.
     pub fn trailers(&self) -> Option<&HeaderMap> {
         self.trailers.get()
+    }
+
+    /// Whose answers the rest of this body may have to wait for: a number that means something to those who fill, as
+    /// [of a fill](super::Filler::reaches) before it.
+    pub fn reaches(&self, reach: u8) {
+        self.reach.store(reach, Ordering::SeqCst);
+    }
+
+    /// How far it [reaches](Growing::reaches); `None` when it has ended.
+    pub fn reach(&self) -> Option<u8> {
+        let grows = self.lock().end.is_none();
+        grows.then(|| self.reach.load(Ordering::SeqCst))
     }
 
     /// Waits for its end, and says how that was; follows nothing, and holds nothing up.

@@ -107,6 +107,8 @@ pub struct Filler {
     /// Variants that had to go for this one.
     pub(super) dropped: Vec<Variant>,
     pub(super) fill: Arc<Fill>,
+    /// How far the body to come [reaches](Growing::reaches).
+    pub(super) body_reach: u8,
     /// Who gets it when it fails, instead of the end.
     pub(super) rescue: Option<oneshot::Sender<(Self, ServeError)>>,
     pub(super) concluded: bool,
@@ -127,6 +129,7 @@ impl Filler {
             variants,
             dropped: Vec::new(),
             fill,
+            body_reach: 0,
             rescue: None,
             concluded: false,
         }
@@ -141,6 +144,12 @@ impl Filler {
     /// fill. Who must not wait for such can tell before it follows ([`Following::reach`]).
     pub fn reaches(&self, reach: u8) {
         self.fill.reaches(reach);
+    }
+
+    /// The same of the body that will be [shared](Filler::share); see [`Growing::reaches`]. Where nothing is said, it
+    /// waits for nobody who waits.
+    pub fn body_reaches(&mut self, reach: u8) {
+        self.body_reach = reach;
     }
 
     /// Knows what comes of this fill, without being one who waits for it.
@@ -199,7 +208,7 @@ impl Filler {
 
     /// The same, with fields for the one client whose request fetched it.
     pub fn share_first(mut self, head: Head, from: Provenance, withheld: HeaderMap) -> Writing {
-        let growing = Growing::new(self.cache.shared.pieces.clone());
+        let growing = Growing::new(self.cache.shared.pieces.clone(), self.body_reach);
         let object = self.cache.shared.store.next_object_id();
         let key = self.place(&head);
         let body = Body::Growing(growing.clone());

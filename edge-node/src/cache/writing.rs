@@ -74,6 +74,11 @@ impl Writing {
         Ok(())
     }
 
+    /// Whose answers the rest may have to wait for from now on; see [`Growing::reaches`].
+    pub fn reaches(&self, reach: u8) {
+        self.growing.reaches(reach);
+    }
+
     /// So many of the bytes were not sent by whom the entry names.
     pub fn came_from_peers(&self, bytes: u64) {
         self.growing.came_from_peers(bytes);

@@ -50,7 +50,7 @@ impl Proxy {
     /// which a client wants a range, the pieces of that are kept, as a part.
     pub(super) async fn fill_from_peers(
         &self,
-        filler: Filler,
+        mut filler: Filler,
         asked: &Asked,
         candidates: &[Candidate],
     ) -> Result<(), Filler> {
@@ -73,6 +73,9 @@ impl Proxy {
         if range != (0..length) {
             head.headers.remove(header::CONTENT_LENGTH);
             head.part = Some(Part { range, of: length });
+        }
+        if holders.len() == 1 && is_shared_out(&head, &object.manifest, &pieces) {
+            filler.body_reaches(Self::GO_ON_LEVEL as u8);
         }
         let writing = filler.share(head, Provenance::Peer(holders[0].id.clone()));
         Box::pin(self.fill_from_pieces(writing, asked, object, holders, pieces)).await;
@@ -274,7 +277,7 @@ impl Proxy {
             };
         }
         if let (Some(begun), [holder]) = (&mut under_way, &holders[..])
-            && is_shared_out(&writing, &manifest, &wanted)
+            && is_shared_out(&writing.entry().head, &manifest, &wanted)
         {
             // One piece, so that it can be gone on from; what more a crowd would be sent at first, each would be
             // sent.
@@ -414,7 +417,7 @@ impl Rest {
 
 /// Whether the one who holds this is to share it out: it is large, all of it is wanted, and whoever goes on in the
 /// middle can be sure that it is of one version.
-fn is_shared_out(writing: &Writing, manifest: &Manifest, wanted: &Range<u32>) -> bool {
-    let is_strong = EntityTag::of(&writing.entry().head.headers).is_some_and(|tag| !tag.weak);
+fn is_shared_out(head: &Head, manifest: &Manifest, wanted: &Range<u32>) -> bool {
+    let is_strong = EntityTag::of(&head.headers).is_some_and(|tag| !tag.weak);
     is_strong && *wanted == part::all(manifest.length) && wanted.len() as u64 >= swarm::PIECES_MIN
 }

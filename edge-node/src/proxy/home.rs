@@ -30,7 +30,7 @@ use crate::{
     forward,
     upstream::{
         fellows::SharedOut,
-        home::{Home, Level, Way},
+        home::{self, Home, Level, Way},
         origin::OriginBody,
         peer::{self, PeerError},
         relayed::{
@@ -251,6 +251,7 @@ impl Proxy {
             }
             first = bytes.into();
         }
+        filler.body_reaches(home::reach(others).max(home.level) as u8);
         let mut writing = filler.share(head, from);
         let mut written: u64 = 0;
         let mut rest = Rest::Home(Box::new(relayed));
@@ -268,6 +269,10 @@ impl Proxy {
         Ok(())
     }
 
+    /// As what the only one who holds it is asked to relay an object: what it does not have any more it asks of the
+    /// origin, and of nobody else.
+    pub(super) const GO_ON_LEVEL: Level = Level::ClusterNext;
+
     /// Goes on with a body of which so many bytes are `written`, whole pieces, and which only `holder` has: that
     /// one is asked to relay the rest, so that it can share it out among all that want it now.
     pub(super) async fn go_on_from_holder(
@@ -280,8 +285,7 @@ impl Proxy {
         let home = Home {
             id: holder.id.clone(),
             addr: holder.addr.clone(),
-            // What it does not have any more it asks of the origin, and of nobody else.
-            level: Level::ClusterNext,
+            level: Self::GO_ON_LEVEL,
             may_send_on: false,
         };
         let rest = Err(Stopped::Lost("only one holds it".to_owned()));
@@ -318,6 +322,9 @@ impl Proxy {
             };
             info!(uri = %asked.uri, written, error = lost, "source lost within a body");
             let home = others.next();
+            // Who was lost is not waited for any more.
+            let level = home.map_or(Level::Origin, |home| home.level);
+            writing.reaches(home::reach(others.as_slice()).max(level) as u8);
             let next = match home {
                 Some(home) => self.again_from_home(&writing, asked, home, written).await,
                 None if asked_origin => return writing.fail(BodyError::Source(lost)),

@@ -2,8 +2,8 @@
 //! if need be, and relays it while it still comes in. All that ask at once wait for one fetch. What is large
 //! is [shared out](super::swarm) among them.
 //!
-//! **Invariant:** a question makes this node ask only homes of a lower level, and wait only for fills that
-//! reach lower than itself ([`crate::upstream::home`]). A holder that it asks answers from its storage, and
+//! **Invariant:** a question makes this node ask only homes of a lower level, and wait only for fills, and for
+//! bodies still coming in, that reach lower than itself ([`crate::upstream::home`]). A holder that it asks answers from its storage, and
 //! waits for nobody.
 
 use std::{net::IpAddr, pin::pin, sync::Arc, time::Duration};
@@ -328,6 +328,9 @@ impl Proxy {
                     self.shared.cache.forget(entry.key).await;
                     continue;
                 }
+                Lookup::Fresh(entry) if !may_wait_for(asked, &entry) => {
+                    return Found::Refused(Refusal::Crossed);
+                }
                 Lookup::Fresh(entry) if entry.head.part.is_some() => {
                     match self.shared.cache.claim_rest(ask, &entry).await {
                         Some(turn) => (turn, Some(entry)),
@@ -400,6 +403,11 @@ impl Proxy {
             {
                 return None;
             }
+            Outcome::Shared(entry) | Outcome::Refreshed(entry)
+                if !leads && !may_wait_for(asked, &entry) =>
+            {
+                Found::Refused(Refusal::Crossed)
+            }
             // A part of it, for whom it was fetched.
             Outcome::Shared(entry) if entry.head.part.is_some() => Found::Refused(Refusal::Pass),
             Outcome::Shared(entry) | Outcome::Refreshed(entry) => {
@@ -424,6 +432,14 @@ impl Proxy {
             },
         })
     }
+}
+
+/// Whether the question may wait for the rest of this body: it is here, or whoever is waited for here does not wait
+/// for who asks.
+fn may_wait_for(asked: &Asked, entry: &Entry) -> bool {
+    entry
+        .reach()
+        .is_none_or(|reach| may_join(asked.level, reach))
 }
 
 fn piece_count(length: u64) -> u32 {

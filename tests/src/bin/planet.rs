@@ -33,6 +33,12 @@ struct Args {
     /// Clients come as soon as nodes know of each other.
     #[arg(long)]
     cold: bool,
+    /// Of a hundred nodes, how many die within the run, each for a minute.
+    #[arg(long)]
+    dying: Option<f64>,
+    /// Of a hundred nodes, how many are slow.
+    #[arg(long)]
+    slow: Option<f64>,
     /// A file of lines `key,size`: what clients want, instead of a Zipf law.
     #[arg(long)]
     trace: Option<PathBuf>,
@@ -65,6 +71,8 @@ fn main() -> Result<()> {
             plan.trace.clone_from(&trace);
             plan.objects = args.objects.unwrap_or(plan.objects);
             plan.requests = args.requests.unwrap_or(plan.requests);
+            plan.dying = args.dying.unwrap_or(plan.dying);
+            plan.slow = args.slow.unwrap_or(plan.slow);
             let outcome = run(plan)?;
             tracing::info!(nodes, strategy = strategy.name(), "simulated");
             outcomes.push(outcome);
