@@ -81,10 +81,14 @@ pub(super) fn framing(flaw: Option<Flaw>, headers: &HeaderMap) -> Result<(), Ser
 /// `text`, if it is a host and perhaps a port. What comes before an `@` is for nobody to see
 /// (RFC 9110 §4.2.4).
 pub(super) fn host(text: &str) -> Option<&str> {
-    let fits = text
-        .parse::<Authority>()
-        .is_ok_and(|authority| !authority.host().is_empty() && !text.contains('@'));
-    fits.then_some(text)
+    let is_sound = |authority: Authority| {
+        let port = text.strip_prefix(authority.host());
+        // `http` does not read what stands behind a host before somebody wants the port.
+        let digits = port.map(|port| port.strip_prefix(':').unwrap_or(port));
+        !authority.host().is_empty()
+            && digits.is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))
+    };
+    text.parse().is_ok_and(is_sound).then_some(text)
 }
 
 /// Whether the target has one of the forms that `method` may have. `CONNECT` has its own.
@@ -154,6 +158,9 @@ mod tests {
             (one, "GET /", &["http://a.test"], Err(Kind::NoHost)),
             (one, "GET /", &["a.test?q"], Err(Kind::NoHost)),
             (one, "GET /", &[":80"], Err(Kind::NoHost)),
+            (one, "GET /", &["a.test:"], Ok("a.test:")),
+            (one, "GET /", &["a.test:abc"], Err(Kind::NoHost)),
+            (one, "GET /", &["[2001:db8::1]x"], Err(Kind::NoHost)),
             // §3.2.2
             (one, "GET http://a.test/x", &["b.test"], Ok("a.test")),
             (one, "GET HTTPS://a.test/", &["a.test"], Ok("a.test")),
