@@ -660,3 +660,19 @@ async fn a_site_that_was_deleted_comes_back_with_nothing() {
     .await
     .unwrap();
 }
+
+/// It was stored as a part, and the origin asked five times for the rest of it.
+#[tokio::test]
+async fn a_206_that_nobody_asked_for_costs_one_question() {
+    let (origin, cluster) = alone().await;
+    let edge = &cluster.edges[0];
+    origin.route_by("/odd", |_| {
+        raw("HTTP/1.1 206 Partial Content\r\nDate: Thu, 01 Jan 2026 00:00:00 GMT\r\n\
+             Cache-Control: max-age=600\r\nContent-Range: bytes 0-4/10\r\nContent-Length: 5\r\n\r\nhello")
+    });
+    for asked in 1..=3 {
+        let answer = edge.get("/odd").await.unwrap();
+        assert_eq!((answer.status, answer.text().as_str()), (206, "hello"));
+        assert_eq!(origin.seen("/odd").len(), asked);
+    }
+}

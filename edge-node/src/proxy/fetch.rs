@@ -372,7 +372,7 @@ impl Proxy {
             (joined.filter(|(joined, _)| keeps(&joined.extent)), headers)
         else {
             // Another version, or a part that is of no help.
-            return match asked.rules.fill_whole {
+            return match asked.rules.fill_whole || !asked.headers.contains_key(header::RANGE) {
                 true => {
                     // Its place is needed.
                     drop(response);
@@ -431,7 +431,11 @@ impl Proxy {
         let limit = asked.rules.object_bytes_max;
         let limit = limit.min(self.shared.cache.object_bytes_max());
         let (status, fields) = (response.status(), response.headers());
-        let extent = Extent::of(status, fields);
+        let extent = match Extent::of(status, fields) {
+            // It answers what nobody asked (RFC 9110 §15.3.7); stored, it would be asked for the rest.
+            Extent::Part(_) if !asked.headers.contains_key(header::RANGE) => Extent::Unknown,
+            extent => extent,
+        };
         // A 206 is judged as the 200 that it is a part of.
         let status = match extent {
             Extent::Whole(_) | Extent::Part(_) if status == StatusCode::PARTIAL_CONTENT => {
