@@ -684,7 +684,7 @@ impl Proxy {
             }
             Filled::Failed(error) => match stored {
                 Some(entry) if self.outlives(asked, &entry) => {
-                    Ok(Found::Entry(entry, How::instead_of(&error)))
+                    Ok(Found::Entry(entry, How::instead_of(&error, fwd)))
                 }
                 _ => Err(error),
             },

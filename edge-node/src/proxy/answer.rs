@@ -78,17 +78,17 @@ impl Proxy {
         let detail = how
             .detail
             .or_else(|| how.filled.then(|| entry.from.to_string()));
-        let ttl = entry.head.freshness.ttl_s(asked.now_ms);
+        let ttl = entry.head.freshness.ttl_s(self.now());
         let handled = match how.fwd {
             None => Handled::Hit,
             Some(why) => Handled::Forwarded {
                 why,
                 status: how.fwd_status.map(|status| status.as_u16()),
-                stored: how.leads,
-                collapsed: !how.leads,
+                stored: how.filled && how.leads,
+                collapsed: how.filled && !how.leads,
             },
         };
-        let ttl_s = (how.fwd.is_none() || how.leads).then_some(ttl);
+        let ttl_s = (!how.filled || how.leads).then_some(ttl);
         // Of use to whoever wonders about a miss; a hit does without.
         let key = how.fwd.map_or_else(String::new, |_| asked.key.to_string());
         if how.leads
@@ -293,7 +293,7 @@ pub(super) struct How {
     pub(super) fwd_status: Option<StatusCode>,
     /// Whether this request began the fill.
     pub(super) leads: bool,
-    /// Whether a fill was needed.
+    /// Whether it is from a fill.
     pub(super) filled: bool,
     pub(super) detail: Option<String>,
 }
@@ -318,9 +318,10 @@ impl How {
         }
     }
 
-    /// With a stale response, because there is only an error otherwise.
-    pub(super) fn instead_of(error: &ServeError) -> Self {
+    /// With a stale response, because the origin was asked and there is only an error otherwise.
+    pub(super) fn instead_of(error: &ServeError, fwd: Fwd) -> Self {
         Self {
+            fwd: Some(fwd),
             detail: Some(error.token().to_owned()),
             ..Self::hit(Outcome::Stale)
         }

@@ -78,8 +78,8 @@ struct Miss {
 }
 
 impl Proxy {
-    /// Begins to lead the fill for a request, if it is a plain miss, of this key and read then. `hop` is what this node adds to
-    /// requests that go on ([`Proxy::hop_fields`]).
+    /// Begins to lead the fill for a request, if it is a plain miss, of this key and read then. `hop` is what
+    /// this node adds to requests that go on ([`Proxy::hop_fields`]).
     pub(super) fn lead(
         &self,
         known: &Arc<Known>,
@@ -208,7 +208,7 @@ impl Proxy {
                 stored: true,
                 collapsed: false,
             },
-            ttl_s: Some(head.freshness.ttl_s(head.asked_ms)),
+            ttl_s: Some(head.freshness.ttl_s(self.now())),
             key: Some(digits.as_str()),
             detail: Some("origin"),
         };

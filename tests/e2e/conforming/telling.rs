@@ -175,7 +175,7 @@ pub(super) fn cases() -> Vec<Case> {
             .then(get().behind().tells("hit").tells("ttl=-30")),
         case(
             "9211 §2.5",
-            "a stale hit instead of an error has a negative ttl",
+            "a stale answer instead of an error has a negative ttl, and the origin was asked",
         )
         .then(
             get()
@@ -183,7 +183,13 @@ pub(super) fn cases() -> Vec<Case> {
                 .says("age", "90")
                 .says("etag", "\"a\""),
         )
-        .then(get().answers(503).validated().of(1).tells("ttl=-30")),
+        .then(
+            get()
+                .answers(503)
+                .validated()
+                .of(1)
+                .tells("fwd=stale; ttl=-30"),
+        ),
         case("9211 §2", "what other caches said stays in front")
             .then(
                 stored()
