@@ -24,7 +24,8 @@ const HOUR: Duration = Duration::from_secs(3_600);
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clock_that_is_an_hour_off_is_named_wherever_one_looks() {
     let origin = Origin::start().await.unwrap();
-    origin.route("/a", Answer::bytes("a").max_age(600));
+    // Longer than the hour by which its answers seem to be old.
+    origin.route("/a", Answer::bytes("a").max_age(86_400));
     let mut cluster = started(Plan::new(2, &origin.url())).await;
     cluster.settled().await.unwrap();
     // The second goes on in this process, an hour ahead.

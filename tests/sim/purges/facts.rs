@@ -61,6 +61,9 @@ pub(super) const LIMIT: Duration = Duration::from_secs(6);
 const ON_ITS_WAY: Duration = Duration::from_millis(100);
 /// Why an edge must know what was purged longer ago than [`LIMIT`].
 pub(super) const LONG_AGO: &str = "taken longer ago than the limit";
+/// So long before a request the fetch may have begun whose body it gets: a home that falls silent (3 s), on each
+/// level, and what the origin takes.
+const FOLLOWED: Duration = Duration::from_secs(8);
 /// After so long without anybody, an edge checks before it answers.
 pub(super) const ALONE: Duration = Duration::from_millis(2_200);
 
@@ -107,6 +110,8 @@ pub(super) struct Due {
     pub(super) soft: Bound,
     /// What the origin had.
     pub(super) version: u64,
+    /// Since when the origin must have had something new, if the body is cut.
+    pub(super) since: Duration,
     /// The edge's life.
     pub(super) life: Life,
 }
@@ -179,6 +184,8 @@ impl std::ops::AddAssign for Counts {
 pub(super) struct Facts {
     /// What the origin has.
     pub(super) versions: [u64; OBJECTS.len()],
+    /// When that was changed last.
+    pub(super) changed: [Duration; OBJECTS.len()],
     /// Hosts by name.
     pub(super) lives: BTreeMap<&'static str, Life>,
     /// Ways that are cut, or were.
@@ -255,11 +262,12 @@ impl Facts {
     }
 
     /// The origin has new versions of what these scopes hit; returns them by object.
-    pub(super) fn edit(&mut self, scopes: &[Scope]) -> [Option<u64>; OBJECTS.len()] {
+    pub(super) fn edit(&mut self, scopes: &[Scope], now: Duration) -> [Option<u64>; OBJECTS.len()] {
         let mut covers = [None; OBJECTS.len()];
         for (n, object) in OBJECTS.iter().enumerate() {
             if scopes.iter().any(|scope| hits(scope, object)) {
                 self.versions[n] += 1;
+                self.changed[n] = now;
                 covers[n] = Some(self.versions[n]);
             }
         }
@@ -342,6 +350,7 @@ impl Facts {
     pub(super) fn due(&self, edge: &'static str, n: usize, now: Duration, learns: Learns) -> Due {
         let mut due = Due {
             version: self.versions[n],
+            since: now.saturating_sub(FOLLOWED),
             life: self.lives.get(edge).copied().unwrap_or_default(),
             ..Due::default()
         };

@@ -506,7 +506,7 @@ async fn purge(
             Scope::All => request.all = true,
         }
     }
-    let covers = stage.facts().edit(&scopes);
+    let covers = stage.facts().edit(&scopes, now());
     let logs_lost = stage.facts().counts.logs_lost;
     stage.note(format_args!(
         "purge of {scopes:?}, soft {soft}: versions {covers:?}"
