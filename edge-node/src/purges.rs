@@ -19,7 +19,7 @@ pub mod tags;
 pub mod watch;
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard,
         atomic::{AtomicI64, AtomicU64, Ordering},
@@ -39,7 +39,7 @@ use tokio::{
     sync::{Notify, mpsc, oneshot, watch as channel},
     time::timeout,
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use self::{
     journal::{Frame, Journal},
@@ -56,6 +56,10 @@ use crate::{
     sites::Sites,
 };
 
+/// When a control plane was last heard, in Unix milliseconds, as text: for the next start.
+const HEARD: &str = "purges.heard";
+/// How often that is written.
+const WRITE_HEARD_EVERY_MS: u64 = 5_000;
 /// Batches that may wait to be written; each is a page at most. Who finds no room waits.
 const JOBS_MAX: usize = 64;
 /// Batches that are synced together.
@@ -86,6 +90,9 @@ struct Shared {
     checks: mpsc::Sender<oneshot::Sender<()>>,
     /// Something is missing.
     gap: Notify,
+    /// Where it is kept when a control plane was last heard, and what stands there.
+    heard: Option<PathBuf>,
+    heard_written_ms: AtomicU64,
     /// By how many milliseconds this node's clock is ahead of a control plane's.
     clock_ahead_ms: AtomicI64,
     counts: Counts,
@@ -139,7 +146,14 @@ impl Purges {
     /// Of a node that stands alone: there are none.
     pub fn none(sites: Arc<ArcSwap<Sites>>, clock: Clock) -> Self {
         let (checks, _) = mpsc::channel(1);
-        Self::over(Table::new(1), Watch::off(), None, checks, sites, clock)
+        Self::over(
+            Table::new(1),
+            Watch::off(),
+            None,
+            (None, checks),
+            sites,
+            clock,
+        )
     }
 
     /// Opens what is known in `dir`, for at most `scopes_max` scopes. With `watches`, this node is sure of
@@ -159,8 +173,23 @@ impl Purges {
         info!(applied = ?table.applied(), scopes = table.scopes(), "purges read");
         let (jobs, mut waiting) = mpsc::channel::<Job>(JOBS_MAX);
         let (checks, asked) = mpsc::channel(CHECKS_MAX);
-        let watch = if watches { Watch::on() } else { Watch::off() };
-        let purges = Self::over(table, watch, Some(jobs), checks, sites, clock);
+        let heard = dir.join(HEARD);
+        let watch = match watches {
+            true => Watch::on(
+                std::fs::read_to_string(&heard)
+                    .ok()
+                    .and_then(|at| at.parse().ok()),
+            ),
+            false => Watch::off(),
+        };
+        let purges = Self::over(
+            table,
+            watch,
+            Some(jobs),
+            (Some(heard), checks),
+            sites,
+            clock,
+        );
         // Holds no handle that has a sender, so it ends with the last of them.
         let shared = Arc::downgrade(&purges.shared);
         std::thread::Builder::new()
@@ -186,11 +215,13 @@ impl Purges {
         table: Table,
         watch: Watch,
         jobs: Option<mpsc::Sender<Job>>,
-        checks: mpsc::Sender<oneshot::Sender<()>>,
+        (heard, checks): (Option<PathBuf>, mpsc::Sender<oneshot::Sender<()>>),
         sites: Arc<ArcSwap<Sites>>,
         clock: Clock,
     ) -> Self {
         let shared = Shared {
+            heard,
+            heard_written_ms: AtomicU64::new(0),
             applied: channel::Sender::new(table.applied()),
             table: RwLock::new(table),
             generation: AtomicU64::new(1),
@@ -257,6 +288,23 @@ impl Purges {
     /// Follows [`Purges::applied`].
     pub fn applied_watch(&self) -> channel::Receiver<Position> {
         self.shared.applied.subscribe()
+    }
+
+    /// Writes down when a control plane was last heard, if that is due. Peers that start anew when none is there
+    /// go by it, as this node does then by theirs.
+    pub async fn write_heard(&self) {
+        let head_ms = self.shared.watch().head_ms();
+        let written_ms = &self.shared.heard_written_ms;
+        let (Some(heard), Some(head_ms)) = (&self.shared.heard, head_ms) else {
+            return;
+        };
+        if head_ms.abs_diff(written_ms.load(Ordering::Relaxed)) < WRITE_HEARD_EVERY_MS {
+            return;
+        }
+        match tokio::fs::write(heard, head_ms.to_string()).await {
+            Ok(()) => written_ms.store(head_ms, Ordering::Relaxed),
+            Err(error) => debug!(%error, "it could not be written when a control plane was heard"),
+        }
     }
 
     /// Now, in Unix milliseconds.

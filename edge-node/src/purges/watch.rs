@@ -23,8 +23,9 @@ pub const CHECK_WAIT_MAX: Duration = Duration::from_millis(300);
 pub enum Watch {
     /// Nobody has to be asked.
     Off,
-    /// There was no check yet that nothing was missing.
-    CatchingUp,
+    /// There was no check yet that nothing was missing. When a control plane last said so before this start, if
+    /// that is known: what was known then is on disk, so it still counts for others.
+    CatchingUp(Option<u64>),
     /// There was one.
     Heard(Heard),
 }
@@ -44,9 +45,9 @@ impl Watch {
         Self::Off
     }
 
-    /// Of one that has just started.
-    pub const fn on() -> Self {
-        Self::CatchingUp
+    /// Of one that has just started; see [`Watch::CatchingUp`].
+    pub const fn on(head_ms: Option<u64>) -> Self {
+        Self::CatchingUp(head_ms)
     }
 
     /// A check that began at `asked_ms` found nothing missing of what a control plane said `age_ms` before
@@ -59,7 +60,7 @@ impl Watch {
         };
         match *self {
             Self::Off => false,
-            Self::CatchingUp => {
+            Self::CatchingUp(_) => {
                 *self = Self::Heard(fresh);
                 true
             }
@@ -82,7 +83,7 @@ impl Watch {
     pub fn sure_until_ms(self) -> u64 {
         match self {
             Self::Off => u64::MAX,
-            Self::CatchingUp => 0,
+            Self::CatchingUp(_) => 0,
             Self::Heard(heard) => heard.head_ms.saturating_add(millis(CUT_OFF)),
         }
     }
@@ -91,7 +92,7 @@ impl Watch {
     pub fn is_sure(self, now_ms: u64, limit: Duration) -> bool {
         match self {
             Self::Off => true,
-            Self::CatchingUp => false,
+            Self::CatchingUp(_) => false,
             Self::Heard(heard) => {
                 now_ms < self.sure_until_ms()
                     || now_ms.saturating_sub(heard.head_ms) <= millis(limit)
@@ -108,7 +109,7 @@ impl Watch {
     /// Whether nobody has answered a check for a moment.
     fn is_cut_off(self, now_ms: u64) -> bool {
         match self {
-            Self::Off | Self::CatchingUp => false,
+            Self::Off | Self::CatchingUp(_) => false,
             Self::Heard(heard) => now_ms >= heard.checked_ms.saturating_add(millis(CUT_OFF)),
         }
     }
@@ -116,21 +117,27 @@ impl Watch {
     /// How many milliseconds ago a control plane said what is known here, for others. `None`: that is not
     /// known, or by a clock that was set back.
     pub fn age_ms(self, now_ms: u64) -> Option<u64> {
+        now_ms.checked_sub(self.head_ms()?)
+    }
+
+    /// When a control plane last said so, in Unix milliseconds.
+    pub fn head_ms(self) -> Option<u64> {
         match self {
-            Self::Off | Self::CatchingUp => None,
-            Self::Heard(heard) => now_ms.checked_sub(heard.head_ms),
+            Self::Off => None,
+            Self::CatchingUp(head_ms) => head_ms,
+            Self::Heard(heard) => Some(heard.head_ms),
         }
     }
 
     /// Whether there was a check that nothing was missing, or need be none.
     pub fn has_caught_up(self) -> bool {
-        self != Self::CatchingUp
+        !matches!(self, Self::CatchingUp(_))
     }
 
     /// Why there is doubt, in words.
     pub fn doubt(self, now_ms: u64) -> Option<&'static str> {
         match self {
-            Self::CatchingUp => Some("catching up with purges"),
+            Self::CatchingUp(_) => Some("catching up with purges"),
             _ if now_ms < self.sure_until_ms() => None,
             _ if self.is_cut_off(now_ms) => Some("cut off from the control plane and all peers"),
             _ => Some("cut off from the control plane, as are the peers that answer"),
@@ -164,7 +171,7 @@ mod tests {
 
     #[test]
     fn a_node_is_sure_from_its_first_check_on_and_as_long_as_it_hears() {
-        let mut watch = Watch::on();
+        let mut watch = Watch::on(None);
         assert!(!watch.is_sure(1_000, LIMIT) && !watch.has_caught_up());
         assert!(!watch.is_worth_a_check(1_000, LIMIT));
         assert_eq!(watch.sure_until_ms(), 0);
@@ -193,7 +200,7 @@ mod tests {
 
     #[test]
     fn what_a_peer_vouches_for_is_as_old_as_what_it_was_told() {
-        let (mut near, mut far) = (Watch::on(), Watch::on());
+        let (mut near, mut far) = (Watch::on(None), Watch::on(None));
         assert_eq!(near.age_ms(900), None);
         near.heard(1_000, 0, 1_100);
         // The two are cut off together, and ask each other once a second.
@@ -215,9 +222,20 @@ mod tests {
         assert_eq!(far.sure_until_ms(), 62_990);
     }
 
+    /// All are started anew, and no control plane is there.
+    #[test]
+    fn what_was_heard_before_a_start_counts_for_others() {
+        let (near, mut far) = (Watch::on(Some(1_000)), Watch::on(Some(500)));
+        assert!(!near.is_sure(4_000, LIMIT));
+        assert!(far.heard(4_000, near.age_ms(4_000).unwrap(), 4_010));
+        for (now_ms, sure) in [(4_010, true), (31_000, true), (31_001, false)] {
+            assert_eq!(far.is_sure(now_ms, LIMIT), sure, "{now_ms}");
+        }
+    }
+
     #[test]
     fn a_clock_that_is_set_back_makes_nobody_sure_for_longer() {
-        let mut watch = Watch::on();
+        let mut watch = Watch::on(None);
         watch.heard(100_000, 0, 100_000);
         // Nor does it vouch for others by it.
         assert_eq!(watch.age_ms(5_100), None);

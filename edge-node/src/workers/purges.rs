@@ -133,6 +133,7 @@ pub async fn follow(
                     by: Instant::now() + PULL_MAX,
                 };
                 checker.check(Reuse::Allowed, pace(), pace).await;
+                checker.purges.write_heard().await;
             });
         }
         let is_settled = purges.has_caught_up() || checker.started.elapsed() >= SETTLE_MAX;
