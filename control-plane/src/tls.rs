@@ -82,10 +82,11 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     }
 }
 
-/// Has a connector speak TLS where a URL says `https`. Without `tls`, nobody is believed.
+/// Has a connector speak TLS where a URL says `https`. Without `tls`, the public
+/// authorities are believed.
 pub(crate) fn over<C>(connector: C, tls: Option<&Tls>) -> HttpsConnector<C> {
-    let nobody = Tls::default();
-    let client = tls.unwrap_or(&nobody).client();
+    let public = Tls::default();
+    let client = tls.unwrap_or(&public).client();
     let client = client.expect("it was checked before");
     HttpsConnectorBuilder::new()
         .with_tls_config(client)
