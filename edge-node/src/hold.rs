@@ -344,6 +344,12 @@ impl Hold {
             // Its claim is good again as soon as this node has heard of a control plane.
             return refuse("stale", StatusCode::NOT_FOUND);
         }
+        if let Some(slice) = relayed::slice_in(request.headers())
+            && cache.is_doubtful(slice.whole, entry.head.fetched_at)
+        {
+            cache.disclaim(key);
+            return refuse("stale", StatusCode::NOT_FOUND);
+        }
         if asked.hash.is_none() && self.is_purged(request.headers(), &entry) {
             cache.disclaim(key);
             return refuse("stale", StatusCode::NOT_FOUND);

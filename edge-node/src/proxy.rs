@@ -20,6 +20,7 @@ mod purged;
 mod quick;
 mod relay;
 mod shedding;
+mod slice;
 mod spoken;
 mod swarm;
 mod takedown;
@@ -68,7 +69,7 @@ use crate::{
     },
     serve::{Connection, framing::Flaw, interim::Interim},
     sites::{Selected, Sites},
-    upstream::{Upstream, home::Level, lane::Begun, plain::Spelling},
+    upstream::{Upstream, home::Level, lane::Begun, plain::Spelling, relayed::Slice},
 };
 
 /// How often a request starts over because what it followed turned out not to be for it.
@@ -140,6 +141,8 @@ struct Asked {
     /// The host as the client wrote it.
     host_sent: String,
     key: Key,
+    /// The key is that of a slice.
+    slice: Option<Slice>,
     method: Method,
     uri: Uri,
     version: Version,
@@ -418,6 +421,7 @@ impl Proxy {
             bypasses,
             rules,
             key,
+            slice: None,
             site_metrics: caller.site_metrics,
             site: ruling.site.clone(),
             ruling,
@@ -514,12 +518,27 @@ impl Proxy {
     ) -> Result<Response<Payload>, ServeError> {
         asked.make_sure().await;
         let ask = self.ask(asked);
+        let mut is_sliced = self.prefers_slices(asked);
         let target = asked.uri.path_and_query().map_or("/", |pq| pq.as_str());
         for _ in 0..ROUNDS_MAX {
             let looked_up = match filler.take() {
                 Some(filler) => Lookup::Absent(filler),
                 None => self.shared.cache.lookup(ask).await,
             };
+            let lacks = match &looked_up {
+                Lookup::Absent(_) => true,
+                Lookup::Fresh(entry) => !deliver::suffices(&asked.method, &asked.headers, entry),
+                _ => false,
+            };
+            if lacks && std::mem::take(&mut is_sliced) {
+                if let Lookup::Absent(filler) = looked_up {
+                    filler.again();
+                }
+                match self.answer_from_slices(asked, None, Fwd::UriMiss).await? {
+                    Some(response) => return Ok(response),
+                    None => continue,
+                }
+            }
             let found = match looked_up {
                 Lookup::Fresh(entry)
                     if self.is_outdated(&asked.ruling, &asked.host, target, &entry) =>
@@ -583,10 +602,15 @@ impl Proxy {
                     if !self.may_share(asked, &entry) {
                         return self.pass(asked, None, Fwd::Request).await;
                     }
-                    if self.is_elsewhere(asked, &entry)
-                        && let Some(response) = self.pass_from_holders(asked).await?
-                    {
-                        return Ok(response);
+                    if self.is_elsewhere(asked, &entry) {
+                        if let Some(response) = self.pass_from_holders(asked).await? {
+                            return Ok(response);
+                        }
+                        let length = entry.length();
+                        let sliced = self.answer_from_slices(asked, length, Fwd::Partial);
+                        if let Some(response) = sliced.await? {
+                            return Ok(response);
+                        }
                     }
                     if self.is_far_ahead(asked, &entry) {
                         return self.pass(asked, None, Fwd::Request).await;

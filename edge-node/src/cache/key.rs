@@ -178,6 +178,11 @@ pub fn variant_key(primary: Key, salt: u64, fields: &[(String, Option<Vec<u8>>)]
     Key::of(&parts)
 }
 
+/// The key of a slice of `whole`: its piece of this number, kept as an object of its own.
+pub fn slice_key(whole: Key, piece: u32) -> Key {
+    Key::of(&[b"slice", &whole.0.to_le_bytes(), &piece.to_le_bytes()])
+}
+
 /// The form in which a path and query are named. Where a percent sign is not followed by two hex
 /// digits nothing is decoded, or `%%411` would become `%A1`, which is another path.
 fn canonical(sent: &[u8]) -> Cow<'_, [u8]> {

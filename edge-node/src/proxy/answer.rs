@@ -75,22 +75,6 @@ impl Proxy {
         {
             head.headers.remove(header::AGE);
         }
-        let detail = how
-            .detail
-            .or_else(|| how.filled.then(|| entry.from.to_string()));
-        let ttl = entry.head.freshness.ttl_s(self.now());
-        let handled = match how.fwd {
-            None => Handled::Hit,
-            Some(why) => Handled::Forwarded {
-                why,
-                status: how.fwd_status.map(|status| status.as_u16()),
-                stored: how.filled && how.leads,
-                collapsed: how.filled && !how.leads,
-            },
-        };
-        let ttl_s = (!how.filled || how.leads).then_some(ttl);
-        // Of use to whoever wonders about a miss; a hit does without.
-        let key = how.fwd.map_or_else(String::new, |_| asked.key.to_string());
         if how.leads
             && let Ok(mut withheld) = entry.withheld.lock()
             && let Some(withheld) = withheld.take()
@@ -98,15 +82,7 @@ impl Proxy {
             head.headers.extend(*withheld);
         }
         asked.rules.consume_targets(&mut head.headers);
-        let node = self.shared.me.as_str();
-        CacheStatus {
-            node,
-            handled,
-            ttl_s,
-            key: how.fwd.map(|_| &*key),
-            detail: detail.as_deref(),
-        }
-        .append_to(&mut head.headers);
+        self.tell_kept(asked, &how, entry, &mut head.headers);
         let mut trace = self.trace(Some(asked), how.outcome, source, head.status);
         trace.from_disk = from_disk;
         if let Body::Growing(growing) = &entry.body {
@@ -124,6 +100,38 @@ impl Proxy {
             (None, _) => Payload::empty(trace),
         };
         Ok(Some(response(head.status, head.headers, payload)))
+    }
+
+    /// Says in `headers` how this request came to `entry`.
+    pub(super) fn tell_kept(
+        &self,
+        asked: &Asked,
+        how: &How,
+        entry: &Entry,
+        headers: &mut HeaderMap,
+    ) {
+        let filled_from = how.filled.then(|| entry.from.to_string());
+        let detail = how.detail.clone().or(filled_from);
+        let ttl = entry.head.freshness.ttl_s(self.now());
+        let handled = match how.fwd {
+            None => Handled::Hit,
+            Some(why) => Handled::Forwarded {
+                why,
+                status: how.fwd_status.map(|status| status.as_u16()),
+                stored: how.filled && how.leads,
+                collapsed: how.filled && !how.leads,
+            },
+        };
+        // Of use to whoever wonders about a miss; a hit does without.
+        let key = how.fwd.map_or_else(String::new, |_| asked.key.to_string());
+        CacheStatus {
+            node: self.shared.me.as_str(),
+            handled,
+            ttl_s: (!how.filled || how.leads).then_some(ttl),
+            key: how.fwd.map(|_| &*key),
+            detail: detail.as_deref(),
+        }
+        .append_to(headers);
     }
 
     pub(super) fn passed(

@@ -14,7 +14,7 @@ use http_body_util::BodyExt;
 use tokio::{runtime::Handle, sync::oneshot, time::timeout_at};
 use tracing::debug;
 
-use super::{Asked, Filled, Proxy, purged::Moment, shedding::FillPlace};
+use super::{Asked, Filled, Proxy, purged::Moment, shedding::FillPlace, slice};
 use crate::{
     cache::{
         Filler, Following, Judge as _, Standing, Writing,
@@ -432,6 +432,9 @@ impl Proxy {
         let limit = limit.min(self.shared.cache.object_bytes_max());
         let (status, fields) = (response.status(), response.headers());
         let extent = match Extent::of(status, fields) {
+            _ if let Some(slice) = &asked.slice => {
+                slice::extent(slice.piece, status, fields, limit)
+            }
             // It answers what nobody asked (RFC 9110 §15.3.7); stored, it would be asked for the rest.
             Extent::Part(_) if !asked.headers.contains_key(header::RANGE) => Extent::Unknown,
             extent => extent,
@@ -470,7 +473,7 @@ impl Proxy {
             // An error may be of one request's own making.
             let lasting = matches!(status.as_u16(), 200..=399 | 404 | 410);
             let remember = storable.as_ref().err().is_none_or(Unstorable::is_lasting)
-                && matches!(extent, Extent::Whole(_))
+                && (matches!(extent, Extent::Whole(_)) || asked.slice.is_some())
                 && lasting
                 && !facts.authorized;
             if remember && storable.is_err() && !status.is_client_error() {
@@ -484,7 +487,7 @@ impl Proxy {
         let (parts, body) = response.into_parts();
         let (mut headers, withheld) =
             policy::divided_fields(&parts.headers, &asked.rules.targets, self.now());
-        if parts.status == StatusCode::PARTIAL_CONTENT {
+        if parts.status == StatusCode::PARTIAL_CONTENT && asked.slice.is_none() {
             headers.remove(header::CONTENT_RANGE);
         }
         let mut head = self.head(asked, status, headers, storable.ok(), moment);
@@ -524,7 +527,7 @@ impl Proxy {
         }
     }
 
-    /// The client's fields as they go to the origin with a request for the whole object.
+    /// The client's fields as they go to the origin with a request for the whole object, or for all of a slice.
     pub(super) fn whole(&self, asked: &Asked) -> HeaderMap {
         let mut headers = asked.headers.clone();
         forward::make_whole(&mut headers);
@@ -534,6 +537,9 @@ impl Proxy {
             ..self.hop(asked)
         };
         forward::add_hop(&mut headers, &hop);
+        if asked.slice.is_some() {
+            headers.insert(header::RANGE, asked.rest(0));
+        }
         headers
     }
 

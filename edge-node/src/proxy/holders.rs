@@ -239,10 +239,7 @@ impl Proxy {
         let head = Head::from_manifest(&object.manifest, headers, freshness, now_ms);
         let fits = policy::reuse(&head.freshness, &asked.said, rules, now_ms) == Reuse::Fresh
             && object.manifest.length <= self.shared.cache.object_bytes_max()
-            && !self
-                .shared
-                .cache
-                .is_doubtful(asked.key, object.manifest.fetched_at)
+            && !self.is_doubtful(asked, object.manifest.fetched_at)
             && vary::matches(&head.selected_by, &asked.headers)
             && policy::storable(&facts, head.status, &head.headers, rules, now_ms).is_ok()
             && self.is_newer(asked, &head.headers, head.as_of, "peer");
@@ -352,9 +349,10 @@ impl Proxy {
             Ok((response, _)) => response,
             Err(error) => return writing.fail(BodyError::Source(error.detail)),
         };
+        let begins = asked.begins() + start;
         let mut skip = match response.status() {
-            StatusCode::PARTIAL_CONTENT if begins_at(response.headers(), start) => 0,
-            StatusCode::OK => start,
+            StatusCode::PARTIAL_CONTENT if begins_at(response.headers(), begins) => 0,
+            StatusCode::OK => begins,
             status => {
                 let error = format!("origin answered {status} to the rest of an object");
                 return writing.fail(BodyError::Source(error));

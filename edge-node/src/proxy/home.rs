@@ -57,7 +57,7 @@ impl Proxy {
         let same_key = || {
             let (site, rules) = (&asked.site.name, &asked.ruling.key);
             let fields = relayed::reaching_peers(&for_everybody(&asked.headers));
-            key::key(site, &asked.host, asked.target(), &fields, rules) == asked.key
+            key::key(site, &asked.host, asked.target(), &fields, rules) == asked.whole_key()
         };
         if way.is_empty() || same_key() {
             way
@@ -114,6 +114,9 @@ impl Proxy {
                     return None;
                 }
             };
+            if let Told::Refused(refusal) = &told {
+                debug!(home = %home.id, uri = %asked.uri, refusal = refusal.label(), "home refuses");
+            }
             match told {
                 Told::Refused(
                     Refusal::Crossed | Refusal::Unknown | Refusal::Behind | Refusal::SentOn,
@@ -208,7 +211,7 @@ impl Proxy {
             && told
                 .length
                 .is_none_or(|length| length <= cache.object_bytes_max())
-            && !cache.is_doubtful(asked.key, told.about.fetched_at)
+            && !self.is_doubtful(asked, told.about.fetched_at)
             && vary::matches(&head.selected_by, &asked.headers)
             && policy::storable(&asked.facts(), head.status, &head.headers, rules, now_ms).is_ok();
         fits.then_some(head)
@@ -407,15 +410,16 @@ impl Proxy {
         let mut headers = self.whole(asked);
         let tag = stored.get(header::ETAG);
         if let Some(tag) = tag.filter(|_| EntityTag::of(stored).is_some_and(|tag| !tag.weak)) {
-            let range = HeaderValue::from_str(&format!("bytes={written}-"));
-            headers.insert(header::RANGE, range.expect("digits and a dash"));
+            headers.insert(header::RANGE, asked.rest(written));
             headers.insert(header::IF_RANGE, tag.clone());
         }
         let asking = self.ask_origin(None, asked, Method::GET, headers);
         let (response, _) = asking.await.map_err(|error| error.detail)?;
+        let (begins, fields) = (asked.begins(), response.headers());
         let from = match response.status() {
-            StatusCode::PARTIAL_CONTENT if begins_at(response.headers(), written) => written,
-            StatusCode::OK => 0,
+            StatusCode::PARTIAL_CONTENT if begins_at(fields, begins + written) => written,
+            StatusCode::PARTIAL_CONTENT if asked.slice.is_some() && begins_at(fields, begins) => 0,
+            StatusCode::OK if asked.slice.is_none() => 0,
             status => return Err(format!("origin answered {status} to the rest of an object")),
         };
         if response.headers().get(header::ETAG) != tag {
@@ -517,6 +521,7 @@ impl Asked {
             site: &self.site.name,
             host: &self.host,
             target: self.target(),
+            slice: self.slice,
             fields,
             have: None,
             from: 0,
@@ -541,7 +546,7 @@ fn for_everybody(headers: &HeaderMap) -> HeaderMap {
     headers
 }
 
-fn kind_of(fault: OriginFault) -> Kind {
+pub(super) fn kind_of(fault: OriginFault) -> Kind {
     match fault {
         OriginFault::Unreachable => Kind::Unreachable,
         OriginFault::BadAnswer => Kind::BadAnswer,

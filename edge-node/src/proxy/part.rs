@@ -61,8 +61,25 @@ pub(super) fn pieces(request: &HeaderMap, stored: &HeaderMap, length: u64) -> Ra
     }
 }
 
+/// The pieces that the one range touches that a request wants of a body of `length` bytes, as far as that can be
+/// told before the length is known: of a range from the end, the first piece, which tells it. `None` where it wants
+/// several ranges, or all of the body.
+pub(super) fn sliced(request: &HeaderMap, length: Option<u64>) -> Option<Range<u32>> {
+    let wanted = only(request, &header::RANGE)?;
+    let most = length.unwrap_or(u64::MAX);
+    match range::parse(wanted.as_bytes(), most) {
+        Ranges::One(range) if range == (0..most) => None,
+        Ranges::One(range) => {
+            let pieces = touched(&range);
+            let is_known = pieces.start < u32::MAX - 1;
+            Some(if is_known { pieces } else { 0..1 })
+        }
+        _ => None,
+    }
+}
+
 /// The pieces that these bytes touch.
-fn touched(range: &Range<u64>) -> Range<u32> {
+pub(super) fn touched(range: &Range<u64>) -> Range<u32> {
     let piece = PIECE_BYTES as u64;
     number(range.start / piece)..number(range.end.div_ceil(piece))
 }
@@ -119,6 +136,27 @@ mod tests {
             let length = 10 * MIB + MIB / 2;
             let pieces = pieces(&request, &HeaderMap::new(), length);
             assert_eq!(pieces, of_ten_and_a_half, "{range}");
+        }
+    }
+
+    #[test]
+    fn one_range_that_is_not_all_is_had_in_slices() {
+        for (range, unknown, of_ten) in [
+            ("", None, None),
+            ("bytes=0-", None, None),
+            ("bytes=0-10485759", Some(0..10), None),
+            ("bytes=0-1048575", Some(0..1), Some(0..1)),
+            ("bytes=1048575-1048576", Some(0..2), Some(0..2)),
+            ("bytes=3145728-", Some(3..u32::MAX), Some(3..10)),
+            ("bytes=-1", Some(0..1), Some(9..10)),
+            ("bytes=-1048577", Some(0..1), Some(8..10)),
+            ("bytes=99999999-", Some(95..u32::MAX), None),
+            ("bytes=0-1,3-4", None, None),
+            ("pages=1-2", None, None),
+        ] {
+            let request = request(range);
+            assert_eq!(sliced(&request, None), unknown, "{range}");
+            assert_eq!(sliced(&request, Some(10 * MIB)), of_ten, "{range}");
         }
     }
 

@@ -27,6 +27,7 @@ use crate::{
         Lookup, Outcome, Turn,
         entry::{Body, Entry},
         fill::Growing,
+        key,
         policy::{self, CacheControl, validator::EntityTag},
         vary,
     },
@@ -63,7 +64,7 @@ pub struct Question {
 }
 
 /// What comes of a question.
-enum Found {
+pub(super) enum Found {
     /// An object, and whether the origin was asked for this very question.
     Entry(Arc<Entry>, bool),
     /// None.
@@ -296,6 +297,14 @@ impl Proxy {
             may_be_sent_on: relayed::may_be_sent_on(&question.fields),
             ..self.asked(&sites, selected, parts, caller, false)
         };
+        let asked = match relayed::slice_in(&question.fields) {
+            Some(slice) => Asked {
+                key: key::slice_key(asked.key, slice.piece),
+                slice: Some(slice).filter(|slice| slice.whole == asked.key),
+                ..asked
+            },
+            None => asked,
+        };
         (asked.key == question.key).then_some(asked)
     }
 
@@ -312,8 +321,8 @@ impl Proxy {
         }
     }
 
-    /// The journey of a question: lookup → fetch.
-    async fn found(&self, asked: &Arc<Asked>) -> Found {
+    /// The journey of a question, or of a slice: lookup → fetch.
+    pub(super) async fn found(&self, asked: &Arc<Asked>) -> Found {
         asked.make_sure().await;
         if forward::is_loop(&asked.headers, &self.shared.me) {
             return Found::Refused(Refusal::Pass);
@@ -323,7 +332,8 @@ impl Proxy {
             let ask = self.ask(asked);
             let (turn, stored) = match self.shared.cache.lookup(ask).await {
                 Lookup::Fresh(entry)
-                    if self.is_outdated(&asked.ruling, &asked.host, target, &entry) =>
+                    if self.is_outdated(&asked.ruling, &asked.host, target, &entry)
+                        || self.is_of_before(asked, entry.head.fetched_at) =>
                 {
                     self.shared.cache.forget(entry.key).await;
                     continue;

@@ -98,6 +98,22 @@ pub struct Spilling {
     pub cluster: bool,
 }
 
+impl Spilling {
+    /// The same for a key of which this node is the cluster's first home, or not: its region is no reason to send
+    /// that on, for the next of the region would have nobody left to ask, and fetch it beside this node.
+    #[must_use]
+    fn of_key(self, is_cluster_home: bool) -> Self {
+        Self {
+            region: if is_cluster_home {
+                self.cluster
+            } else {
+                self.region
+            },
+            ..self
+        }
+    }
+}
+
 /// Who has had too much to do sends others on for so long after: until what the next home has fetched meanwhile is
 /// known by its digest, nobody is the home of the same key as well.
 const SPILLING_FOR: Duration = Duration::from_secs(10);
@@ -317,7 +333,8 @@ impl Inner {
     fn spilling(&self, region: &[&NodeInfo], cluster: &[&NodeInfo]) -> Spilling {
         let too_much = [region, cluster].map(|homes| placement::has_too_much(&self.me, homes));
         let mut until = self.spilling.lock().unwrap_or_else(PoisonError::into_inner);
-        until.now(too_much, Instant::now())
+        let is_cluster_home = cluster.first().is_some_and(|first| first.id == self.me);
+        until.now(too_much, Instant::now()).of_key(is_cluster_home)
     }
 
     /// The homes of `key` for this node's region and for the cluster, as far as the site has such.
@@ -536,6 +553,15 @@ mod tests {
         assert_eq!(at(14_999, [false, false]), only_region);
         assert_eq!(at(15_000, [false, false]), CALM);
         assert_eq!(at(15_001, [true, true]), BUSY);
+    }
+
+    #[test]
+    fn the_home_of_the_cluster_sends_on_by_what_is_too_much_among_the_homes_of_the_cluster() {
+        for (region, cluster) in [(true, false), (false, true)] {
+            let spilling = Spilling { region, cluster };
+            assert_eq!(spilling.of_key(false), spilling);
+            assert_eq!(spilling.of_key(true), if cluster { BUSY } else { CALM });
+        }
     }
 
     /// Rule 6 of the design: whatever each node thinks of who is home, the level falls with every question

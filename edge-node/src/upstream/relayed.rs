@@ -11,6 +11,9 @@
 //! `cdn-next: known` says that the asker knows of another home: one that has too much to do sends it on to that.
 //! `cdn-next: asked` says that this is that other one.
 //!
+//! `cdn-slice: PIECE,KEY` says that it is not the object of that URL, but the piece of this number of what has this
+//! key; so it does in a question to a holder.
+//!
 //! `cdn-fellows: 1` says that the asker can get pieces from other nodes that ask at the same time.
 //!
 //! Answered at once by 200, or 503 when busy, and by [frames](Frame) as soon as there is something to say;
@@ -42,6 +45,8 @@ pub const SITE_FIELD: &str = "cdn-site";
 pub const HOST_FIELD: &str = "cdn-host";
 /// Question: path and query.
 pub const TARGET_FIELD: &str = "cdn-target";
+/// Question: which piece of the object is wanted as an object of its own, and the key of the whole, `PIECE,KEY`.
+pub const SLICE_FIELD: &str = "cdn-slice";
 /// Question: the entity tag of what the asker has.
 pub const HAVE_FIELD: &str = "cdn-have";
 /// Question: of what has the entity tag that the asker has, only the pieces from this one on.
@@ -82,6 +87,8 @@ pub struct Wanted<'a> {
     pub host: &'a str,
     /// Path and query.
     pub target: &'a str,
+    /// That the key is a slice's, and of what.
+    pub slice: Option<Slice>,
     /// The client's fields; those that tell of it stay here.
     pub fields: &'a HeaderMap,
     /// The entity tag of what is here already.
@@ -93,6 +100,15 @@ pub struct Wanted<'a> {
     pub shares: bool,
     /// Up to which place in the purge log the asker lacks nothing.
     pub purged: Position,
+}
+
+/// Which piece of which object is kept as an object of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Slice {
+    /// The piece's number.
+    pub piece: u32,
+    /// The key of the object.
+    pub whole: Key,
 }
 
 /// An object without its bytes, as a home tells it.
@@ -502,6 +518,11 @@ pub fn question_fields(wanted: Wanted<'_>) -> Result<HeaderMap, PeerError> {
     if let Ok(purged) = HeaderValue::try_from(format!("{log},{seq}")) {
         fields.insert(PURGED_FIELD, purged);
     }
+    if let Some(Slice { piece, whole }) = wanted.slice
+        && let Ok(slice) = HeaderValue::try_from(format!("{piece},{whole}"))
+    {
+        fields.insert(SLICE_FIELD, slice);
+    }
     if wanted.shares {
         fields.insert(FELLOWS_FIELD, HeaderValue::from_static("1"));
     }
@@ -518,6 +539,15 @@ pub fn question_fields(wanted: Wanted<'_>) -> Result<HeaderMap, PeerError> {
 pub fn from_in(fields: &HeaderMap) -> u32 {
     let from = || fields.get(FROM_FIELD)?.to_str().ok()?.parse().ok();
     from().unwrap_or(0)
+}
+
+/// That a slice is asked for, and of what; `None` where it is a whole object.
+pub fn slice_in(fields: &HeaderMap) -> Option<Slice> {
+    let (piece, whole) = fields.get(SLICE_FIELD)?.to_str().ok()?.split_once(',')?;
+    Some(Slice {
+        piece: piece.parse().ok()?,
+        whole: whole.parse().ok()?,
+    })
 }
 
 /// Up to which place in the purge log an asker lacks nothing; no place, where it does not say.

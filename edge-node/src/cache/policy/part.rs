@@ -11,7 +11,7 @@ use super::validator::only;
 /// A contiguous part of an object's body.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Part {
-    /// Which bytes of the body; never empty, never all of them.
+    /// Which bytes of the body; never empty, and never all of them where a part is kept as one.
     pub range: Range<u64>,
     /// Length of the whole body.
     pub of: u64,
@@ -34,11 +34,7 @@ impl Extent {
         if status != StatusCode::PARTIAL_CONTENT {
             return Self::Whole(None);
         }
-        let Some(part) = only(headers, &header::CONTENT_RANGE).and_then(|v| read(v.as_bytes()))
-        else {
-            return Self::Unknown;
-        };
-        Self::from(part)
+        Part::of(headers).map_or(Self::Unknown, Self::from)
     }
 }
 
@@ -84,6 +80,11 @@ pub struct Joined {
 }
 
 impl Part {
+    /// What the `Content-Range` of an answer says that it is; this may be all of the body.
+    pub fn of(headers: &HeaderMap) -> Option<Self> {
+        read(only(headers, &header::CONTENT_RANGE)?.as_bytes())
+    }
+
     /// The one range of the body that is missing to make it whole; `None` when there are two.
     pub fn missing(&self) -> Option<Range<u64>> {
         match (self.range.start, self.range.end) {
