@@ -57,27 +57,27 @@ pub fn cluster_homes<'a>(
     order(key, near_origin(site, nodes))
 }
 
-/// The serving nodes that may be homes for the whole cluster: the nearest to the origin by what they
-/// measured; all while nobody has measured it. Every node does so when it starts, so who has not is new, or
-/// cannot reach the origin: either way it is better left out.
+/// The serving nodes that may be homes for the whole cluster: the nearest to the origin by what they measured. Who
+/// has not told of it counts as near: every node measures before it serves, so it is the site that is new, and all
+/// think alike of it from the beginning. Who finds the origin far, or [out of reach](crate::node::UNREACHABLE_MS), leaves.
 pub fn near_origin<'a>(
     site: &str,
     nodes: impl IntoIterator<Item = &'a NodeInfo>,
 ) -> Vec<&'a NodeInfo> {
     let serving = nodes.into_iter().filter(|node| node.is_serving_edge());
     let serving: Vec<&NodeInfo> = serving.collect();
-    let time = |node: &&'a NodeInfo| Some((*node.origins_ms.get(site)?, *node));
-    let mut measured: Vec<(f64, &NodeInfo)> = serving.iter().filter_map(time).collect();
-    measured.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.id.cmp(&b.1.id)));
-    let Some((best, _)) = measured.first() else {
+    let time = |node: &&'a NodeInfo| node.origins_ms.get(site).copied();
+    let Some(best) = serving.iter().filter_map(time).min_by(f64::total_cmp) else {
         return serving;
     };
     let limit = (best * NEAR_ORIGIN_FACTOR).max(best + NEAR_ORIGIN_MS);
-    let nearest = measured.iter().take(NEAR_ORIGIN_MAX);
-    nearest
-        .take_while(|(ms, _)| *ms <= limit)
-        .map(|(_, node)| *node)
-        .collect()
+    let times = serving
+        .iter()
+        .map(|node| (time(node).unwrap_or(best), *node));
+    let mut near: Vec<(f64, &NodeInfo)> = times.filter(|(ms, _)| *ms <= limit).collect();
+    near.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.id.cmp(&b.1.id)));
+    let nearest = near.into_iter().take(NEAR_ORIGIN_MAX);
+    nearest.map(|(_, node)| node).collect()
 }
 
 /// `nodes` in the order in which they are homes of `key`: by score.
@@ -156,7 +156,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::node::{Phase, Role};
+    use crate::node::{Phase, Role, UNREACHABLE_MS};
 
     fn node(name: &str) -> NodeInfo {
         let mut node = NodeInfo::new(name.parse().unwrap(), Role::Edge);
@@ -265,9 +265,16 @@ mod tests {
             names.sort_unstable();
             names
         };
-        // Two are too far, and two have not measured it.
-        assert_eq!(names("www"), ["edge-1", "edge-2", "edge-3", "edge-5"]);
+        // Two are too far, and two have not told.
+        let near = ["edge-1", "edge-2", "edge-3", "edge-5", "edge-6", "edge-7"];
+        assert_eq!(names("www"), near);
         assert_eq!(names("other").len(), 8);
+        nodes[6].origins_ms.insert("www".into(), UNREACHABLE_MS);
+        assert!(!near_origin("www", &nodes).contains(&&nodes[6]));
+        for node in &mut nodes {
+            node.origins_ms.insert("www".into(), UNREACHABLE_MS);
+        }
+        assert_eq!(near_origin("www", &nodes).len(), 8, "nobody can reach it");
     }
 
     #[test]

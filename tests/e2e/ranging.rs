@@ -196,14 +196,6 @@ async fn what_many_want_a_part_of_is_fetched_once() {
         join_all(asking).await;
         let (asked, sent) = (origin.requests(), origin.body_bytes());
         println!("{miss:?} from {first} on: {asked} requests at the origin, {sent} bytes");
-        for seen in origin.seen(PATH) {
-            println!(
-                "{:?} {:?} {:?}",
-                seen.field("range"),
-                seen.field("via"),
-                seen.field("cdn-loop")
-            );
-        }
         assert_eq!(asked, wholes + slices);
         assert!(sent <= wholes * BYTES + slices * PIECE, "{sent}");
     }

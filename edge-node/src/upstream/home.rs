@@ -9,7 +9,7 @@ use std::{sync::PoisonError, time::Duration};
 
 use cluster::{
     key::Key,
-    node::{NodeId, NodeInfo},
+    node::{NodeId, NodeInfo, UNREACHABLE_MS},
     placement::{self, HOMES_ASKED_MAX},
     site::{Site, rules::Shield},
     view::ClusterView,
@@ -391,8 +391,10 @@ impl HomeReport {
             }
             false => format!("by its hash; load {load:.2} of {limit:.2}"),
         };
-        if let Some(ms) = node.origins_ms.get(site) {
-            why.push_str(&format!(", {ms:.1} ms from the origin"));
+        match node.origins_ms.get(site) {
+            Some(ms) if *ms >= UNREACHABLE_MS => why.push_str(", cannot reach the origin"),
+            Some(ms) => why.push_str(&format!(", {ms:.1} ms from the origin")),
+            None => {}
         }
         if is_me {
             why.push_str("; this node");

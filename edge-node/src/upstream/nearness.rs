@@ -10,7 +10,7 @@ use std::{
 
 use cluster::{
     net::Net,
-    node::ORIGINS_MAX,
+    node::{ORIGINS_MAX, UNREACHABLE_MS},
     site::{Site, origin::Origin, rules::Shield},
 };
 use futures_util::{StreamExt as _, stream};
@@ -89,12 +89,11 @@ impl Nearness {
 pub(super) struct Nearnesses(Mutex<HashMap<String, Nearness>>);
 
 impl Nearnesses {
-    /// Times to the origins of sites, in milliseconds, to tell everybody.
+    /// Times to the origins of sites, in milliseconds, to tell everybody; [`UNREACHABLE_MS`] where there is none.
     pub(super) fn told(&self) -> BTreeMap<String, f64> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let told = known
-            .iter()
-            .filter_map(|(site, near)| Some((site.clone(), near.times?.1)));
+        let told = |near: &Nearness| near.times.map_or(UNREACHABLE_MS, |(_, told)| told);
+        let told = known.iter().map(|(site, near)| (site.clone(), told(near)));
         told.collect()
     }
 
@@ -207,10 +206,11 @@ mod tests {
         let known = Nearnesses::default();
         known.measure(&SystemNet, sites.iter()).await;
         let told = known.told();
-        assert_eq!(told.keys().collect::<Vec<_>>(), ["both"]);
+        assert_eq!(told.keys().collect::<Vec<_>>(), ["both", "gone"]);
         assert!((0.0..1e3).contains(&told["both"]), "{told:?}");
+        assert!(told["gone"] >= UNREACHABLE_MS);
         // It is no site any more.
-        known.measure(&SystemNet, sites[1..].iter()).await;
+        known.measure(&SystemNet, sites[2..].iter()).await;
         assert!(known.told().is_empty());
     }
 }

@@ -1,7 +1,7 @@
 //! Follows the site registry: takes each new version over at once, keeps it on disk, and so starts
 //! without the control plane.
 
-use std::{io, path::Path, sync::Arc};
+use std::{io, path::Path, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use cluster::{
@@ -10,7 +10,7 @@ use cluster::{
     node::Phase,
     site::{BadSite, SiteMap, SiteSet},
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 use tracing::{info, warn};
 
 use crate::{admin::Readiness, config::Config, sites::Sites, upstream::Upstream};
@@ -21,6 +21,8 @@ pub const STARTING: Readiness = Readiness::NotReady("starting");
 const CATCHING_UP: Readiness = Readiness::NotReady("catching up with purges");
 /// The registry's copy in the data directory.
 const FILE: &str = "sites.json";
+/// How long a node waits to know how far the origins are before it serves all the same: some that never answer.
+const MEASURING_MAX: Duration = Duration::from_secs(2);
 
 /// Why sites cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -96,10 +98,17 @@ pub async fn follow(
         } else if !is_settled {
             readiness.send_replace(CATCHING_UP);
         } else {
-            readiness.send_replace(Readiness::Ready);
             if let Some(membership) = &membership {
-                membership.update(|me| me.phase = Phase::Ready);
+                // Whoever hears that it serves knows how near it is to the origins.
+                let own = sites.load_full();
+                let measuring = upstream.measure_origins(own.all());
+                let _ = timeout(MEASURING_MAX, measuring).await;
+                membership.update(|me| {
+                    me.origins_ms = upstream.origin_times();
+                    me.phase = Phase::Ready;
+                });
             }
+            readiness.send_replace(Readiness::Ready);
             info!("ready");
         }
         tokio::select! {
