@@ -10,6 +10,7 @@
 //! - [`sharing`]: several edges, and where the bytes come from;
 //! - [`warming`]: URLs fetched ahead of demand;
 //! - [`ranging`]: parts of one object from edges that hold it;
+//! - [`slicing`]: parts of one object that nobody holds;
 //! - [`gathering`]: one object from many edges at once;
 //! - [`swarming`]: one object that many edges want at once, while it comes in;
 //! - [`homing`]: several edges, and how often the origin is asked;
@@ -83,6 +84,8 @@ mod serving;
 mod sharing;
 #[cfg(test)]
 mod shielding;
+#[cfg(test)]
+mod slicing;
 #[cfg(test)]
 mod storing;
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use anyhow::ensure;
 use bytes::Bytes;
-use cluster::site::rules::{RangeMiss, Shield};
+use cluster::site::rules::RangeMiss;
 use futures_util::future::join_all;
 use harness::{
     cache_status::Source,
@@ -14,7 +14,7 @@ use harness::{
     region::REGIONS,
 };
 
-use crate::{SECOND, heard_of, homing, started, stored};
+use crate::{heard_of, started, stored};
 
 const BYTES: u64 = 64 << 20;
 const PIECE: u64 = 1 << 20;
@@ -161,42 +161,4 @@ async fn a_range_whose_holder_dies_comes_from_the_other_or_the_origin() {
     scene.cluster.edges[1].kill9().await.unwrap();
     scene.range(&scene.cluster.edges[3], 50, 60).await;
     assert!(scene.origin.requests() > asked);
-}
-
-/// Nobody has it, and many clients of several edges want the same part of it at once: each piece of that is fetched
-/// once for the cluster, and the whole once where a range's miss starts that.
-#[tokio::test(flavor = "multi_thread")]
-async fn what_many_want_a_part_of_is_fetched_once() {
-    const CLIENTS: usize = 20;
-    for (miss, first, wanted, wholes, slices) in [
-        (RangeMiss::Whole, 0, 2 * PIECE, 1, 0),
-        (RangeMiss::Whole, 30 * PIECE, 2 * PIECE, 1, 2),
-        (RangeMiss::Part, 30 * PIECE, 2 * PIECE, 0, 2),
-        (RangeMiss::Part, 30 * PIECE - 7, 7 * PIECE + 14, 0, 9),
-        (RangeMiss::Part, BYTES - 10, 10, 0, 1),
-    ] {
-        let origin = Origin::start().await.unwrap();
-        let body = Pattern::new(72, BYTES);
-        let answer = Answer::pattern(&body).max_age(600).field("etag", "\"1\"");
-        origin.route(PATH, answer.head_after(SECOND / 2));
-        let plan = Plan::new(3, &origin.url()).site(|site| {
-            site.range_miss = Some(miss);
-            site.shield = Some(Shield::Cluster);
-        });
-        let cluster = homing::settled(plan).await;
-        let at = |position: u64| usize::try_from(position).unwrap();
-        let expected = body.bytes().slice(at(first)..at(first + wanted));
-        let asking = cluster.edges.iter().flat_map(|edge| [edge; CLIENTS]);
-        let asking = asking.map(|edge| async {
-            let range = format!("bytes={first}-{}", first + wanted - 1);
-            let answer = edge.get_with(PATH, &[("range", &range)]).await.unwrap();
-            assert_eq!(answer.status, 206);
-            assert!(answer.body == expected, "wrong bytes");
-        });
-        join_all(asking).await;
-        let (asked, sent) = (origin.requests(), origin.body_bytes());
-        println!("{miss:?} from {first} on: {asked} requests at the origin, {sent} bytes");
-        assert_eq!(asked, wholes + slices);
-        assert!(sent <= wholes * BYTES + slices * PIECE, "{sent}");
-    }
 }

@@ -115,6 +115,7 @@ pub struct Answer {
     chunk_bytes: usize,
     chunk_every: Duration,
     cut_after: Option<u64>,
+    knows_ranges: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -173,6 +174,7 @@ impl Answer {
             chunk_bytes: CHUNK_BYTES,
             chunk_every: Duration::ZERO,
             cut_after: None,
+            knows_ranges: true,
         }
     }
 
@@ -218,6 +220,13 @@ impl Answer {
             chunk_every,
             ..self
         }
+    }
+
+    /// Always with the whole body, as an origin answers that does not know ranges.
+    #[must_use]
+    pub fn without_ranges(mut self) -> Self {
+        self.knows_ranges = false;
+        self
     }
 
     /// With the connection closed after that many bytes of the body.
@@ -727,7 +736,10 @@ fn selection(seen: &Seen, answer: &Answer) -> (u16, u64, u64) {
         .field("if-range")
         .is_none_or(|tag| Some(tag) == etag || Some(tag) == answer.own("last-modified"));
     let range = seen.field("range").and_then(|r| r.strip_prefix("bytes="));
-    let Some((first, last)) = range.filter(|_| same).and_then(|r| r.split_once('-')) else {
+    let Some((first, last)) = range
+        .filter(|_| same && answer.knows_ranges)
+        .and_then(|r| r.split_once('-'))
+    else {
         return all;
     };
     let (from, to) = match (first.parse::<u64>(), last.parse::<u64>()) {
