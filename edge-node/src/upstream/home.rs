@@ -688,6 +688,7 @@ mod tests {
                 site: "www",
                 host: "www.test",
                 target: "/",
+                slice: None,
                 fields: &HeaderMap::new(),
                 have: None,
                 from: 0,

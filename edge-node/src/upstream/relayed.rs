@@ -698,6 +698,7 @@ mod tests {
             site: "www",
             host: "www.test",
             target: "/a?b",
+            slice: None,
             fields: &HeaderMap::new(),
             have: None,
             from: 0,
