@@ -11,7 +11,7 @@
 //!   sender knows it;
 //! - [`site`]: what is served, from where, under which rules;
 //! - [`purge`]: what an invalidation hits, and its place in the log;
-//! - [`key`]: the name of an object; [`manifest`]: an object without its bytes; [`digest`]: a node's compact summary of what it holds;
+//! - [`path`]: paths without dot segments; [`key`]: the name of an object; [`manifest`]: an object without its bytes; [`digest`]: a node's compact summary of what it holds;
 //! - [`geo`]: points, distances and address databases; [`network`]: blocks of addresses;
 //! - [`coordinates`]: where a node is by round trips; [`proximity`]: what asking another one costs;
 //! - [`wire`]: paths, header fields and bodies that nodes exchange;
@@ -33,6 +33,7 @@ pub mod membership;
 pub mod net;
 pub mod network;
 pub mod node;
+pub mod path;
 pub mod placement;
 pub mod process;
 pub mod proximity;

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::{Position, Record, Scope};
-use crate::site::normal_host;
+use crate::{path::without_dot_segments, site::normal_host};
 
 /// How the sites of a node name objects; what is in their rules.
 pub trait Naming {
@@ -180,30 +180,8 @@ pub(super) fn resolved(target: &[u8]) -> Option<Vec<u8>> {
         .unwrap_or(target.len());
     let (path, query) = target.split_at(end);
     let query = if query == b"?" { &[][..] } else { query };
-    let is_dot = |segment: &[u8]| matches!(segment, b"." | b"..");
-    if !path.split(|byte| *byte == b'/').any(is_dot) {
-        return (query.len() < target.len() - end).then(|| path.to_vec());
-    }
-    let mut kept: Vec<&[u8]> = Vec::new();
-    let mut ends_open = false;
-    for segment in path.split(|byte| *byte == b'/').skip(1) {
-        ends_open = is_dot(segment);
-        match segment {
-            b"." => {}
-            b".." => drop(kept.pop()),
-            _ => kept.push(segment),
-        }
-    }
-    let mut plain = Vec::with_capacity(target.len());
-    for segment in kept {
-        plain.push(b'/');
-        plain.extend_from_slice(segment);
-    }
-    if ends_open || plain.is_empty() {
-        plain.push(b'/');
-    }
-    plain.extend_from_slice(query);
-    Some(plain)
+    let plain = without_dot_segments(path);
+    (plain.len() + query.len() < target.len()).then(|| [&plain, query].concat())
 }
 
 /// The mark of what begins with `text`; of what is longer than a scope may be, of what begins with as much

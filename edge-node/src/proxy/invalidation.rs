@@ -1,6 +1,7 @@
 //! Which URLs an unsafe request makes doubtful besides its own: those that its answer names in
 //! `Location` and `Content-Location`, if they are of the same origin (RFC 9111 §4.4). Pure.
 
+use cluster::path::without_dot_segments;
 use http::{HeaderMap, Uri, header};
 
 /// The path and query of every URL of the same origin that `answer` names, resolved against the
@@ -78,25 +79,10 @@ fn same_host(one: &str, other: &str) -> bool {
     plain(one) == plain(other)
 }
 
-/// An absolute path without `.` and `..` (RFC 3986 §5.2.4).
+/// An absolute path without `.` and `..`.
 fn without_dots(path: &str) -> String {
-    let mut kept: Vec<&str> = Vec::new();
-    let segments = path.strip_prefix('/').unwrap_or(path).split('/');
-    let last = segments.clone().count() - 1;
-    for (index, segment) in segments.enumerate() {
-        match segment {
-            "." | ".." => {
-                if segment == ".." {
-                    kept.pop();
-                }
-                if index == last {
-                    kept.push("");
-                }
-            }
-            _ => kept.push(segment),
-        }
-    }
-    format!("/{}", kept.join("/"))
+    let plain = without_dot_segments(path.as_bytes()).into_owned();
+    String::from_utf8(plain).expect("whole segments of a text are text")
 }
 
 #[cfg(test)]
