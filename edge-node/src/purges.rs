@@ -35,6 +35,7 @@ use cluster::{
     wire::{PURGE_PAGE_BYTES_MAX, PURGE_PAGE_MAX, PurgePage},
 };
 use http::HeaderMap;
+use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{Notify, mpsc, oneshot, watch as channel},
     time::timeout,
@@ -56,7 +57,7 @@ use crate::{
     sites::Sites,
 };
 
-/// When a control plane was last heard, in Unix milliseconds, as text: for the next start.
+/// When a control plane was last heard, for the next start: [`LastHeard`] as JSON.
 const HEARD: &str = "purges.heard";
 /// How often that is written.
 const WRITE_HEARD_EVERY_MS: u64 = 5_000;
@@ -119,6 +120,31 @@ pub enum NotApplied {
     Stopping,
 }
 
+/// What the next start finds of when a control plane was last heard.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct LastHeard {
+    /// When it last said that nothing is missing here, in Unix milliseconds.
+    head_ms: u64,
+    /// Up to which place nothing was missing then, or somewhat later.
+    place: Position,
+}
+
+impl LastHeard {
+    /// What was written in `dir`, for a node that has everything up to `applied`. `None`: it was written by a
+    /// version that did not say the place, or purges were lost since, and nobody can vouch for these.
+    fn read(dir: &Path, applied: Position) -> Option<Self> {
+        let bytes = std::fs::read(dir.join(HEARD)).ok()?;
+        let heard: Self = serde_json::from_slice(&bytes)
+            .inspect_err(|error| info!(%error, "when a control plane was last heard is unknown"))
+            .ok()?;
+        if applied < heard.place {
+            warn!(?applied, lost = ?heard.place, "purges on disk are not all that were there");
+            return None;
+        }
+        Some(heard)
+    }
+}
+
 /// A batch on its way into the table and to disk.
 struct Job {
     records: Vec<Record>,
@@ -173,20 +199,15 @@ impl Purges {
         info!(applied = ?table.applied(), scopes = table.scopes(), "purges read");
         let (jobs, mut waiting) = mpsc::channel::<Job>(JOBS_MAX);
         let (checks, asked) = mpsc::channel(CHECKS_MAX);
-        let heard = dir.join(HEARD);
         let watch = match watches {
-            true => Watch::on(
-                std::fs::read_to_string(&heard)
-                    .ok()
-                    .and_then(|at| at.parse().ok()),
-            ),
+            true => Watch::on(LastHeard::read(dir, table.applied()).map(|heard| heard.head_ms)),
             false => Watch::off(),
         };
         let purges = Self::over(
             table,
             watch,
             Some(jobs),
-            (Some(heard), checks),
+            (Some(dir.join(HEARD)), checks),
             sites,
             clock,
         );
@@ -290,8 +311,8 @@ impl Purges {
         self.shared.applied.subscribe()
     }
 
-    /// Writes down when a control plane was last heard, if that is due. Peers that start anew when none is there
-    /// go by it, as this node does then by theirs.
+    /// Writes down when a control plane was last heard, and what is known since then, if that is due. Peers that
+    /// start anew when none is there go by it, as this node does then by theirs.
     pub async fn write_heard(&self) {
         let head_ms = self.shared.watch().head_ms();
         let written_ms = &self.shared.heard_written_ms;
@@ -301,7 +322,10 @@ impl Purges {
         if head_ms.abs_diff(written_ms.load(Ordering::Relaxed)) < WRITE_HEARD_EVERY_MS {
             return;
         }
-        match tokio::fs::write(heard, head_ms.to_string()).await {
+        // Taken after the moment, so that all that was known then is below it.
+        let place = self.as_of();
+        let written = serde_json::to_vec(&LastHeard { head_ms, place }).expect("it is numbers");
+        match tokio::fs::write(heard, written).await {
             Ok(()) => written_ms.store(head_ms, Ordering::Relaxed),
             Err(error) => debug!(%error, "it could not be written when a control plane was heard"),
         }
@@ -573,5 +597,65 @@ impl Counts {
             };
             self.0[kind].fetch_add(1, Ordering::Relaxed);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cluster::purge::{Purge, Scope};
+    use tempfile::tempdir;
+
+    use super::*;
+
+    fn record(seq: u64) -> Record {
+        Record {
+            at: Position { log: 7, seq },
+            prev: seq - 1,
+            purge: Purge {
+                site: "a".into(),
+                scopes: vec![Scope::All],
+                soft: false,
+            },
+            taken_at: 0,
+            by: String::new(),
+        }
+    }
+
+    /// A node that is started anew while no control plane is there vouches for what it knows: not for purges that
+    /// it knew when it was told that these are all, and has lost since.
+    #[tokio::test]
+    async fn nobody_vouches_for_purges_that_were_lost() {
+        let dir = tempdir().unwrap();
+        let started = || {
+            let (purges, _) =
+                Purges::open(dir.path(), 100, true, Arc::default(), Clock::system()).unwrap();
+            purges
+        };
+        let vouches = || started().page(7, 0, 10).age_ms.is_some();
+        assert!(!vouches());
+        let purges = started();
+        let records = (1..=2).map(record).collect();
+        purges.apply(records, None).await.unwrap();
+        purges.heard(purges.now_ms(), 0);
+        purges.write_heard().await;
+        assert!(vouches());
+        // What comes later does not count against it.
+        purges.apply(vec![record(3)], None).await.unwrap();
+        assert!(vouches());
+
+        let journal = dir.path().join("purges.log");
+        let all = std::fs::read(&journal).unwrap();
+        let mut bad = all.clone();
+        bad[all.len() / 2] ^= 1;
+        std::fs::write(&journal, bad).unwrap();
+        assert!(!vouches(), "the second is damaged");
+        std::fs::remove_file(&journal).unwrap();
+        assert!(!vouches(), "all are gone");
+        std::fs::write(&journal, &all).unwrap();
+        assert!(vouches());
+        // From before the place was written beside the moment.
+        let now_ms = purges.now_ms().to_string();
+        std::fs::write(dir.path().join(HEARD), now_ms).unwrap();
+        assert!(!vouches(), "it does not say what was known");
     }
 }
