@@ -174,6 +174,8 @@ struct Asked {
     may_be_sent_on: bool,
     /// Until when the fill must know what comes of it, once homes were asked.
     deadline: OnceLock<Instant>,
+    /// Why somebody else is asked for it, once that is so.
+    forwarded: OnceLock<Fwd>,
 }
 
 /// A request in flight, up to its answer, with which its trace goes on; or until its client leaves.
@@ -445,6 +447,7 @@ impl Proxy {
             level: Level::Client,
             may_be_sent_on: false,
             deadline: OnceLock::new(),
+            forwarded: OnceLock::new(),
         }
     }
 
@@ -648,6 +651,7 @@ impl Proxy {
         stored: Option<Arc<Entry>>,
         fwd: Fwd,
     ) -> Result<Found, ServeError> {
+        asked.forwarded.get_or_init(|| fwd);
         let (mut filling, fill) = match turn {
             Turn::Follow(fill) => (None, fill),
             Turn::Fill(filler) => {

@@ -244,6 +244,9 @@ async fn bad_requests_are_told_so_and_never_reach_the_origin() {
             "{what}: {:.300}",
             String::from_utf8_lossy(&answer)
         );
+        // RFC 9211 §2.2: nothing was forwarded.
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(!answer.contains("fwd="), "{what}: {answer:.600}");
     }
     assert_eq!(origin.requests(), 0);
     origin.route("/", Answer::bytes("still here").max_age(60));

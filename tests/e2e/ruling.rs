@@ -325,6 +325,7 @@ async fn a_denied_request_reaches_neither_cache_nor_origin() {
     }
     let denied = edge.get("/admin/").await.unwrap();
     assert_eq!(denied.status, 403);
+    assert_eq!((fwd(&denied), denied.cache_status().hit), (None, false));
     assert_eq!(denied.field("cache-control"), Some("no-store"));
     assert_eq!(denied.field("link"), None);
     let client = Client::new();
@@ -338,6 +339,7 @@ async fn a_denied_request_reaches_neither_cache_nor_origin() {
     let blocked = Client::bound_to(Ipv4Addr::new(127, 0, 0, 3).into());
     let answer = blocked.get_with(&page, &host).await.unwrap();
     assert_eq!(answer.status, 451);
+    assert_eq!((fwd(&answer), answer.cache_status().hit), (None, false));
     assert_eq!(
         answer.field("link"),
         Some("<https://legal.test/>; rel=\"blocked-by\"")

@@ -29,11 +29,13 @@ pub struct CacheStatus<'a> {
     pub detail: Option<&'a str>,
 }
 
-/// Hit or miss; never both (§2.1, §2.2).
+/// Hit or miss, or neither; never both (§2.1, §2.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Handled {
     /// Answered from what is stored, without asking anybody.
     Hit,
+    /// Answered by the cache itself, from nothing that is stored, and without asking anybody.
+    Generated,
     /// Somebody else was asked.
     Forwarded {
         /// Why.
@@ -106,6 +108,7 @@ impl CacheStatus<'_> {
         }
         match self.handled {
             Handled::Hit => push(&["; hit"]),
+            Handled::Generated => {}
             Handled::Forwarded {
                 why,
                 status,
@@ -236,6 +239,13 @@ mod tests {
                  detail=\"origin\"",
             ),
             (of("*x", forwarded(Fwd::Bypass)), "*x; fwd=bypass"),
+            (
+                CacheStatus {
+                    detail: Some("only-if-cached"),
+                    ..of("edge-1", Handled::Generated)
+                },
+                "edge-1; detail=\"only-if-cached\"",
+            ),
             // RFC 9211 §2: a name that is no token is a string.
             (of("1edge", Handled::Hit), "\"1edge\"; hit"),
             (

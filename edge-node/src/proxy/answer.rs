@@ -18,7 +18,7 @@ use crate::{
         cache_status::{CacheStatus, Fwd, Handled},
         conditional,
     },
-    error::{ERROR_TYPE, Kind, RETRY_AFTER, ServeError, Side},
+    error::{ERROR_TYPE, Kind, RETRY_AFTER, ServeError},
     forward,
     metrics::{Outcome, Source},
     payload::{self, Payload, Trace},
@@ -216,16 +216,16 @@ impl Proxy {
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, ERROR_TYPE);
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        let why = if error.side() == Side::Origin {
-            Fwd::UriMiss
-        } else {
-            Fwd::Bypass
-        };
-        let handled = Handled::Forwarded {
-            why,
-            status: None,
-            stored: false,
-            collapsed: false,
+        let is_shed = matches!(error.kind, Kind::Overloaded | Kind::OriginBusy);
+        let forwarded = asked.and_then(|asked| asked.forwarded.get());
+        let handled = match forwarded.filter(|_| !is_shed) {
+            None => Handled::Generated,
+            Some(why) => Handled::Forwarded {
+                why: *why,
+                status: None,
+                stored: false,
+                collapsed: false,
+            },
         };
         let node = self.shared.me.as_str();
         CacheStatus {
@@ -249,7 +249,7 @@ impl Proxy {
         {
             headers.insert(header::LINK, link); // RFC 7725 §4
         }
-        if matches!(error.kind, Kind::Overloaded | Kind::OriginBusy) {
+        if is_shed {
             headers.insert(header::RETRY_AFTER, RETRY_AFTER);
         }
         if matches!(error.kind, Kind::Connect | Kind::Trace) {

@@ -48,7 +48,7 @@ impl Proxy {
             response,
             moment,
             is_unread,
-        } = self.send(asked, body, headers).await?;
+        } = self.send(asked, body, headers, fwd).await?;
         if policy::invalidates(&asked.method, response.status()) {
             self.changed(asked, response.headers()).await;
         }
@@ -83,7 +83,7 @@ impl Proxy {
         let (Some(headers), &Method::GET) = (self.conditional(asked, stored), &asked.method) else {
             return self.pass(asked, None, fwd).await;
         };
-        let Sent { response, .. } = self.send(asked, None, headers).await?;
+        let Sent { response, .. } = self.send(asked, None, headers, fwd).await?;
         if response.status() == StatusCode::NOT_MODIFIED
             && deliver::suffices(&asked.method, &asked.headers, entry)
         {
@@ -102,6 +102,7 @@ impl Proxy {
         asked: &Arc<Asked>,
         body: Option<Incoming>,
         mut headers: HeaderMap,
+        fwd: Fwd,
     ) -> Result<Sent, ServeError> {
         let body = body.filter(|body| !body.is_end_stream());
         // RFC 9110 §10.1.1: it is for content, and HTTP/1.0 does not know it.
@@ -127,6 +128,7 @@ impl Proxy {
             None => (pool::empty(), None),
         };
         let place = self.origin_place(asked).await?;
+        asked.forwarded.get_or_init(|| fwd);
         let moment = self.moment();
         asked.open_interim();
         let request = asked.onward(asked.method.clone(), headers, body);

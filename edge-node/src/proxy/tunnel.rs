@@ -66,6 +66,7 @@ impl Proxy {
             headers.insert(header::UPGRADE, protocol);
         }
         let place = self.origin_place(asked).await?;
+        asked.forwarded.get_or_init(|| Fwd::Bypass);
         asked.open_interim();
         let request = asked.onward(asked.method.clone(), headers, pool::empty());
         let mut answer = self

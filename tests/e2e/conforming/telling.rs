@@ -149,6 +149,32 @@ pub(super) fn cases() -> Vec<Case> {
             .then(get().hit().lacks_part("cache-status", "fwd")),
         case("9211 §2.2", "an origin that does not answer is told")
             .then(get().closes().gets(502).tells("fwd=")),
+        case(
+            "9211 §2.2",
+            "a validation that fails is told to be of what is stale",
+        )
+        .then(get().cc("max-age=1, must-revalidate").says("etag", "\"a\""))
+        .then(
+            get()
+                .after(A_SECOND_PASSES)
+                .closes()
+                .asked()
+                .gets(502)
+                .tells("fwd=stale"),
+        ),
+        case("9211 §2.2", "a POST that fails is told to be one")
+            .then(request("POST").closes().gets(502).tells("fwd=method")),
+        case(
+            "9211 §2.2",
+            "only-if-cached of what is not there is neither a hit nor goes forward",
+        )
+        .then(
+            get()
+                .asks("cache-control", "only-if-cached")
+                .hit()
+                .gets(504)
+                .tells("edge-1; detail=\"only-if-cached\""),
+        ),
         case("9211 §2.2", "a POST is told to be one").then(request("POST").tells("fwd=method")),
         case("9211 §2.2", "an unknown method is told to be one")
             .then(request("FOO").tells("fwd=method")),
