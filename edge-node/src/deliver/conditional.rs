@@ -77,10 +77,11 @@ pub fn shortened(
 }
 
 /// The fields of a 304 for a stored response (RFC 9110 §15.4.5): all but those that describe the
-/// content which is not sent. `Last-Modified` stays only where there is no `ETag` to go by.
+/// content which is not sent, or say how parts of it are had. `Last-Modified` stays only where there is no `ETag` to go by.
 pub fn not_modified_fields(stored: &HeaderMap) -> HeaderMap {
     let mut fields = stored.clone();
     for name in [
+        "accept-ranges",
         "content-digest",
         "content-encoding",
         "content-language",
@@ -242,6 +243,7 @@ mod tests {
         ];
         let mut stored = map(&kept);
         for (name, value) in [
+            ("accept-ranges", "bytes"),
             ("content-type", "text/plain"),
             ("content-length", "5"),
             ("content-encoding", "gzip"),

@@ -258,6 +258,31 @@ fn others() -> Vec<Case> {
             .then(stored())
             .then(get().hit().has("accept-ranges", "bytes")),
         case(
+            "9110 §15.4.5",
+            "a 304 has no say in ranges, by the short way",
+        )
+        .then(get().cc("max-age=60").says("etag", "\"a\""))
+        .then(
+            get()
+                .asks("if-none-match", "\"a\"")
+                .hit()
+                .gets(304)
+                .lacks("accept-ranges"),
+        ),
+        case(
+            "9110 §15.4.5",
+            "a 304 has no say in ranges, by the long way",
+        )
+        .then(get().cc("max-age=60").says("etag", "\"a\""))
+        .then(
+            get()
+                .asks("if-none-match", "\"a\"")
+                .asks("te", "trailers")
+                .hit()
+                .gets(304)
+                .lacks("accept-ranges"),
+        ),
+        case(
             "9110 §14.2",
             "a range of a miss leaves the whole for others",
         )
