@@ -114,6 +114,7 @@ impl Asked {
             spelling: Some(Spelling::default()),
             takes_trailers: false,
             interim: None,
+            forwarded: OnceLock::new(),
             begun: std::sync::Mutex::default(),
             is_sure: std::sync::atomic::AtomicBool::new(true),
             may_be_sent_on: false,
@@ -186,6 +187,7 @@ impl Proxy {
         let Some(at) = asked.slices(length).map(|pieces| pieces.start) else {
             return Ok(None);
         };
+        asked.forwarded.get_or_init(|| fwd);
         let Some((mut first, mut leads)) = self.slice(asked, at).await? else {
             return Ok(None);
         };

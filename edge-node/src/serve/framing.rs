@@ -6,8 +6,8 @@
 //!   anew) but drops the evidence.
 //! - A fragment in the target (§3.2): hyper cuts it off, so the origin would see another target.
 //!
-//! Both are gone once hyper has parsed the head, so they are looked for in the bytes. The scanner
-//! follows bodies by their length or their chunks. Where hyper will refuse what it reads, and on
+//! Both are gone once hyper has parsed the head, so they are looked for in the bytes, as is whether a head that
+//! is too long has a request line that is. The scanner follows bodies by their length or their chunks. Where hyper will refuse what it reads, and on
 //! HTTP/2, it no longer knows where heads begin, and stays silent.
 
 /// What is wrong with a head.
@@ -26,6 +26,8 @@ pub struct Scanner {
     head: Vec<u8>,
     head_bytes_max: usize,
     heads: u64,
+    /// The last head was too long before its first line ended.
+    line_too_long: bool,
     /// Line ends behind the last request: hyper may hold a part of them.
     line_ends: bool,
 }
@@ -46,6 +48,7 @@ impl Scanner {
             head: Vec::new(),
             head_bytes_max,
             heads: 0,
+            line_too_long: false,
             line_ends: false,
         }
     }
@@ -106,7 +109,10 @@ impl Scanner {
                         if self.head.is_empty() {
                             self.head.extend_from_slice(bytes);
                         }
-                        if self.head.len() > self.head_bytes_max {
+                        // As hyper counts.
+                        if self.head.len() >= self.head_bytes_max {
+                            let line = &self.head[..self.head_bytes_max];
+                            self.line_too_long = !line.contains(&b'\n');
                             self.lose();
                         }
                         return None;
@@ -134,6 +140,12 @@ impl Scanner {
     /// Whether the client is in the middle of a body, as far as it has been followed.
     pub fn is_within_body(&self) -> bool {
         matches!(self.at, At::Body { .. } | At::Chunked(_))
+    }
+
+    /// Whether the client has sent a request line that is longer than a head may be, and all requests before it,
+    /// so many, were answered.
+    pub fn has_long_line(&self, answered: u64) -> bool {
+        self.line_too_long && self.heads == answered
     }
 
     fn lose(&mut self) {
@@ -317,6 +329,30 @@ mod tests {
         ] {
             let found = scan(&format!("{PLAIN}{head}"));
             assert_eq!(found, flawed.then_some((2, Flaw::Fragment)), "{head:?}");
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_is_told_from_fields_that_are() {
+        let long = "x".repeat(1024);
+        for (text, expected) in [
+            (format!("GET /{long}"), [true, false]),
+            (format!("{PLAIN}\r\nGET /{long} HTTP/1.1"), [false, true]),
+            (format!("GET / HTTP/1.1\r\nX: {long}"), [false; 2]),
+            (format!("{WITH_BODY}GET /"), [false; 2]),
+            (
+                format!("POST / HTTP/1.1\r\nContent-Length: 9999\r\n\r\n{long}"),
+                [false; 2],
+            ),
+        ] {
+            for size in [100, text.len()] {
+                let mut scanner = Scanner::new(1024);
+                for part in text.as_bytes().chunks(size) {
+                    scanner.scan(part);
+                }
+                let found = [0, 1].map(|answered| scanner.has_long_line(answered));
+                assert_eq!(found, expected, "{text:.40} {size}");
+            }
         }
     }
 

@@ -39,6 +39,11 @@ const GATHER_BYTES_MAX: usize = 16 << 10;
 /// fast as we are would take all of it at once. To write this much takes some 0.3 ms.
 const TURN_BYTES_MAX: usize = 2 << 20;
 
+/// How hyper begins its answer to a head that is too long, and how the answer begins where the request line alone
+/// is (RFC 9110 §15.5.15).
+const FIELDS_TOO_LARGE: &[u8] = b"HTTP/1.1 431 Request Header Fields Too Large\r\n";
+const URI_TOO_LONG: &[u8] = b"HTTP/1.1 414 URI Too Long\r\n";
+
 /// How long a client that is still sending is listened to after the last word to it (RFC 9112 §9.6):
 /// closing at once would reset the connection, and the client might lose the answer that tells it to
 /// stop. Long enough for that answer to arrive and for what is on its way; no upload's worth.
@@ -364,6 +369,14 @@ impl Guarded {
         })
     }
 
+    /// Takes in the answer to a request line that is too long, with the status that it should have.
+    fn take_too_long(&mut self, answer: &[u8]) -> Option<usize> {
+        let rest = answer.strip_prefix(FIELDS_TOO_LARGE);
+        let rest = rest.filter(|_| self.scanner.has_long_line(self.written))?;
+        self.interim = [URI_TOO_LONG, rest].concat().into();
+        Some(answer.len())
+    }
+
     /// Gives bytes to hyper, and has the scanner follow.
     fn hand_over(&mut self, bytes: &[u8]) {
         if self.scanner.is_at_start() && bytes.starts_with(b"PRI * HTTP/2") {
@@ -525,7 +538,8 @@ impl AsyncWrite for Guarded {
     ) -> Poll<io::Result<usize>> {
         self.may_write()?;
         ready!(self.poll_interim(context))?;
-        if let Some(length) = self.gather(&[io::IoSlice::new(bytes)]) {
+        let taken = self.take_too_long(bytes);
+        if let Some(length) = taken.or_else(|| self.gather(&[io::IoSlice::new(bytes)])) {
             return Poll::Ready(Ok(length));
         }
         ready!(self.poll_gathered(context))?;
@@ -540,7 +554,8 @@ impl AsyncWrite for Guarded {
     ) -> Poll<io::Result<usize>> {
         self.may_write()?;
         ready!(self.poll_interim(context))?;
-        if let Some(length) = self.gather(slices) {
+        let taken = slices.first().and_then(|first| self.take_too_long(first));
+        if let Some(length) = taken.or_else(|| self.gather(slices)) {
             return Poll::Ready(Ok(length));
         }
         ready!(self.poll_gathered(context))?;
