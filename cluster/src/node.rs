@@ -17,7 +17,7 @@ pub const VALUE_BYTES_MAX: usize = 1024;
 /// Most round trips a node publishes (the peers it measured most recently).
 pub const ROUND_TRIPS_MAX: usize = 32;
 /// What a node tells as its time to an origin that it cannot reach, in milliseconds: farther than anything.
-pub const UNREACHABLE_MS: f64 = 1e9;
+pub const UNREACHABLE_MS: f64 = 1e6;
 /// Most sites whose origin's time a node publishes.
 pub const ORIGINS_MAX: usize = 32;
 

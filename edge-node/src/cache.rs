@@ -328,6 +328,16 @@ impl Cache {
         doubts.get(&key).is_some_and(|at_ms| fetched_ms <= *at_ms)
     }
 
+    /// Whether requests for `key` go ahead by themselves, because the last answer could not be shared.
+    pub fn is_passing(&self, key: Key) -> bool {
+        self.passing().is_passing(key, Instant::now())
+    }
+
+    /// They do from now on, for a while.
+    pub fn pass(&self, key: Key) {
+        self.passing().add(key, Instant::now());
+    }
+
     /// An answer for `key` can be shared again.
     pub fn stop_passing(&self, key: Key) {
         self.passing().stop(key);

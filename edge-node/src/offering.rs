@@ -61,7 +61,11 @@ impl Offering {
         let Some(region) = view.node(from).map(|node| &node.region) else {
             return;
         };
-        if region.is_empty() || !fields.contains_key(relayed::TARGET_FIELD) {
+        // A slice has no URL of its own by which it could be fetched ahead.
+        if region.is_empty()
+            || !fields.contains_key(relayed::TARGET_FIELD)
+            || fields.contains_key(relayed::SLICE_FIELD)
+        {
             return;
         }
         let hot = {

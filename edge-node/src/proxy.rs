@@ -529,15 +529,21 @@ impl Proxy {
                 None => self.shared.cache.lookup(ask).await,
             };
             let lacks = match &looked_up {
-                Lookup::Absent(_) => true,
+                Lookup::Absent(_) | Lookup::Unavailable => true,
                 Lookup::Fresh(entry) => !deliver::suffices(&asked.method, &asked.headers, entry),
                 _ => false,
             };
             if lacks && std::mem::take(&mut is_sliced) {
-                if let Lookup::Absent(filler) = looked_up {
-                    filler.again();
-                }
-                match self.answer_from_slices(asked, None, Fwd::UriMiss).await? {
+                let stored = match looked_up {
+                    Lookup::Absent(filler) => {
+                        filler.again();
+                        None
+                    }
+                    Lookup::Fresh(part) => Some(part),
+                    _ => None,
+                };
+                let sliced = self.answer_from_slices(asked, stored.as_deref(), Fwd::UriMiss);
+                match sliced.await? {
                     Some(response) => return Ok(response),
                     None => continue,
                 }
@@ -609,8 +615,7 @@ impl Proxy {
                         if let Some(response) = self.pass_from_holders(asked).await? {
                             return Ok(response);
                         }
-                        let length = entry.length();
-                        let sliced = self.answer_from_slices(asked, length, Fwd::Partial);
+                        let sliced = self.answer_from_slices(asked, Some(&entry), Fwd::Partial);
                         if let Some(response) = sliced.await? {
                             return Ok(response);
                         }

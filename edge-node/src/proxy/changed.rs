@@ -34,7 +34,7 @@ impl Default for Telling {
 /// A key that was invalidated.
 struct Doubtful {
     key: Key,
-    /// It names all objects of a URL that has several.
+    /// It names all objects of a URL that has several, or may be had in slices.
     is_of_many: bool,
 }
 
@@ -93,7 +93,8 @@ impl Proxy {
             let key = key::key(site, &asked.host, &target, &asked.headers, rules);
             doubtful.push(Doubtful {
                 key,
-                is_of_many: false,
+                // Who has slices of it does not claim it.
+                is_of_many: !asked.rules.fill_whole,
             });
             if let Some(key) = super::pass::whole_key(&asked.ruling, &asked.host, &target) {
                 doubtful.push(Doubtful {

@@ -480,6 +480,11 @@ impl Proxy {
                 filler.forget_stored().await;
             }
             filler.not_shared(remember);
+            if let Some(slice) = &asked.slice
+                && response.status().is_success()
+            {
+                self.leave_unsliced(slice.whole);
+            }
             // The client may have left; then nobody wants it.
             let _ = own.send(response);
             return;
@@ -610,7 +615,7 @@ impl Proxy {
         let answered = self
             .shared
             .upstream
-            .origin(&asked.site, asked.key, &asked.host, request, place)
+            .origin(&asked.site, asked.whole_key(), &asked.host, request, place)
             .await;
         answered
             .map(|response| (response, moment))

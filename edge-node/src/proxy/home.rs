@@ -126,6 +126,11 @@ impl Proxy {
                     filler.fail(self.shed_by_home(&home.id, Kind::OriginBusy));
                     return None;
                 }
+                // What the origin would say of a slice, it has said.
+                Told::Refused(Refusal::Pass) if asked.slice.is_some() => {
+                    filler.not_shared(false);
+                    return None;
+                }
                 Told::Refused(Refusal::Pass) => break,
                 Told::Refused(Refusal::TakenDown) => {
                     let detail = format!("taken down, says home {}", home.id);
@@ -554,7 +559,7 @@ pub(super) fn kind_of(fault: OriginFault) -> Kind {
     }
 }
 
-fn error_response(
+pub(super) fn error_response(
     status: u16,
     fields: &[(String, Vec<u8>)],
     body: Vec<u8>,

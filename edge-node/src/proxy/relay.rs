@@ -324,7 +324,7 @@ impl Proxy {
     /// The journey of a question, or of a slice: lookup → fetch.
     pub(super) async fn found(&self, asked: &Arc<Asked>) -> Found {
         asked.make_sure().await;
-        if forward::is_loop(&asked.headers, &self.shared.me) {
+        if forward::is_loop(&asked.headers, &self.shared.me) || self.is_unsliced(asked) {
             return Found::Refused(Refusal::Pass);
         }
         let target = asked.target();
@@ -404,6 +404,13 @@ impl Proxy {
             Some(filling) => filling.outcome(following).await,
             None => following.outcome().await,
         };
+        if let (Outcome::Shared(entry) | Outcome::Refreshed(entry), false) = (&outcome, leads)
+            && self.is_of_before(asked, entry.head.fetched_at)
+        {
+            // It was asked for before a change that is older than this request.
+            self.shared.cache.forget(asked.key).await;
+            return None;
+        }
         Some(match outcome {
             Outcome::Shared(entry) if !vary::matches(&entry.head.selected_by, &asked.headers) => {
                 return None;

@@ -6,12 +6,19 @@
 //! Nobody gets a slice as such: here they are put together, in order, as long as they are of one version for
 //! certain (RFC 9110 §13.1.5, RFC 9111 §3.4).
 
-use std::{collections::VecDeque, ops::Range, sync::Arc, sync::OnceLock};
+use std::{
+    collections::VecDeque,
+    ops::Range,
+    sync::{Arc, Mutex, OnceLock, atomic::AtomicBool},
+    time::Duration,
+};
 
 use bytes::Bytes;
+use cluster::key::Key;
 use futures_util::{StreamExt as _, stream};
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
-use tokio::task::JoinHandle;
+use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
+use http_body_util::BodyExt as _;
+use tokio::{task::JoinHandle, time::sleep};
 use tracing::{debug, info};
 
 use super::{
@@ -31,12 +38,13 @@ use crate::{
             validator,
         },
     },
-    deliver::{self, Content, Delivery, cache_status::Fwd},
+    deliver::{self, Content, Delivery, cache_status::Fwd, range},
     error::{Kind, ServeError},
     forward,
     metrics::Outcome,
     payload::Payload,
     upstream::{
+        origin::OriginBody,
         plain::Spelling,
         relayed::{Refusal, Slice},
     },
@@ -45,8 +53,12 @@ use crate::{
 /// Slices that are fetched before the client comes to them: as many as a peer's first answer has pieces. So a
 /// transfer over a long way moves 4 MiB a round trip, and a client that leaves has cost no more than that.
 const AHEAD_MAX: usize = 4;
-/// How often a slice is fetched anew because what is stored of it is older than those before it.
-const TRIES: usize = 2;
+/// How often a slice is tried to be had, be it of an older version or not to be had just now …
+const TRIES: u32 = 3;
+/// … after this, twice this, ….
+const PAUSE: Duration = Duration::from_secs(1);
+/// It is of the bytes in one answer (RFC 9530 §2), which are put together with others here.
+const CONTENT_DIGEST: HeaderName = HeaderName::from_static("content-digest");
 
 /// What of an object an answer for a slice is: the whole of that slice, or nothing that can be kept as such.
 /// `bytes_max` is how long an object may be that is kept. Pure.
@@ -60,10 +72,14 @@ pub(super) fn extent(piece: u32, status: StatusCode, fields: &HeaderMap, bytes_m
     }
 }
 
-/// Whether two slices are of the same version of an object of `length` bytes.
-fn is_of(slice: &Entry, other: &Entry, length: u64) -> bool {
-    validator::same_strong_validator(&other.head.headers, &slice.head.headers)
-        && Part::of(&slice.head.headers).is_some_and(|part| part.of == length)
+/// Whether two slices, or a slice and what is stored of the whole, are of the same version for certain.
+fn is_of(one: &Entry, other: &Entry) -> bool {
+    let length = |entry: &Entry| match Part::of(&entry.head.headers) {
+        Some(part) => Some(part.of),
+        None => entry.length(),
+    };
+    validator::same_strong_validator(&one.head.headers, &other.head.headers)
+        && length(one) == length(other)
 }
 
 /// The bytes of a piece of a body of `length` bytes.
@@ -73,7 +89,7 @@ fn bytes_of(piece: u32, length: u64) -> Range<u64> {
 
 impl Asked {
     /// The key of its URL, of which it may want a slice.
-    pub(super) fn whole_key(&self) -> cluster::key::Key {
+    pub(super) fn whole_key(&self) -> Key {
         self.slice.map_or(self.key, |slice| slice.whole)
     }
 
@@ -110,13 +126,13 @@ impl Asked {
             slice: Some(Slice { piece, whole }),
             headers,
             method: Method::GET,
-            extensions: http::Extensions::new(),
+            extensions: Extensions::new(),
             spelling: Some(Spelling::default()),
             takes_trailers: false,
             interim: None,
             forwarded: OnceLock::new(),
-            begun: std::sync::Mutex::default(),
-            is_sure: std::sync::atomic::AtomicBool::new(true),
+            begun: Mutex::default(),
+            is_sure: AtomicBool::new(true),
             may_be_sent_on: false,
             deadline: OnceLock::new(),
             site: self.site.clone(),
@@ -139,6 +155,16 @@ impl Asked {
     }
 }
 
+/// What comes of a slice.
+enum Sliced {
+    /// It, complete or coming in, and whether it is fetched for this request.
+    Entry(Arc<Entry>, bool),
+    /// The origin's own word that it failed.
+    Failed(Box<Response<OriginBody>>),
+    /// Nothing that could be shared.
+    Nothing,
+}
+
 /// The range that slices are put together for, and the first of them.
 #[derive(Clone)]
 struct Wanted {
@@ -154,9 +180,16 @@ struct Rest {
     wanted: Wanted,
     /// What is delivered now.
     now: BodyStream,
+    /// How many have been delivered.
+    delivered: usize,
     ahead: VecDeque<JoinHandle<Result<BodyStream, BodyError>>>,
     /// Pieces nobody was asked for yet.
     left: Range<u32>,
+}
+
+/// Under what it is remembered that an object is not had in slices: no body has so many pieces.
+fn unsliced(whole: Key) -> Key {
+    key::slice_key(whole, u32::MAX)
 }
 
 impl Proxy {
@@ -171,9 +204,20 @@ impl Proxy {
             && upstream.holders(asked.key).is_empty()
     }
 
-    /// Answers a request for a range from the slices that it touches, of an object of `length` bytes if that is
-    /// known. `None` if that cannot be: it does not want one range; or the origin does not send parts, or none that can be kept, or not
-    /// with a validator that tells versions apart.
+    /// Whether what a request asks for is a slice, and its object is not had in such for now.
+    pub(super) fn is_unsliced(&self, asked: &Asked) -> bool {
+        let slice = asked.slice.as_ref();
+        slice.is_some_and(|slice| self.shared.cache.is_passing(unsliced(slice.whole)))
+    }
+
+    /// The origin does not send what could be shared of `whole` in slices: for a while nobody asks for any.
+    pub(super) fn leave_unsliced(&self, whole: Key) {
+        self.shared.cache.pass(unsliced(whole));
+    }
+
+    /// Answers a request for a range from the slices that it touches; `stored` is what is here of the object, and
+    /// does not do. `None` if that cannot be: it does not want one range; or the origin does not send parts, or none
+    /// that can be kept, or not with a validator that tells versions apart.
     ///
     /// # Errors
     ///
@@ -181,53 +225,75 @@ impl Proxy {
     pub(super) async fn answer_from_slices(
         &self,
         asked: &Arc<Asked>,
-        length: Option<u64>,
+        stored: Option<&Entry>,
         fwd: Fwd,
     ) -> Result<Option<Response<Payload>>, ServeError> {
-        let Some(at) = asked.slices(length).map(|pieces| pieces.start) else {
+        let Some(at) = asked.slices(stored.and_then(Entry::length)) else {
             return Ok(None);
         };
+        let at = at.start;
         asked.forwarded.get_or_init(|| fwd);
-        let Some((mut first, mut leads)) = self.slice(asked, at).await? else {
+        let (mut first, mut leads) = match self.slice(asked, at).await? {
+            Sliced::Entry(slice, leads) => (slice, leads),
+            Sliced::Failed(answer) => return Ok(Some(self.passed_whole(asked, *answer, fwd))),
+            Sliced::Nothing => return Ok(None),
+        };
+        let Some(Part { of, .. }) = Part::of(&first.head.headers) else {
             return Ok(None);
         };
-        let Some(part) = Part::of(&first.head.headers) else {
-            return Ok(None);
+        let has_other = |stored: &Entry| {
+            validator::range_condition(&stored.head.headers).is_some() && !is_of(stored, &first)
         };
+        if stored.is_some_and(has_other) {
+            // Of the two versions, nobody is given the older one for it.
+            self.forget_slice(asked, at).await;
+            return Ok(None);
+        }
         let mut head = first.head.clone();
-        head.headers.remove(header::CONTENT_RANGE);
-        let of = part.of;
+        for name in [header::CONTENT_RANGE, header::TRAILER, CONTENT_DIGEST] {
+            head.headers.remove(name);
+        }
         head.part = Some(Part { range: 0..of, of });
         let nothing = Body::Whole(Bytes::new());
         let object = Entry::new(asked.key, 0, head, nothing, first.from.clone());
         let Delivery {
             mut head,
-            content: Content::Range(range),
+            content,
             length,
-        } = deliver::plan(&asked.method, &asked.headers, &object, self.now())
-        else {
-            return Ok(None);
+        } = deliver::plan(&asked.method, &asked.headers, &object, self.now());
+        let range = match content {
+            Content::Range(range) if head.status == StatusCode::PARTIAL_CONTENT => Some(range),
+            Content::None => None,
+            Content::Range(_) | Content::Multipart(_) => return Ok(None),
         };
-        let is_one_version = is_of(&first, &first, of);
-        let pieces = part::touched(&range);
-        if head.status != StatusCode::PARTIAL_CONTENT || (pieces.len() > 1 && !is_one_version) {
+        let pieces = range.as_ref().map_or(0..0, part::touched);
+        if pieces.len() > 1 && !is_of(&first, &first) {
+            self.leave_unsliced(asked.key);
             return Ok(None);
         }
-        if pieces.start != at {
+        if !pieces.is_empty() && pieces.start != at {
             // From the end, and where that is was not known.
             match self.slice(asked, pieces.start).await? {
-                Some((slice, is_led)) if is_of(&slice, &first, of) => {
+                Sliced::Entry(slice, is_led) if is_of(&slice, &first) => {
                     (first, leads) = (slice, is_led);
                 }
                 _ => return Ok(None),
             }
         }
         let (how, source) = match leads || matches!(first.body, Body::Growing(_)) {
-            true => (How::filled(leads, fwd, head.status), first.from.source()),
+            true => {
+                let status = StatusCode::PARTIAL_CONTENT;
+                (How::filled(leads, fwd, status), first.from.source())
+            }
             false => (How::hit(Outcome::Hit), first.source),
         };
         asked.rules.consume_targets(&mut head.headers);
         self.tell_kept(asked, &how, &first, &mut head.headers);
+        let trace = |status| self.trace(Some(asked), how.outcome, source, status);
+        let Some(range) = range else {
+            let payload = Payload::empty(trace(head.status));
+            return Ok(Some(response(head.status, head.headers, payload)));
+        };
         let wanted = Wanted {
             proxy: self.clone(),
             asked: asked.clone(),
@@ -242,35 +308,53 @@ impl Proxy {
         let mut rest = Rest {
             wanted,
             now,
+            delivered: 0,
             ahead: VecDeque::new(),
             left: pieces.start + 1..pieces.end,
         };
         rest.look_ahead();
         let bytes = stream::unfold(Some(rest), async |rest| rest?.next().await);
-        let trace = self.trace(Some(asked), how.outcome, source, head.status);
-        let payload = Payload::reading(Reading::Stream(Box::pin(bytes)), length, trace);
+        let bytes = Reading::Stream(Box::pin(bytes));
+        let payload = Payload::reading(bytes, length, trace(head.status));
         Ok(Some(response(head.status, head.headers, payload)))
     }
 
-    /// A slice of what is asked for, complete or coming in, and whether it is fetched for this request; `None` if
-    /// there is nothing that can be shared.
-    async fn slice(
-        &self,
-        asked: &Asked,
-        piece: u32,
-    ) -> Result<Option<(Arc<Entry>, bool)>, ServeError> {
+    /// A slice of what is asked for.
+    ///
+    /// # Errors
+    ///
+    /// Those of a fetch; or it is taken down.
+    async fn slice(&self, asked: &Asked, piece: u32) -> Result<Sliced, ServeError> {
         let asked = Arc::new(asked.for_slice(piece, self.now()));
-        let kind = match self.found(&asked).await {
-            Found::Entry(slice, leads) => return Ok(Some((slice, leads))),
-            Found::Refused(Refusal::OriginFailed { fault, detail }) => {
-                return Err(ServeError::new(home::kind_of(fault), detail));
+        let (kind, detail) = match self.found(&asked).await {
+            Found::Entry(slice, leads) => {
+                self.body_admitted(&asked, &slice).await?;
+                return Ok(Sliced::Entry(slice, leads));
             }
-            Found::Refused(Refusal::OriginBusy) => Kind::OriginBusy,
-            Found::Refused(Refusal::Busy) => Kind::Overloaded,
+            Found::Refused(Refusal::OriginError {
+                status,
+                fields,
+                body,
+            }) => {
+                let answer = home::error_response(status, &fields, body).map(Box::new);
+                return Ok(answer.map_or(Sliced::Nothing, Sliced::Failed));
+            }
+            Found::Refused(Refusal::OriginFailed { fault, detail }) => {
+                (home::kind_of(fault), detail)
+            }
+            Found::Refused(Refusal::OriginBusy) => (Kind::OriginBusy, String::new()),
+            Found::Refused(Refusal::Busy) => (Kind::Overloaded, String::new()),
+            Found::Refused(Refusal::TakenDown) => (Kind::Blocked, String::new()),
             // Who asks for the range itself is told why.
-            Found::Refused(_) => return Ok(None),
+            Found::Refused(_) => return Ok(Sliced::Nothing),
         };
-        Err(ServeError::new(kind, "a slice could not be fetched"))
+        Err(ServeError::new(kind, detail))
+    }
+
+    /// Forgets a slice that is not of the newest version, and that others may have it.
+    async fn forget_slice(&self, asked: &Asked, piece: u32) {
+        let key = key::slice_key(asked.key, piece);
+        self.shared.cache.invalidate(key, self.now()).await;
     }
 
     /// Whether what was fetched from the origin at `fetched_ms` is older than a change of it that is known here.
@@ -287,57 +371,104 @@ impl Proxy {
 }
 
 impl Wanted {
-    /// What of a slice is wanted.
-    fn open(&self, slice: &Entry, piece: u32) -> Result<BodyStream, BodyError> {
+    /// What of a piece is wanted, by its place in the object.
+    fn of_piece(&self, piece: u32) -> Range<u64> {
         let bytes = bytes_of(piece, self.of);
-        let start = self.range.start.max(bytes.start) - bytes.start;
-        let end = self.range.end.min(bytes.end) - bytes.start;
+        self.range.start.max(bytes.start)..self.range.end.min(bytes.end)
+    }
+
+    fn open(&self, slice: &Entry, piece: u32) -> Result<BodyStream, BodyError> {
+        let begins = bytes_of(piece, self.of).start;
+        let Range { start, end } = self.of_piece(piece);
         let cache = &self.proxy.shared.cache;
-        Ok(slice.open(start..end, cache)?.into_stream())
+        Ok(slice
+            .open(start - begins..end - begins, cache)?
+            .into_stream())
     }
 
     /// The slice of a later piece, if it is of the same version. One that is older than the first is fetched
-    /// anew; where it is newer, this body cannot be brought to its end, and the first is of no use any more.
+    /// anew; where it is newer, this body cannot be brought to its end, and the first is of no use any more. What
+    /// cannot be shared is had for this client alone.
     async fn later(self, piece: u32) -> Result<BodyStream, BodyError> {
+        let Self {
+            proxy,
+            asked,
+            first,
+            ..
+        } = &self;
+        let cache = &proxy.shared.cache;
+        let mut failed = changed();
+        for turn in 0..TRIES {
+            match proxy.slice(asked, piece).await {
+                Ok(Sliced::Entry(slice, _)) if is_of(&slice, first) => {
+                    match self.open(&slice, piece) {
+                        Ok(bytes) => return Ok(bytes),
+                        // Evicted in this moment.
+                        Err(_) => cache.forget(slice.key).await,
+                    }
+                }
+                Ok(Sliced::Entry(slice, _)) if slice.head.fetched_at < first.head.fetched_at => {
+                    debug!(uri = %asked.uri, piece, "a slice is of an older version");
+                    proxy.forget_slice(asked, piece).await;
+                }
+                Ok(Sliced::Entry(..)) => {
+                    info!(uri = %asked.uri, piece, "the object has changed between its slices");
+                    let first = part::touched(&self.range).start;
+                    proxy.forget_slice(asked, first).await;
+                    return Err(changed());
+                }
+                _ => match self.alone(piece).await {
+                    Ok(bytes) => return Ok(bytes),
+                    Err(error) => {
+                        failed = error;
+                        sleep(PAUSE * (turn + 1)).await;
+                    }
+                },
+            }
+        }
+        Err(failed)
+    }
+
+    /// What is wanted of a piece, from the origin, if it is of the same version there.
+    async fn alone(&self, piece: u32) -> Result<BodyStream, BodyError> {
         let Self {
             proxy,
             asked,
             first,
             of,
             ..
-        } = &self;
-        let cache = &proxy.shared.cache;
-        for _ in 0..TRIES {
-            let found = proxy.slice(asked, piece).await;
-            let found = found.map_err(|error| BodyError::Source(error.detail))?;
-            let Some((slice, _)) = found else { break };
-            let (own, its) = (&first.head, &slice.head);
-            match is_of(&slice, first, *of) {
-                true => match self.open(&slice, piece) {
-                    Ok(bytes) => return Ok(bytes),
-                    // Evicted in this moment.
-                    Err(_) => cache.forget(slice.key).await,
-                },
-                false if its.fetched_at < own.fetched_at => {
-                    debug!(uri = %asked.uri, piece, "a slice is of an older version");
-                    cache.invalidate(slice.key, its.fetched_at).await;
-                }
-                false => {
-                    info!(uri = %asked.uri, piece, "the object has changed between its slices");
-                    cache.invalidate(first.key, own.fetched_at).await;
-                    break;
-                }
-            }
+        } = self;
+        let (of, range, stored) = (*of, self.of_piece(piece), &first.head.headers);
+        let asked = asked.for_slice(piece, proxy.now());
+        let mut headers = proxy.whole(&asked);
+        headers.insert(header::RANGE, range::field(&range, of));
+        if let Some(condition) = validator::range_condition(stored) {
+            headers.insert(header::IF_RANGE, condition);
         }
-        let error = "the object has changed at the origin meanwhile".to_owned();
-        Err(BodyError::Source(error))
+        let asking = proxy.ask_origin(None, &asked, Method::GET, headers);
+        let (response, _) = asking.await.map_err(|e| BodyError::Source(e.detail))?;
+        let fields = response.headers();
+        let is_wanted = response.status() == StatusCode::PARTIAL_CONTENT
+            && validator::same_strong_validator(stored, fields)
+            && Part::of(fields) == Some(Part { range, of });
+        if !is_wanted {
+            return Err(changed());
+        }
+        let body = stream::unfold(response.into_body(), async |mut body| {
+            let bytes = match body.frame().await? {
+                Ok(frame) => Ok(frame.into_data().unwrap_or_default()),
+                Err(error) => Err(BodyError::Source(error.to_string())),
+            };
+            Some((bytes, body))
+        });
+        Ok(Box::pin(body))
     }
 }
 
 impl Rest {
-    /// Has the next slices fetched.
+    /// Has the next slices fetched: the longer the client stays, the further ahead.
     fn look_ahead(&mut self) {
-        while self.ahead.len() < AHEAD_MAX
+        while self.ahead.len() < AHEAD_MAX.min(self.delivered + 1)
             && let Some(piece) = self.left.next()
         {
             self.ahead
@@ -353,13 +484,26 @@ impl Rest {
                 Some(Err(error)) => return Some((Err(error), None)),
                 None => {}
             }
-            let next = self.ahead.pop_front()?;
+            self.delivered += 1;
             self.look_ahead();
-            self.now = match next.await {
+            let next = self.ahead.front_mut()?.await;
+            self.ahead.pop_front();
+            self.now = match next {
                 Ok(Ok(bytes)) => bytes,
                 Ok(Err(error)) => return Some((Err(error), None)),
                 Err(error) => return Some((Err(BodyError::Source(error.to_string())), None)),
             };
         }
     }
+}
+
+impl Drop for Rest {
+    /// What is under way for others goes on.
+    fn drop(&mut self) {
+        self.ahead.iter().for_each(JoinHandle::abort);
+    }
+}
+
+fn changed() -> BodyError {
+    BodyError::Source("the object has changed at the origin meanwhile".to_owned())
 }

@@ -92,23 +92,22 @@ pub async fn follow(
             take_over(&config, &set, &sites, membership.as_deref()).await;
         }
         let is_settled = *settled.borrow_and_update();
-        let before = readiness.borrow().clone();
-        let is_waiting = before == STARTING || before == CATCHING_UP;
-        if !is_waiting || sites.load().is_empty() {
+        let is_waiting = || matches!(*readiness.borrow(), STARTING | CATCHING_UP);
+        let is_new = is_waiting() && is_settled && !sites.load().is_empty();
+        if let (true, Some(membership)) = (is_new, &membership) {
+            // Whoever hears that it serves knows how near it is to the origins.
+            let own = sites.load_full();
+            let _ = timeout(MEASURING_MAX, upstream.measure_origins(own.all())).await;
+            membership.update(|me| me.origins_ms = upstream.origin_times());
+        }
+        if !is_waiting() || sites.load().is_empty() {
         } else if !is_settled {
             readiness.send_replace(CATCHING_UP);
         } else {
-            if let Some(membership) = &membership {
-                // Whoever hears that it serves knows how near it is to the origins.
-                let own = sites.load_full();
-                let measuring = upstream.measure_origins(own.all());
-                let _ = timeout(MEASURING_MAX, measuring).await;
-                membership.update(|me| {
-                    me.origins_ms = upstream.origin_times();
-                    me.phase = Phase::Ready;
-                });
-            }
             readiness.send_replace(Readiness::Ready);
+            if let Some(membership) = &membership {
+                membership.update(|me| me.phase = Phase::Ready);
+            }
             info!("ready");
         }
         tokio::select! {
