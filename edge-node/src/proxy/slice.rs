@@ -507,3 +507,33 @@ impl Drop for Rest {
 fn changed() -> BodyError {
     BodyError::Source("the object has changed at the origin meanwhile".to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slice_is_all_of_one_piece_and_nothing_else() {
+        const MAX: u64 = 10 << 20;
+        let whole = |length| Extent::Whole(Some(length));
+        for (piece, status, content, expected) in [
+            (0, 206, "bytes 0-1048575/3000000", whole(1 << 20)),
+            (2, 206, "bytes 2097152-2999999/3000000", whole(902_848)),
+            // All that there is.
+            (0, 206, "bytes 0-9/10", whole(10)),
+            (0, 206, "bytes 0-1048574/3000000", Extent::Unknown),
+            (1, 206, "bytes 0-1048575/3000000", Extent::Unknown),
+            (0, 206, "bytes 0-2097151/3000000", Extent::Unknown),
+            (0, 206, "bytes 0-1048575/*", Extent::Unknown),
+            (0, 206, "bytes 0-1048575/10485761", Extent::Unknown),
+            (0, 200, "bytes 0-1048575/3000000", Extent::Unknown),
+            (0, 206, "", Extent::Unknown),
+        ] {
+            let mut fields = HeaderMap::new();
+            fields.insert(header::CONTENT_RANGE, content.parse().unwrap());
+            let status = StatusCode::from_u16(status).unwrap();
+            let extent = extent(piece, status, &fields, MAX);
+            assert_eq!(extent, expected, "{status} {content}");
+        }
+    }
+}
