@@ -159,7 +159,7 @@ pub enum Action {
 pub enum RangeMiss {
     /// The fetch of the whole object.
     Whole,
-    /// The fetch of that part.
+    /// The fetch of that part, in whole pieces where others may want them or it is longer than one.
     Part,
 }
 
