@@ -24,6 +24,7 @@ use harness::{
     process::eventually,
 };
 use http::Method;
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use serde_json::json;
 
 use crate::{SECOND, admitting::call, heard_of, homing};
@@ -193,11 +194,15 @@ async fn what_is_put_together_is_of_one_version() {
         range(edge, 2, 10 * PIECE, 11 * PIECE - 1).await;
         // It begins with the newer one: those that are older are fetched anew.
         range(edge, 2, 4 * PIECE, 7 * PIECE - 1).await;
-        // It begins with the older one, which nobody can complete: it is cut, and never mixed.
-        let asking = ask(edge, 7 * PIECE, 9 * PIECE).await;
+        // It begins with an older one, and the next is newer.
+        range(edge, 2, 7 * PIECE, 9 * PIECE).await;
+        // The third one is newer, when the first has gone out already: it is cut, and never mixed.
+        range(edge, 2, 13 * PIECE, 15 * PIECE - 1).await;
+        scene.next_version();
+        let asking = ask(edge, 13 * PIECE, 16 * PIECE).await;
         assert!(asking.is_err(), "{:?}", asking.map(|answer| answer.status));
         for edge in &scene.cluster.edges {
-            range(edge, 2, 4 * PIECE, 12 * PIECE).await;
+            range(edge, 3, 13 * PIECE, 18 * PIECE).await;
         }
     }
 }
@@ -370,5 +375,64 @@ async fn what_cannot_be_put_together_is_fetched_as_before() {
         // Four ranges, of which one was tried in slices on each edge.
         let asked = scene.origin.requests();
         assert!(asked <= 6, "{asked} requests at the origin");
+    }
+}
+
+/// Clients that want anything of objects that change all the time, from all edges: whatever they get in full is of
+/// one version, the one that its tag says.
+#[tokio::test(flavor = "multi_thread")]
+async fn random_ranges_of_what_changes_are_never_mixed() {
+    const CLIENTS: u64 = 24;
+    const TURNS: u64 = 16;
+    for (seed, miss) in [(5, RangeMiss::Part), (6, RangeMiss::Whole)] {
+        let ruled = |site: &mut Site| {
+            site.shield = Some(Shield::Cluster);
+            site.range_miss = Some(miss);
+        };
+        let scene = Scene::with(3, ruled, |answer| {
+            answer
+                .field("cache-control", "max-age=1")
+                .slowly(256 << 10, SECOND / 100)
+        })
+        .await;
+        let clients = (0..CLIENTS).map(|client| {
+            let mut rng = StdRng::seed_from_u64(seed * 1_000 + client);
+            let scene = &scene;
+            async move {
+                let (mut whole, mut cut) = (0, 0);
+                for turn in 0..TURNS {
+                    let edge = &scene.cluster.edges[rng.random_range(0..3)];
+                    let first = rng.random_range(0..BYTES);
+                    let last = (first + rng.random_range(0..4 * PIECE)).min(BYTES - 1);
+                    if client == 0 && turn % 4 == 0 {
+                        scene.next_version();
+                    }
+                    let Ok(answer) = ask(edge, first, last).await else {
+                        cut += 1;
+                        continue;
+                    };
+                    let version = answer.field("etag").unwrap().trim_matches('"');
+                    // Nobody has to know ranges; then it is all of it.
+                    let (first, last) = match answer.status {
+                        206 => (first, last),
+                        status => {
+                            assert_eq!(status, 200);
+                            (0, BYTES - 1)
+                        }
+                    };
+                    let expected = Scene::bytes(version.parse().unwrap(), first, last);
+                    assert!(answer.body == expected, "{first}-{last} of {version}");
+                    whole += 1;
+                }
+                (whole, cut)
+            }
+        });
+        let counts: Vec<(u64, u64)> = join_all(clients).await;
+        let (whole, cut) = counts
+            .iter()
+            .fold((0, 0), |sum, n| (sum.0 + n.0, sum.1 + n.1));
+        let asked = scene.origin.requests();
+        println!("{miss:?}: {whole} in full, {cut} cut, {asked} requests at the origin");
+        assert!(whole > cut * 2, "{whole} in full, {cut} cut");
     }
 }

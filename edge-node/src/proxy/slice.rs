@@ -228,17 +228,17 @@ impl Proxy {
         stored: Option<&Entry>,
         fwd: Fwd,
     ) -> Result<Option<Response<Payload>>, ServeError> {
-        let Some(at) = asked.slices(stored.and_then(Entry::length)) else {
+        let length = stored.and_then(Entry::length);
+        let Some(wanted) = asked.slices(length) else {
             return Ok(None);
         };
-        let at = at.start;
         asked.forwarded.get_or_init(|| fwd);
-        let (mut first, mut leads) = match self.slice(asked, at).await? {
+        let (first, leads) = match self.first_slice(asked, wanted.start).await? {
             Sliced::Entry(slice, leads) => (slice, leads),
             Sliced::Failed(answer) => return Ok(Some(self.passed_whole(asked, *answer, fwd))),
             Sliced::Nothing => return Ok(None),
         };
-        let Some(Part { of, .. }) = Part::of(&first.head.headers) else {
+        let Some(Part { range, of }) = Part::of(&first.head.headers) else {
             return Ok(None);
         };
         let has_other = |stored: &Entry| {
@@ -246,7 +246,7 @@ impl Proxy {
         };
         if stored.is_some_and(has_other) {
             // Of the two versions, nobody is given the older one for it.
-            self.forget_slice(asked, at).await;
+            self.forget_slice(asked, part::touched(&range).start).await;
             return Ok(None);
         }
         let mut head = first.head.clone();
@@ -270,15 +270,6 @@ impl Proxy {
         if pieces.len() > 1 && !is_of(&first, &first) {
             self.leave_unsliced(asked.key);
             return Ok(None);
-        }
-        if !pieces.is_empty() && pieces.start != at {
-            // From the end, and where that is was not known.
-            match self.slice(asked, pieces.start).await? {
-                Sliced::Entry(slice, is_led) if is_of(&slice, &first) => {
-                    (first, leads) = (slice, is_led);
-                }
-                _ => return Ok(None),
-            }
         }
         let (how, source) = match leads || matches!(first.body, Body::Growing(_)) {
             true => {
@@ -317,6 +308,37 @@ impl Proxy {
         let bytes = Reading::Stream(Box::pin(bytes));
         let payload = Payload::reading(bytes, length, trace(head.status));
         Ok(Some(response(head.status, head.headers, payload)))
+    }
+
+    /// The slice that the answer begins with: that of piece `at`, if it is not from an end that is not known yet.
+    ///
+    /// # Errors
+    ///
+    /// Those of a fetch; or it is taken down.
+    async fn first_slice(&self, asked: &Asked, at: u32) -> Result<Sliced, ServeError> {
+        let found = self.slice(asked, at).await?;
+        let Sliced::Entry(first, leads) = &found else {
+            return Ok(found);
+        };
+        let of = Part::of(&first.head.headers).map(|part| part.of);
+        let Some(pieces) = of.and_then(|of| asked.slices(Some(of))) else {
+            return Ok(found);
+        };
+        if pieces.start != at {
+            return self.slice(asked, pieces.start).await;
+        }
+        let is_stored = !leads && !matches!(first.body, Body::Growing(_));
+        if is_stored
+            && pieces.len() > 1
+            && let Ok(Sliced::Entry(next, _)) = self.slice(asked, at + 1).await
+            && !is_of(&next, first)
+            && next.head.fetched_at >= first.head.fetched_at
+        {
+            // It has changed since, and nobody could complete this one.
+            self.forget_slice(asked, at).await;
+            return self.slice(asked, at).await;
+        }
+        Ok(found)
     }
 
     /// A slice of what is asked for.
