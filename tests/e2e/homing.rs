@@ -23,7 +23,11 @@ use harness::{
     region::REGIONS,
 };
 use http_body_util::BodyExt as _;
-use tokio::time::Instant;
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, sleep},
+};
 use toml::Value;
 
 use crate::{SECOND, started, stored};
@@ -200,31 +204,15 @@ async fn a_stampede_reaches_the_origin_once_for_the_cluster_or_the_region() {
 /// origin is asked once all the same.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_home_with_too_much_to_do_has_the_next_one_fetch() {
-    const BUSY_CLIENTS: usize = 260;
     let origin = Origin::start().await.unwrap();
     let cluster = settled(one_region(3, &origin.url(), Shield::Region)).await;
     let home = &cluster.edges[0];
-    let (busy, new) = (path_at(home, "busy").await, path_at(home, "new").await);
+    let new = path_at(home, "new").await;
     let other = path_at(home, "other").await;
-    let (open, held) = tokio::sync::watch::channel(false);
-    origin.route(&busy, Answer::bytes("at last").max_age(600).held(held));
     for path in [&new, &other] {
         origin.route(path, Answer::bytes("new").max_age(600).head_after(SECOND));
     }
-    let waiting: Vec<_> = (0..BUSY_CLIENTS)
-        .map(|_| {
-            let url = home.url(&busy);
-            tokio::spawn(async move { Client::new().get_with(&url, &[("host", HOST)]).await })
-        })
-        .collect();
-    eventually("the home has too much to do", async || {
-        let explained = explain(home, &new).await;
-        let why = explained["homes"]["region"][0]["why"].to_string();
-        ensure!(why.contains("sends on"), "{why}");
-        Ok(())
-    })
-    .await
-    .unwrap();
+    let busy = Busy::new(&origin, home, &new).await;
     // What others have heard of that makes no difference.
     for edge in &cluster.edges {
         assert_eq!(home_of(edge, &new).await, home.id);
@@ -260,9 +248,74 @@ async fn a_home_with_too_much_to_do_has_the_next_one_fetch() {
     for path in [&new, &other] {
         assert_eq!(origin.seen(path).len(), 1, "{path}");
     }
-    open.send_replace(true);
-    for answer in join_all(waiting).await {
-        assert_eq!(answer.unwrap().unwrap().text(), "at last");
+    busy.ends().await;
+}
+
+/// The second home of the cluster fetches for its own clients what the first has sent on to it; the first, whose clients
+/// want it then, waits for that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_home_of_the_cluster_waits_for_whom_it_has_sent_on() {
+    let origin = Origin::start().await.unwrap();
+    let cluster = settled(one_region(3, &origin.url(), Shield::Cluster)).await;
+    let home = &cluster.edges[0];
+    let path = path_at(home, "new").await;
+    origin.route(&path, Answer::bytes("new").max_age(600).head_after(SECOND));
+    let busy = Busy::new(&origin, home, &path).await;
+    let explained = explain(home, &path).await;
+    let second = &explained["homes"]["cluster"][1]["id"];
+    let second = cluster
+        .edges
+        .iter()
+        .find(|edge| *second == edge.id)
+        .unwrap();
+    let later = async {
+        sleep(SECOND / 4).await;
+        home.get(&path).await
+    };
+    let (one, other) = tokio::join!(second.get(&path), later);
+    assert_eq!(
+        (one.unwrap().text(), other.unwrap().text()),
+        ("new".into(), "new".into())
+    );
+    assert_eq!(origin.seen(&path).len(), 1);
+    busy.ends().await;
+}
+
+/// Clients that keep an edge busy, so that as a home it sends on.
+struct Busy {
+    open: watch::Sender<bool>,
+    waiting: Vec<JoinHandle<Result<Response>>>,
+}
+
+impl Busy {
+    /// Until `home`, that of `path`, sends it on.
+    async fn new(origin: &Origin, home: &Node, path: &str) -> Self {
+        const CLIENTS: usize = 260;
+        let busy = path_at(home, "busy").await;
+        let (open, held) = watch::channel(false);
+        origin.route(&busy, Answer::bytes("at last").max_age(600).held(held));
+        let waiting = (0..CLIENTS)
+            .map(|_| {
+                let url = home.url(&busy);
+                tokio::spawn(async move { Client::new().get_with(&url, &[("host", HOST)]).await })
+            })
+            .collect();
+        eventually("the home has too much to do", async || {
+            let explained = explain(home, path).await;
+            let why = explained["homes"]["region"][0]["why"].to_string();
+            ensure!(why.contains("sends on"), "{why}");
+            Ok(())
+        })
+        .await
+        .unwrap();
+        Self { open, waiting }
+    }
+
+    async fn ends(self) {
+        self.open.send_replace(true);
+        for answer in join_all(self.waiting).await {
+            assert_eq!(answer.unwrap().unwrap().text(), "at last");
+        }
     }
 }
 
@@ -350,7 +403,7 @@ async fn a_home_that_is_killed_within_a_fill_is_not_missed() {
                 tokio::spawn(async move { Client::new().digest(&url, &[("host", HOST)]).await })
             })
             .collect();
-        tokio::time::sleep(SECOND * 3 / 2).await;
+        sleep(SECOND * 3 / 2).await;
         assert!(clients.iter().all(|client| !client.is_finished()));
         cluster.edges[0].kill9().await.unwrap();
         for client in clients {
@@ -437,7 +490,7 @@ async fn an_object_gone_stale_is_validated_once_through_its_home() {
     }
     assert_eq!(origin.requests(), 1);
     let sent = origin.body_bytes();
-    tokio::time::sleep(SECOND * 3).await;
+    sleep(SECOND * 3).await;
     let (a, b) = tokio::join!(one.get(&path), two.get(&path));
     for answer in [a.unwrap(), b.unwrap()] {
         assert_eq!(answer.body, body.bytes());
@@ -479,7 +532,7 @@ async fn an_origin_that_fails_is_not_asked_again_and_nobody_else_is_blamed() {
     );
     assert_eq!(origin.seen(&broken).len(), 1);
 
-    tokio::time::sleep(SECOND * 2).await;
+    sleep(SECOND * 2).await;
     origin.route(&page, Answer::status(500));
     let before = origin.requests();
     assert_eq!(one.get(&page).await.unwrap().text(), "as it was");
@@ -510,7 +563,7 @@ async fn views_that_differ_do_not_make_nodes_wait_for_each_other() {
         unreachable!()
     };
     let path = path_at(home, "crossed").await;
-    let (open, held) = tokio::sync::watch::channel(false);
+    let (open, held) = watch::channel(false);
     let answer = Answer::bytes("at last").max_age(600).held(held);
     origin.route(&path, answer);
     // `other` asks the home for its client, and the home asks the origin.

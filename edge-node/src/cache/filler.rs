@@ -140,8 +140,9 @@ impl Filler {
         self.fill.follow()
     }
 
-    /// Says, once, whose answer this fill may have to wait for: a number that means something to those who
-    /// fill. Who must not wait for such can tell before it follows ([`Following::reach`]).
+    /// Says whose answer this fill may have to wait for from now on, a number that means something to those who
+    /// fill: when it begins, and when that has become less. Who must not wait for such can tell before it follows
+    /// ([`Following::reach`]).
     pub fn reaches(&self, reach: u8) {
         self.fill.reaches(reach);
     }

@@ -837,3 +837,14 @@ async fn who_follows_late_is_told_at_once_and_nobody_waits_for_what_nobody_follo
         assert!(matches!(following.outcome().await, Outcome::Again));
     }
 }
+
+#[tokio::test]
+async fn a_fill_comes_to_wait_for_less_and_never_for_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = open(dir.path(), 1 << 30);
+    let filler = filler(&cache).await;
+    for (said, holds) in [(3, 3), (1, 1), (4, 1)] {
+        filler.reaches(said);
+        assert_eq!(filler.follow().reach().await, Some(holds));
+    }
+}

@@ -90,8 +90,9 @@ impl Fill {
 
     pub(super) fn reaches(&self, word: u8) {
         if let Told::Nothing { reach, followers } = &mut *self.told() {
-            // The first word counts.
-            let reach = *reach.get_or_insert(word);
+            // Who may wait for it now may do so for good.
+            let now = reach.map_or(word, |before| before.min(word));
+            let reach = *reach.insert(now);
             if let Some(followers) = followers {
                 followers.send_modify(|progress| progress.reach = Some(reach));
             }

@@ -99,18 +99,17 @@ pub struct Spilling {
 }
 
 impl Spilling {
-    /// The same for a key of which this node is the cluster's first home, or not: its region is no reason to send
-    /// that on, for the next of the region would have nobody left to ask, and fetch it beside this node.
+    /// The same for a key of which this node is the cluster's first home (0), its second (1), or neither. What is too
+    /// much for its region is no reason then to send that on: the next of the region would have nobody left to ask
+    /// but this node, and fetch it beside it.
     #[must_use]
-    fn of_key(self, is_cluster_home: bool) -> Self {
-        Self {
-            region: if is_cluster_home {
-                self.cluster
-            } else {
-                self.region
-            },
-            ..self
-        }
+    fn of_key(self, place: Option<usize>) -> Self {
+        let region = match place {
+            Some(0) => self.cluster,
+            Some(_) => false,
+            None => self.region,
+        };
+        Self { region, ..self }
     }
 }
 
@@ -333,8 +332,9 @@ impl Inner {
     fn spilling(&self, region: &[&NodeInfo], cluster: &[&NodeInfo]) -> Spilling {
         let too_much = [region, cluster].map(|homes| placement::has_too_much(&self.me, homes));
         let mut until = self.spilling.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_cluster_home = cluster.first().is_some_and(|first| first.id == self.me);
-        until.now(too_much, Instant::now()).of_key(is_cluster_home)
+        let mut homes = cluster.iter().take(HOMES_ASKED_MAX);
+        let place = homes.position(|home| home.id == self.me);
+        until.now(too_much, Instant::now()).of_key(place)
     }
 
     /// The homes of `key` for this node's region and for the cluster, as far as the site has such.
@@ -558,11 +558,12 @@ mod tests {
     }
 
     #[test]
-    fn the_home_of_the_cluster_sends_on_by_what_is_too_much_among_the_homes_of_the_cluster() {
+    fn the_homes_of_the_cluster_do_not_go_by_what_is_too_much_for_their_region() {
         for (region, cluster) in [(true, false), (false, true)] {
             let spilling = Spilling { region, cluster };
-            assert_eq!(spilling.of_key(false), spilling);
-            assert_eq!(spilling.of_key(true), if cluster { BUSY } else { CALM });
+            assert_eq!(spilling.of_key(None), spilling);
+            assert_eq!(spilling.of_key(Some(0)), if cluster { BUSY } else { CALM });
+            assert!(!spilling.of_key(Some(1)).region);
         }
     }
 

@@ -11,7 +11,7 @@ use tracing::warn;
 use super::{
     Upstream,
     health::Severity,
-    home::{Home, Reached},
+    home::{Home, Level, Reached, reach},
     peer::{CONNECT_TIMEOUT, HEAD_TIMEOUT, PeerError, connect_timeout},
     relayed::{Told, Wanted},
 };
@@ -130,6 +130,17 @@ impl Homes<'_> {
                     }
                 }
             }
+        }
+    }
+
+    /// For whose answer it may have to wait from now on.
+    pub fn reach(&self) -> Level {
+        let silent = self.silent.iter().map(|silent| self.way[silent.home].level);
+        let left = self.way[self.asked..].iter().map(|home| home.level);
+        match self.answering {
+            0 => silent.chain(left).max().unwrap_or(Level::Origin),
+            // Who that is, is not known here.
+            _ => reach(self.way),
         }
     }
 
