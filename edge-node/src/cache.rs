@@ -318,14 +318,20 @@ impl Cache {
         self.forget(key).await;
     }
 
-    /// Whether what was fetched from the origin at `fetched_ms` is older than an invalidation here.
-    pub fn is_doubtful(&self, key: Key, fetched_ms: u64) -> bool {
+    /// When `key` was invalidated here last, in Unix milliseconds; `None` if it was not, or that is forgotten.
+    pub fn changed_ms(&self, key: Key) -> Option<u64> {
         let doubts = self
             .shared
             .doubts
             .lock()
             .expect("no code panics while it holds this lock");
-        doubts.get(&key).is_some_and(|at_ms| fetched_ms <= *at_ms)
+        doubts.get(&key).copied()
+    }
+
+    /// Whether what was fetched from the origin at `fetched_ms` is older than an invalidation here.
+    pub fn is_doubtful(&self, key: Key, fetched_ms: u64) -> bool {
+        self.changed_ms(key)
+            .is_some_and(|at_ms| fetched_ms <= at_ms)
     }
 
     /// Whether requests for `key` go ahead by themselves, because the last answer could not be shared.
@@ -334,7 +340,7 @@ impl Cache {
     }
 
     /// They do from now on, for a while.
-    pub fn pass(&self, key: Key) {
+    pub fn start_passing(&self, key: Key) {
         self.passing().add(key, Instant::now());
     }
 

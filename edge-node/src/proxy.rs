@@ -141,8 +141,10 @@ struct Asked {
     /// The host as the client wrote it.
     host_sent: String,
     key: Key,
-    /// The key is that of a slice.
+    /// The key is that of a slice …
     slice: Option<Slice>,
+    /// … whose object was changed then, in Unix milliseconds.
+    changed_ms: Option<u64>,
     method: Method,
     uri: Uri,
     version: Version,
@@ -424,6 +426,7 @@ impl Proxy {
             rules,
             key,
             slice: None,
+            changed_ms: None,
             site_metrics: caller.site_metrics,
             site: ruling.site.clone(),
             ruling,
@@ -521,7 +524,7 @@ impl Proxy {
     ) -> Result<Response<Payload>, ServeError> {
         asked.make_sure().await;
         let ask = self.ask(asked);
-        let mut is_sliced = self.prefers_slices(asked);
+        let mut may_slice = true;
         let target = asked.uri.path_and_query().map_or("/", |pq| pq.as_str());
         for _ in 0..ROUNDS_MAX {
             let looked_up = match filler.take() {
@@ -529,11 +532,11 @@ impl Proxy {
                 None => self.shared.cache.lookup(ask).await,
             };
             let lacks = match &looked_up {
-                Lookup::Absent(_) | Lookup::Unavailable => true,
+                Lookup::Absent(_) => true,
                 Lookup::Fresh(entry) => !deliver::suffices(&asked.method, &asked.headers, entry),
                 _ => false,
             };
-            if lacks && std::mem::take(&mut is_sliced) {
+            if lacks && std::mem::take(&mut may_slice) && self.prefers_slices(asked) {
                 let stored = match looked_up {
                     Lookup::Absent(filler) => {
                         filler.again();

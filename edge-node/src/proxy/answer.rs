@@ -68,20 +68,6 @@ impl Proxy {
             self.shared.cache.forget(entry.key).await;
             return Ok(None);
         };
-        // RFC 9111 §5.1: `Age` says that the origin has not answered this very request.
-        if how.leads
-            && entry.from == Provenance::Origin
-            && !entry.head.headers.contains_key(header::AGE)
-        {
-            head.headers.remove(header::AGE);
-        }
-        if how.leads
-            && let Ok(mut withheld) = entry.withheld.lock()
-            && let Some(withheld) = withheld.take()
-        {
-            head.headers.extend(*withheld);
-        }
-        asked.rules.consume_targets(&mut head.headers);
         self.tell_kept(asked, &how, entry, &mut head.headers);
         let mut trace = self.trace(Some(asked), how.outcome, source, head.status);
         trace.from_disk = from_disk;
@@ -102,7 +88,7 @@ impl Proxy {
         Ok(Some(response(head.status, head.headers, payload)))
     }
 
-    /// Says in `headers` how this request came to `entry`.
+    /// Makes `headers`, those of `entry`, those of the answer to this request, and says how it came to that.
     pub(super) fn tell_kept(
         &self,
         asked: &Asked,
@@ -110,6 +96,20 @@ impl Proxy {
         entry: &Entry,
         headers: &mut HeaderMap,
     ) {
+        // RFC 9111 §5.1: `Age` says that the origin has not answered this very request.
+        if how.leads
+            && entry.from == Provenance::Origin
+            && !entry.head.headers.contains_key(header::AGE)
+        {
+            headers.remove(header::AGE);
+        }
+        if how.leads
+            && let Ok(mut withheld) = entry.withheld.lock()
+            && let Some(withheld) = withheld.take()
+        {
+            headers.extend(*withheld);
+        }
+        asked.rules.consume_targets(headers);
         let filled_from = how.filled.then(|| entry.from.to_string());
         let detail = how.detail.clone().or(filled_from);
         let ttl = entry.head.freshness.ttl_s(self.now());

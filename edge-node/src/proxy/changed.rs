@@ -93,7 +93,7 @@ impl Proxy {
             let key = key::key(site, &asked.host, &target, &asked.headers, rules);
             doubtful.push(Doubtful {
                 key,
-                // Who has slices of it does not claim it.
+                // Who has slices of it does not claim it. Where a miss fetches the whole, they are held against that.
                 is_of_many: !asked.rules.fill_whole,
             });
             if let Some(key) = super::pass::whole_key(&asked.ruling, &asked.host, &target) {

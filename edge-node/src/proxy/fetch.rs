@@ -164,6 +164,7 @@ impl Proxy {
         else {
             return;
         };
+        filler.reaches(Level::Origin as u8);
         match (stale, part) {
             (Some(stale), _) => self.validate(filler, asked, &stale, method, own).await,
             (None, Some(part)) => self.fetch_rest(filler, asked, &part, own).await,
@@ -481,6 +482,7 @@ impl Proxy {
             }
             filler.not_shared(remember);
             if let Some(slice) = &asked.slice
+                && remember
                 && response.status().is_success()
             {
                 self.leave_unsliced(slice.whole);
@@ -615,7 +617,7 @@ impl Proxy {
         let answered = self
             .shared
             .upstream
-            .origin(&asked.site, asked.whole_key(), &asked.host, request, place)
+            .origin(&asked.site, asked.object_key(), &asked.host, request, place)
             .await;
         answered
             .map(|response| (response, moment))

@@ -57,7 +57,7 @@ impl Proxy {
         let same_key = || {
             let (site, rules) = (&asked.site.name, &asked.ruling.key);
             let fields = relayed::reaching_peers(&for_everybody(&asked.headers));
-            key::key(site, &asked.host, asked.target(), &fields, rules) == asked.whole_key()
+            key::key(site, &asked.host, asked.target(), &fields, rules) == asked.object_key()
         };
         if way.is_empty() || same_key() {
             way
@@ -120,13 +120,13 @@ impl Proxy {
             match told {
                 Told::Refused(
                     Refusal::Crossed | Refusal::Unknown | Refusal::Behind | Refusal::SentOn,
-                ) => {}
+                ) => filler.reaches(homes.reach() as u8),
                 Told::Refused(Refusal::Busy) => busy = Some(&home.id),
                 Told::Refused(Refusal::OriginBusy) => {
                     filler.fail(self.shed_by_home(&home.id, Kind::OriginBusy));
                     return None;
                 }
-                // What the origin would say of a slice, it has said.
+                // A slice is not fetched from here instead: who wants it asks for what it needs by itself.
                 Told::Refused(Refusal::Pass) if asked.slice.is_some() => {
                     filler.not_shared(false);
                     return None;

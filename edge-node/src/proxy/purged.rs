@@ -61,6 +61,9 @@ impl Asked {
 
 impl Judge for Asked {
     fn standing(&self, entry: &Entry) -> Standing {
+        if self.is_from_before(entry.head.fetched_at) {
+            return Standing::Gone;
+        }
         let is_sure = self.is_sure.load(Ordering::Relaxed);
         self.purges.standing(self.named(), entry, is_sure)
     }

@@ -36,7 +36,7 @@ use crate::{
     upstream::{
         home::{Level, may_join},
         origin::OriginBody,
-        relayed::{self, BEAT, BLOCK_BYTES, Frame, OriginFault, Refusal, RelayHead},
+        relayed::{self, BEAT, BLOCK_BYTES, Frame, OriginFault, Refusal, RelayHead, Slice},
     },
 };
 
@@ -298,9 +298,13 @@ impl Proxy {
             ..self.asked(&sites, selected, parts, caller, false)
         };
         let asked = match relayed::slice_in(&question.fields) {
-            Some(slice) => Asked {
-                key: key::slice_key(asked.key, slice.piece),
-                slice: Some(slice).filter(|slice| slice.whole == asked.key),
+            Some(Slice { piece, .. }) => Asked {
+                key: key::slice_key(asked.key, piece),
+                slice: Some(Slice {
+                    piece,
+                    whole: asked.key,
+                }),
+                changed_ms: self.shared.cache.changed_ms(asked.key),
                 ..asked
             },
             None => asked,
@@ -324,7 +328,7 @@ impl Proxy {
     /// The journey of a question, or of a slice: lookup → fetch.
     pub(super) async fn found(&self, asked: &Arc<Asked>) -> Found {
         asked.make_sure().await;
-        if forward::is_loop(&asked.headers, &self.shared.me) || self.is_unsliced(asked) {
+        if forward::is_loop(&asked.headers, &self.shared.me) {
             return Found::Refused(Refusal::Pass);
         }
         let target = asked.target();
@@ -332,8 +336,7 @@ impl Proxy {
             let ask = self.ask(asked);
             let (turn, stored) = match self.shared.cache.lookup(ask).await {
                 Lookup::Fresh(entry)
-                    if self.is_outdated(&asked.ruling, &asked.host, target, &entry)
-                        || self.is_of_before(asked, entry.head.fetched_at) =>
+                    if self.is_outdated(&asked.ruling, &asked.host, target, &entry) =>
                 {
                     self.shared.cache.forget(entry.key).await;
                     continue;
@@ -351,6 +354,10 @@ impl Proxy {
                 // What may be used once more here is not new enough to be kept elsewhere.
                 Lookup::Stale { entry, turn, .. } => (turn, Some(entry)),
                 Lookup::Filling(following) => (Turn::Follow(following), None),
+                Lookup::Absent(filler) if self.is_unsliced(asked) => {
+                    filler.not_shared(false);
+                    return Found::Refused(Refusal::Pass);
+                }
                 Lookup::Absent(filler) => (Turn::Fill(filler), None),
                 Lookup::Unavailable | Lookup::Pass => return Found::Refused(Refusal::Pass),
             };
@@ -404,13 +411,6 @@ impl Proxy {
             Some(filling) => filling.outcome(following).await,
             None => following.outcome().await,
         };
-        if let (Outcome::Shared(entry) | Outcome::Refreshed(entry), false) = (&outcome, leads)
-            && self.is_of_before(asked, entry.head.fetched_at)
-        {
-            // It was asked for before a change that is older than this request.
-            self.shared.cache.forget(asked.key).await;
-            return None;
-        }
         Some(match outcome {
             Outcome::Shared(entry) if !vary::matches(&entry.head.selected_by, &asked.headers) => {
                 return None;

@@ -14,11 +14,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use cluster::key::Key;
+use cluster::{key::Key, manifest::PIECE_BYTES};
 use futures_util::{StreamExt as _, stream};
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
-use http_body_util::BodyExt as _;
-use tokio::{task::JoinHandle, time::sleep};
+use http_body_util::{BodyExt as _, Limited};
+use tokio::{
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
 use tracing::{debug, info};
 
 use super::{
@@ -73,7 +76,7 @@ pub(super) fn extent(piece: u32, status: StatusCode, fields: &HeaderMap, bytes_m
 }
 
 /// Whether two slices, or a slice and what is stored of the whole, are of the same version for certain.
-fn is_of(one: &Entry, other: &Entry) -> bool {
+fn is_same_version(one: &Entry, other: &Entry) -> bool {
     let length = |entry: &Entry| match Part::of(&entry.head.headers) {
         Some(part) => Some(part.of),
         None => entry.length(),
@@ -89,7 +92,7 @@ fn bytes_of(piece: u32, length: u64) -> Range<u64> {
 
 impl Asked {
     /// The key of its URL, of which it may want a slice.
-    pub(super) fn whole_key(&self) -> Key {
+    pub(super) fn object_key(&self) -> Key {
         self.slice.map_or(self.key, |slice| slice.whole)
     }
 
@@ -109,21 +112,28 @@ impl Asked {
         HeaderValue::try_from(text).expect("digits and a dash")
     }
 
-    /// Which slices of an object of `length` bytes, if that is known, it wants; `None` where it gets none, so that
-    /// it does not get what is not for everybody.
+    /// Which slices of an object of `length` bytes, if that is known, it wants; `None` where it gets none: what is
+    /// not for everybody, or must be had without asking anybody.
     fn slices(&self, length: Option<u64>) -> Option<Range<u32>> {
-        let may_share = !self.headers.contains_key(header::AUTHORIZATION);
-        (may_share && self.method == Method::GET).then(|| part::sliced(&self.headers, length))?
+        let is_own = self.headers.contains_key(header::AUTHORIZATION) || self.said.only_if_cached;
+        (!is_own && self.method == Method::GET).then(|| part::sliced(&self.headers, length))?
+    }
+
+    /// Whether a slice is from before a change of its object.
+    pub(super) fn is_from_before(&self, fetched_ms: u64) -> bool {
+        self.changed_ms
+            .is_some_and(|changed_ms| fetched_ms <= changed_ms)
     }
 
     /// The request for a slice of what this one is about.
-    fn for_slice(&self, piece: u32, now_ms: u64) -> Self {
+    fn for_slice(&self, piece: u32, proxy: &Proxy) -> Self {
         let mut headers = self.headers.clone();
         policy::fields::remove(&mut headers, |name| forward::selects(name.as_str()));
         let whole = self.key;
         Self {
             key: key::slice_key(whole, piece),
             slice: Some(Slice { piece, whole }),
+            changed_ms: proxy.shared.cache.changed_ms(whole),
             headers,
             method: Method::GET,
             extensions: Extensions::new(),
@@ -148,7 +158,7 @@ impl Asked {
             rules: self.rules.clone(),
             client: self.client,
             purges: self.purges.clone(),
-            now_ms,
+            now_ms: proxy.now(),
             started: self.started,
             level: self.level,
         }
@@ -165,14 +175,14 @@ enum Sliced {
     Nothing,
 }
 
-/// The range that slices are put together for, and the first of them.
+/// The range that slices are put together for.
 #[derive(Clone)]
 struct Wanted {
     proxy: Proxy,
     asked: Arc<Asked>,
-    first: Arc<Entry>,
+    /// The object, as the first slice tells of it; without its bytes.
+    object: Arc<Entry>,
     range: Range<u64>,
-    of: u64,
 }
 
 /// Slices that are still to come, in order.
@@ -212,7 +222,7 @@ impl Proxy {
 
     /// The origin does not send what could be shared of `whole` in slices: for a while nobody asks for any.
     pub(super) fn leave_unsliced(&self, whole: Key) {
-        self.shared.cache.pass(unsliced(whole));
+        self.shared.cache.start_passing(unsliced(whole));
     }
 
     /// Answers a request for a range from the slices that it touches; `stored` is what is here of the object, and
@@ -241,10 +251,10 @@ impl Proxy {
         let Some(Part { range, of }) = Part::of(&first.head.headers) else {
             return Ok(None);
         };
-        let has_other = |stored: &Entry| {
-            validator::range_condition(&stored.head.headers).is_some() && !is_of(stored, &first)
+        let is_older = |stored: &Entry| {
+            !is_same_version(stored, &first) && first.head.fetched_at <= stored.head.fetched_at
         };
-        if stored.is_some_and(has_other) {
+        if stored.is_some_and(is_older) {
             // Of the two versions, nobody is given the older one for it.
             self.forget_slice(asked, part::touched(&range).start).await;
             return Ok(None);
@@ -267,7 +277,7 @@ impl Proxy {
             Content::Range(_) | Content::Multipart(_) => return Ok(None),
         };
         let pieces = range.as_ref().map_or(0..0, part::touched);
-        if pieces.len() > 1 && !is_of(&first, &first) {
+        if pieces.len() > 1 && !is_same_version(&first, &first) {
             self.leave_unsliced(asked.key);
             return Ok(None);
         }
@@ -278,7 +288,6 @@ impl Proxy {
             }
             false => (How::hit(Outcome::Hit), first.source),
         };
-        asked.rules.consume_targets(&mut head.headers);
         self.tell_kept(asked, &how, &first, &mut head.headers);
         let trace = |status| self.trace(Some(asked), how.outcome, source, status);
         let Some(range) = range else {
@@ -288,9 +297,8 @@ impl Proxy {
         let wanted = Wanted {
             proxy: self.clone(),
             asked: asked.clone(),
-            first: first.clone(),
+            object: Arc::new(object),
             range,
-            of,
         };
         let Ok(now) = wanted.open(&first, pieces.start) else {
             self.shared.cache.forget(first.key).await;
@@ -330,8 +338,8 @@ impl Proxy {
         let is_stored = !leads && !matches!(first.body, Body::Growing(_));
         if is_stored
             && pieces.len() > 1
-            && let Ok(Sliced::Entry(next, _)) = self.slice(asked, at + 1).await
-            && !is_of(&next, first)
+            && let Ok(Ok(Sliced::Entry(next, _))) = timeout(PAUSE, self.slice(asked, at + 1)).await
+            && !is_same_version(&next, first)
             && next.head.fetched_at >= first.head.fetched_at
         {
             // It has changed since, and nobody could complete this one.
@@ -347,10 +355,15 @@ impl Proxy {
     ///
     /// Those of a fetch; or it is taken down.
     async fn slice(&self, asked: &Asked, piece: u32) -> Result<Sliced, ServeError> {
-        let asked = Arc::new(asked.for_slice(piece, self.now()));
+        let asked = Arc::new(asked.for_slice(piece, self));
         let (kind, detail) = match self.found(&asked).await {
             Found::Entry(slice, leads) => {
                 self.body_admitted(&asked, &slice).await?;
+                let part = Part::of(&slice.head.headers);
+                if part.is_none_or(|part| part.range != bytes_of(piece, part.of)) {
+                    self.shared.cache.forget(slice.key).await;
+                    return Ok(Sliced::Nothing);
+                }
                 return Ok(Sliced::Entry(slice, leads));
             }
             Found::Refused(Refusal::OriginError {
@@ -381,26 +394,24 @@ impl Proxy {
 
     /// Whether what was fetched from the origin at `fetched_ms` is older than a change of it that is known here.
     pub(super) fn is_doubtful(&self, asked: &Asked, fetched_ms: u64) -> bool {
-        self.shared.cache.is_doubtful(asked.key, fetched_ms) || self.is_of_before(asked, fetched_ms)
-    }
-
-    /// Whether a slice is from before a change of its object that is known here.
-    pub(super) fn is_of_before(&self, asked: &Asked, fetched_ms: u64) -> bool {
-        let cache = &self.shared.cache;
-        let slice = asked.slice.as_ref();
-        slice.is_some_and(|slice| cache.is_doubtful(slice.whole, fetched_ms))
+        self.shared.cache.is_doubtful(asked.key, fetched_ms) || asked.is_from_before(fetched_ms)
     }
 }
 
 impl Wanted {
+    /// How long the object is.
+    fn length(&self) -> u64 {
+        self.object.length().unwrap_or(0)
+    }
+
     /// What of a piece is wanted, by its place in the object.
     fn of_piece(&self, piece: u32) -> Range<u64> {
-        let bytes = bytes_of(piece, self.of);
+        let bytes = bytes_of(piece, self.length());
         self.range.start.max(bytes.start)..self.range.end.min(bytes.end)
     }
 
     fn open(&self, slice: &Entry, piece: u32) -> Result<BodyStream, BodyError> {
-        let begins = bytes_of(piece, self.of).start;
+        let begins = bytes_of(piece, self.length()).start;
         let Range { start, end } = self.of_piece(piece);
         let cache = &self.proxy.shared.cache;
         Ok(slice
@@ -410,28 +421,30 @@ impl Wanted {
 
     /// The slice of a later piece, if it is of the same version. One that is older than the first is fetched
     /// anew; where it is newer, this body cannot be brought to its end, and the first is of no use any more. What
-    /// cannot be shared is had for this client alone.
+    /// cannot be shared is had for this client alone; what failed is tried again.
     async fn later(self, piece: u32) -> Result<BodyStream, BodyError> {
         let Self {
             proxy,
             asked,
-            first,
+            object,
             ..
         } = &self;
         let cache = &proxy.shared.cache;
         let mut failed = changed();
-        for turn in 0..TRIES {
+        for turn in 1..=TRIES {
             match proxy.slice(asked, piece).await {
-                Ok(Sliced::Entry(slice, _)) if is_of(&slice, first) => {
+                Ok(Sliced::Entry(slice, _)) if is_same_version(&slice, object) => {
                     match self.open(&slice, piece) {
                         Ok(bytes) => return Ok(bytes),
                         // Evicted in this moment.
                         Err(_) => cache.forget(slice.key).await,
                     }
+                    continue;
                 }
-                Ok(Sliced::Entry(slice, _)) if slice.head.fetched_at < first.head.fetched_at => {
+                Ok(Sliced::Entry(slice, _)) if slice.head.fetched_at < object.head.fetched_at => {
                     debug!(uri = %asked.uri, piece, "a slice is of an older version");
                     proxy.forget_slice(asked, piece).await;
+                    continue;
                 }
                 Ok(Sliced::Entry(..)) => {
                     info!(uri = %asked.uri, piece, "the object has changed between its slices");
@@ -439,13 +452,17 @@ impl Wanted {
                     proxy.forget_slice(asked, first).await;
                     return Err(changed());
                 }
-                _ => match self.alone(piece).await {
-                    Ok(bytes) => return Ok(bytes),
-                    Err(error) => {
-                        failed = error;
-                        sleep(PAUSE * (turn + 1)).await;
-                    }
-                },
+                Ok(Sliced::Nothing) => return self.alone(piece).await,
+                Ok(Sliced::Failed(answer)) => {
+                    failed = BodyError::Source(format!("origin answered {}", answer.status()));
+                }
+                Err(error) if error.kind == Kind::Blocked => {
+                    return Err(BodyError::Source(error.detail));
+                }
+                Err(error) => failed = BodyError::Source(error.detail),
+            }
+            if turn < TRIES {
+                sleep(PAUSE * turn).await;
             }
         }
         Err(failed)
@@ -456,12 +473,11 @@ impl Wanted {
         let Self {
             proxy,
             asked,
-            first,
-            of,
+            object,
             ..
         } = self;
-        let (of, range, stored) = (*of, self.of_piece(piece), &first.head.headers);
-        let asked = asked.for_slice(piece, proxy.now());
+        let (of, range, stored) = (self.length(), self.of_piece(piece), &object.head.headers);
+        let asked = asked.for_slice(piece, proxy);
         let mut headers = proxy.whole(&asked);
         headers.insert(header::RANGE, range::field(&range, of));
         if let Some(condition) = validator::range_condition(stored) {
@@ -470,20 +486,21 @@ impl Wanted {
         let asking = proxy.ask_origin(None, &asked, Method::GET, headers);
         let (response, _) = asking.await.map_err(|e| BodyError::Source(e.detail))?;
         let fields = response.headers();
+        let length = range.end - range.start;
         let is_wanted = response.status() == StatusCode::PARTIAL_CONTENT
             && validator::same_strong_validator(stored, fields)
             && Part::of(fields) == Some(Part { range, of });
         if !is_wanted {
             return Err(changed());
         }
-        let body = stream::unfold(response.into_body(), async |mut body| {
-            let bytes = match body.frame().await? {
-                Ok(frame) => Ok(frame.into_data().unwrap_or_default()),
-                Err(error) => Err(BodyError::Source(error.to_string())),
-            };
-            Some((bytes, body))
-        });
-        Ok(Box::pin(body))
+        // The client may be slow, and others wait for the line.
+        let body = Limited::new(response.into_body(), PIECE_BYTES).collect();
+        let body = body.await.map_err(|e| BodyError::Source(e.to_string()))?;
+        let bytes = body.to_bytes();
+        match bytes.len() as u64 == length {
+            true => Ok(Reading::Whole(bytes).into_stream()),
+            false => Err(BodyError::Source("a part of another length".to_owned())),
+        }
     }
 }
 
