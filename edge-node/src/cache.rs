@@ -485,18 +485,27 @@ impl Cache {
     /// The right to fetch what is stored nowhere here, not being fetched by anybody, and not known not to
     /// be for everybody. Holds locks for a few instructions only.
     pub fn claim_absent(&self, key: Key, now: Instant) -> Option<Filler> {
-        let Shared { memory, store, .. } = &*self.shared;
         if self.passing().is_passing(key, now) {
             return None;
         }
         let mut fills = self.fills();
-        if fills.contains_key(&key) || memory.peek(key).is_some() || store.contains(key) {
+        if !self.is_absent_among(&fills, key) {
             return None;
         }
         let fill = Fill::new(key, None);
         fills.insert(key, fill.clone());
         drop(fills);
         Some(Filler::new(self, key, None, fill))
+    }
+
+    /// Whether there would be such a right. It is not taken from anybody.
+    pub fn is_absent(&self, key: Key) -> bool {
+        !self.is_passing(key) && self.is_absent_among(&self.fills(), key)
+    }
+
+    fn is_absent_among(&self, fills: &KeyMap<Arc<Fill>>, key: Key) -> bool {
+        let Shared { memory, store, .. } = &*self.shared;
+        !fills.contains_key(&key) && memory.peek(key).is_none() && !store.contains(key)
     }
 
     /// Whether a body of so many bytes is kept in one step, see [`Filler::share_whole`].

@@ -525,6 +525,14 @@ impl Proxy {
         asked.make_sure().await;
         let ask = self.ask(asked);
         let mut may_slice = true;
+        // Without claiming the whole, so that nobody waits for what nobody fetches.
+        if filler.is_none() && self.shared.cache.is_absent(asked.key) && self.prefers_slices(asked)
+        {
+            may_slice = false;
+            if let Some(response) = self.answer_from_slices(asked, None, Fwd::UriMiss).await? {
+                return Ok(response);
+            }
+        }
         let target = asked.uri.path_and_query().map_or("/", |pq| pq.as_str());
         for _ in 0..ROUNDS_MAX {
             let looked_up = match filler.take() {

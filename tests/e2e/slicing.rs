@@ -142,8 +142,18 @@ async fn what_many_want_a_part_of_is_fetched_once() {
         join_all(asking).await;
         let (asked, sent) = (origin.requests(), origin.body_bytes());
         println!("{miss:?} from {first} on: {asked} requests at the origin, {sent} bytes");
-        assert_eq!(asked, wholes + slices);
-        assert!(sent <= wholes * BYTES + slices * PIECE, "{sent}");
+        let silent = |edge: &Node| !edge.log().matching("home is silent").is_empty();
+        // A home that this machine has kept from answering for most of a second is overtaken.
+        let most = if cluster.edges.iter().any(silent) {
+            2
+        } else {
+            1
+        };
+        assert!(
+            (1..=most).contains(&asked.div_ceil(wholes + slices)),
+            "{asked}"
+        );
+        assert!(sent <= most * (wholes * BYTES + slices * PIECE), "{sent}");
     }
 }
 
