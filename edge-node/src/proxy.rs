@@ -526,7 +526,10 @@ impl Proxy {
         let ask = self.ask(asked);
         let mut may_slice = true;
         // Without claiming the whole, so that nobody waits for what nobody fetches.
-        if filler.is_none() && self.shared.cache.is_absent(asked.key) && self.prefers_slices(asked)
+        if !asked.rules.fill_whole
+            && filler.is_none()
+            && self.shared.cache.is_absent(asked.key)
+            && self.prefers_slices(asked)
         {
             may_slice = false;
             if let Some(response) = self.answer_from_slices(asked, None, Fwd::UriMiss).await? {
