@@ -6,7 +6,7 @@ use std::{ops::Range, sync::Arc};
 use bytes::Bytes;
 use cluster::manifest::Manifest;
 use futures_util::stream;
-use http::{HeaderValue, Method, Response, StatusCode, header};
+use http::{Method, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
 use tracing::{debug, info};
 
@@ -19,7 +19,7 @@ use crate::{
         policy::{self, Freshness, Reuse, part::Part, validator::EntityTag},
         vary,
     },
-    deliver::{self, Content, Delivery, cache_status::Fwd},
+    deliver::{self, Content, Delivery, cache_status::Fwd, range},
     error::{Kind, ServeError},
     metrics::{Outcome, Source},
     payload::Payload,
@@ -337,12 +337,7 @@ impl Proxy {
         let is_part = start > 0 || end < manifest.length;
         if let (true, true, Some(validator)) = (is_part, strong, stored.get(header::ETAG)) {
             let validator = validator.clone();
-            let range = match end < manifest.length {
-                true => format!("bytes={start}-{}", end - 1),
-                false => format!("bytes={start}-"),
-            };
-            let range = HeaderValue::from_str(&range);
-            headers.insert(header::RANGE, range.expect("digits and a dash"));
+            headers.insert(header::RANGE, range::field(&(start..end), manifest.length));
             headers.insert(header::IF_RANGE, validator);
         }
         let response = match self.ask_origin(None, asked, Method::GET, headers).await {

@@ -104,12 +104,9 @@ impl Asked {
 
     /// The `Range` of what it is about from byte `from` on, counted from where it begins.
     pub(super) fn rest(&self, from: u64) -> HeaderValue {
-        let start = self.begins() + from;
-        let text = match self.slice {
-            Some(slice) => format!("bytes={start}-{}", bytes_of(slice.piece, u64::MAX).end - 1),
-            None => format!("bytes={start}-"),
-        };
-        HeaderValue::try_from(text).expect("digits and a dash")
+        let end = |slice: Slice| bytes_of(slice.piece, u64::MAX).end;
+        let end = self.slice.map_or(u64::MAX, end);
+        range::field(&(self.begins() + from..end), u64::MAX)
     }
 
     /// Which slices of an object of `length` bytes, if that is known, it wants; `None` where it gets none: what is
