@@ -181,11 +181,13 @@ fn percentile(sorted: &[Duration], share: f64) -> Duration {
 }
 
 /// Latencies are told from each other where the machine adds little to them, so a round counts in which a hit took
-/// no longer than that at the same time. In any other, what does not depend on time holds all the same.
+/// no longer than that at the same time, and in which the holder that stalls was asked often enough to show it. In
+/// any other, what does not depend on time holds all the same.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_holder_is_asked_when_the_first_is_late() {
     const LEARNING: usize = 80;
     const MEASURED: usize = 400;
+    const STALL: Duration = Duration::from_secs(1);
     /// Of a hit's p99: a tenth of what is measured, through five times as many processes.
     const NOISE_MAX: Duration = Duration::from_millis(20);
     /// As long as other tests may keep the machine busy: a round takes ten seconds, and a minute where it is.
@@ -199,16 +201,17 @@ async fn a_second_holder_is_asked_when_the_first_is_late() {
     without.start().await.unwrap();
     cluster.settled().await.unwrap();
     let (holders, askers) = cluster.edges.split_at(HOLDERS);
-    // The second best, which every third question is for, holds every tenth of them up for a second; those who
-    // ask are too far from each other to help.
+    // The second best, which every third question is for, holds every tenth of them up for a second. All four are
+    // as good as equal (the last ones 8 ms behind the first, of 10), and the third is so far behind the second that
+    // this one stays before it after a stall; those who ask are too far from each other to help.
     for (asker, other) in [(HOLDERS, HOLDERS + 1), (HOLDERS + 1, HOLDERS)] {
         let far = Conditions::delay(Duration::from_millis(100));
         cluster.line(asker, other).set(far);
-        for (holder, one_way) in [4, 5, 8, 8].into_iter().enumerate() {
-            let hiccup = (holder == 1).then_some((10, Duration::from_secs(1)));
+        for (holder, one_way) in [5_000, 5_500, 9_000, 9_000].into_iter().enumerate() {
+            let hiccup = (holder == 1).then_some((10, STALL));
             cluster.line(asker, holder).set(Conditions {
                 hiccup,
-                ..Conditions::delay(Duration::from_millis(one_way))
+                ..Conditions::delay(Duration::from_micros(one_way))
             });
         }
     }
@@ -267,14 +270,12 @@ async fn a_second_holder_is_asked_when_the_first_is_late() {
         );
         assert!(hedges <= 0.05 * asked as f64, "{hedges} of {asked}");
         assert_eq!(self::hedges(&askers[1]).await.unwrap(), 0.0);
-        if noise <= NOISE_MAX {
-            assert!(without >= Duration::from_millis(900), "{without:?}");
+        if noise <= NOISE_MAX && without >= STALL && hedges >= 1.0 {
             assert!(with * 5 <= without, "{with:?} against {without:?}");
-            assert!(hedges >= 1.0, "{hedges}");
             return;
         }
     }
-    panic!("the machine was too busy to tell, {ROUNDS_MAX} times");
+    panic!("in none of {ROUNDS_MAX} rounds a stall could be told from the machine's noise");
 }
 
 /// Questions that were asked of a second holder.
