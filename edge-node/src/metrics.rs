@@ -118,7 +118,8 @@ pub enum Source {
 }
 
 impl Source {
-    const ALL: [Self; 5] = [
+    /// All of them.
+    pub const ALL: [Self; 5] = [
         Self::Memory,
         Self::Disk,
         Self::Peer,

@@ -68,10 +68,28 @@ pub struct Trace {
     pub from_disk: Arc<AtomicU64>,
     /// The body that comes in meanwhile, some of it perhaps from peers.
     pub growing: Option<Arc<Growing>>,
+    /// Of a body that is put together: what of it came from elsewhere than memory and disk. `source` is that of its
+    /// beginning.
+    pub fetched: Option<Arc<BySource>>,
     /// Status of the answer.
     pub status: StatusCode,
     /// Bytes of body sent.
     pub sent: u64,
+}
+
+/// Bytes of one body, by where they came from.
+#[derive(Debug, Default)]
+pub struct BySource([AtomicU64; Source::ALL.len()]);
+
+impl BySource {
+    /// So many more.
+    pub fn add(&self, source: Source, bytes: u64) {
+        self.0[source as usize].fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn of(&self, source: Source) -> u64 {
+        self.0[source as usize].load(Ordering::Relaxed)
+    }
 }
 
 /// Whether anybody reads of single requests; else a [`Trace`] can do without words.
@@ -254,11 +272,22 @@ impl Drop for Trace {
             Some(site) => {
                 site.request(self.outcome);
                 site.bytes(Source::Disk, from_disk);
-                let others = self.sent - from_disk;
-                let growing = self.growing.as_ref();
-                let from_peers = growing.map_or(0, |growing| growing.from_peers(others));
-                site.bytes(Source::Peer, from_peers);
-                site.bytes(self.source, others - from_peers);
+                let mut others = self.sent - from_disk;
+                let mut count = |source, bytes: u64| {
+                    let bytes = bytes.min(others);
+                    site.bytes(source, bytes);
+                    others -= bytes;
+                };
+                if let Some(growing) = &self.growing {
+                    count(Source::Peer, growing.from_peers(self.sent - from_disk));
+                }
+                if let Some(fetched) = &self.fetched {
+                    for source in Source::ALL {
+                        count(source, fetched.of(source));
+                    }
+                    count(Source::Memory, u64::MAX);
+                }
+                count(self.source, u64::MAX);
             }
             None => self.metrics.siteless_request(),
         }

@@ -524,44 +524,25 @@ impl Proxy {
     ) -> Result<Response<Payload>, ServeError> {
         asked.make_sure().await;
         let ask = self.ask(asked);
-        let mut may_slice = true;
-        // Without claiming the whole, so that nobody waits for what nobody fetches.
-        if !asked.rules.fill_whole
-            && filler.is_none()
-            && self.shared.cache.is_absent(asked.key)
-            && self.prefers_slices(asked)
-        {
-            may_slice = false;
-            if let Some(response) = self.answer_from_slices(asked, None, Fwd::UriMiss).await? {
-                return Ok(response);
-            }
-        }
+        let mut in_slices = filler.is_none() && self.prefers_slices(asked);
         let target = asked.uri.path_and_query().map_or("/", |pq| pq.as_str());
         for _ in 0..ROUNDS_MAX {
             let looked_up = match filler.take() {
                 Some(filler) => Lookup::Absent(filler),
+                None if in_slices => match self.look_up_slices(asked).await {
+                    Ok(looked_up) => looked_up,
+                    Err(stored) => {
+                        in_slices = false;
+                        let stored = stored.as_deref();
+                        let sliced = self.answer_from_slices(asked, stored, Fwd::UriMiss);
+                        match sliced.await? {
+                            Some(response) => return Ok(response),
+                            None => continue,
+                        }
+                    }
+                },
                 None => self.shared.cache.lookup(ask).await,
             };
-            let lacks = match &looked_up {
-                Lookup::Absent(_) => true,
-                Lookup::Fresh(entry) => !deliver::suffices(&asked.method, &asked.headers, entry),
-                _ => false,
-            };
-            if lacks && std::mem::take(&mut may_slice) && self.prefers_slices(asked) {
-                let stored = match looked_up {
-                    Lookup::Absent(filler) => {
-                        filler.again();
-                        None
-                    }
-                    Lookup::Fresh(part) => Some(part),
-                    _ => None,
-                };
-                let sliced = self.answer_from_slices(asked, stored.as_deref(), Fwd::UriMiss);
-                match sliced.await? {
-                    Some(response) => return Ok(response),
-                    None => continue,
-                }
-            }
             let found = match looked_up {
                 Lookup::Fresh(entry)
                     if self.is_outdated(&asked.ruling, &asked.host, target, &entry) =>

@@ -192,6 +192,39 @@ async fn slices_are_hits_and_are_had_from_peers() {
     assert_eq!((whole.status, whole.body.len() as u64), (200, BYTES));
 }
 
+/// What came later than the first slice was counted as if it had come from where that did.
+#[tokio::test(flavor = "multi_thread")]
+async fn bytes_are_counted_by_where_each_slice_is_from() {
+    let scene = Scene::new(1, Shield::None, as_it_is).await;
+    let edge = &scene.cluster.edges[0];
+    let counted = async |source: &str| {
+        let label = format!("source=\"{source}\"");
+        let counted = edge.metric("edge_response_bytes_total", &[&label]).await;
+        counted.unwrap()
+    };
+    range(edge, 1, 0, PIECE - 1).await;
+    range(edge, 1, 2 * PIECE, 3 * PIECE - 1).await;
+    eventually("both are counted", async || {
+        ensure!(counted("origin").await == 2.0 * PIECE as f64);
+        Ok(())
+    })
+    .await
+    .unwrap();
+    // The first and the third are here.
+    range(edge, 1, 10, 4 * PIECE - 1).await;
+    eventually("each is counted", async || {
+        let here = counted("memory").await + counted("disk").await;
+        let all = (counted("origin").await, here);
+        ensure!(
+            all == (4.0 * PIECE as f64, (2 * PIECE - 10) as f64),
+            "{all:?}"
+        );
+        Ok(())
+    })
+    .await
+    .unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_put_together_is_of_one_version() {
     let changes: [fn(Answer) -> Answer; 2] =
@@ -350,7 +383,9 @@ async fn a_stale_slice_is_validated_as_one() {
     range(edge, 1, 3 * PIECE, 5 * PIECE).await;
     let sent = scene.origin.body_bytes();
     tokio::time::sleep(2 * SECOND).await;
-    range(edge, 1, 3 * PIECE, 5 * PIECE).await;
+    let answer = range(edge, 1, 3 * PIECE, 5 * PIECE).await;
+    let status = answer.field("cache-status").unwrap();
+    assert!(status.contains("fwd=stale; fwd-status=304"), "{status}");
     assert_eq!(scene.origin.body_bytes(), sent, "all three still held");
     let seen = scene.origin.seen(PATH);
     assert_eq!(seen.len(), 6);

@@ -42,9 +42,7 @@ impl Proxy {
         let source = match &entry.body {
             Body::Growing(_) => entry.from.source(),
             // It came in one.
-            Body::Whole(_) if matches!(how.outcome, Outcome::Miss | Outcome::Collapsed) => {
-                entry.from.source()
-            }
+            Body::Whole(_) if how.is_fetched() => entry.from.source(),
             Body::Whole(_) => entry.source,
             // As they come.
             Body::Shelved(_) | Body::Pieces { .. } => Source::Memory,
@@ -289,6 +287,7 @@ impl Proxy {
             status,
             from_disk: Arc::default(),
             growing: None,
+            fetched: None,
             sent: 0,
         }
     }
@@ -307,6 +306,16 @@ pub(super) struct How {
 }
 
 impl How {
+    /// Whether it is the outcome of asking for this very request, be it only that the origin fails.
+    pub(super) fn is_asked_for(&self) -> bool {
+        self.leads || self.fwd.is_some() && !self.filled
+    }
+
+    /// Whether the bytes come from where it was fetched, and not from what was here.
+    pub(super) fn is_fetched(&self) -> bool {
+        matches!(self.outcome, Outcome::Miss | Outcome::Collapsed)
+    }
+
     pub(super) fn hit(outcome: Outcome) -> Self {
         Self {
             outcome,

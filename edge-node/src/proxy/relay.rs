@@ -20,6 +20,7 @@ use tokio::{
 
 use super::{
     Asked, Caller, Parts, Proxy, ROUNDS_MAX,
+    answer::How,
     swarm::{self, Member},
 };
 use crate::{
@@ -31,8 +32,9 @@ use crate::{
         policy::{self, CacheControl, validator::EntityTag},
         vary,
     },
+    deliver::cache_status::Fwd,
     error::{Kind, ServeError},
-    forward,
+    forward, metrics,
     upstream::{
         home::{Level, may_join},
         origin::OriginBody,
@@ -65,8 +67,8 @@ pub struct Question {
 
 /// What comes of a question.
 pub(super) enum Found {
-    /// An object, and whether the origin was asked for this very question.
-    Entry(Arc<Entry>, bool),
+    /// An object, and how this node has come to it.
+    Entry(Arc<Entry>, How),
     /// None.
     Refused(Refusal),
 }
@@ -148,7 +150,7 @@ impl Proxy {
             None => Found::Refused(Refusal::Unknown),
         };
         let (entry, asked_for_you) = match found {
-            Found::Entry(entry, asked_for_you) => (entry, asked_for_you),
+            Found::Entry(entry, how) => (entry, how.is_asked_for()),
             Found::Refused(refusal) => return out.send(&[Frame::Refused(refusal)]).await,
         };
         let mut head = Box::new(self.relay_head(&entry, asked_for_you));
@@ -350,7 +352,9 @@ impl Proxy {
                         None => continue,
                     }
                 }
-                Lookup::Fresh(entry) => return Found::Entry(entry, false),
+                Lookup::Fresh(entry) => {
+                    return Found::Entry(entry, How::hit(metrics::Outcome::Hit));
+                }
                 // What may be used once more here is not new enough to be kept elsewhere.
                 Lookup::Stale { entry, turn, .. } => (turn, Some(entry)),
                 Lookup::Filling(following) => (Turn::Follow(following), None),
@@ -403,6 +407,7 @@ impl Proxy {
             }
         };
         let leads = filling.is_some();
+        let fwd = stored.as_ref().map_or(Fwd::UriMiss, |_| Fwd::Stale);
         let said = match following.is_known() {
             true => asked.said.clone(),
             false => CacheControl::default(),
@@ -427,13 +432,16 @@ impl Proxy {
             }
             // A part of it, for whom it was fetched.
             Outcome::Shared(entry) if entry.head.part.is_some() => Found::Refused(Refusal::Pass),
-            Outcome::Shared(entry) | Outcome::Refreshed(entry) => {
-                if leads || self.may_follow(asked, &said, &entry) {
-                    Found::Entry(entry, leads)
-                } else {
-                    Found::Refused(Refusal::Pass)
-                }
+            Outcome::Shared(entry) | Outcome::Refreshed(entry)
+                if !leads && !self.may_follow(asked, &said, &entry) =>
+            {
+                Found::Refused(Refusal::Pass)
             }
+            Outcome::Shared(entry) => {
+                let how = How::filled(leads, fwd, entry.head.status);
+                Found::Entry(entry, how)
+            }
+            Outcome::Refreshed(entry) => Found::Entry(entry, How::refreshed(leads, fwd)),
             Outcome::NotShared => Found::Refused(match filling {
                 Some(filling) => match filling.own_answer().await {
                     Some(answer) => error_of(answer).await.unwrap_or(Refusal::Pass),
@@ -443,7 +451,9 @@ impl Proxy {
             }),
             Outcome::Again => return None,
             Outcome::Failed(error) => match stored {
-                Some(entry) if self.outlives(asked, &entry) => Found::Entry(entry, true),
+                Some(entry) if self.outlives(asked, &entry) => {
+                    Found::Entry(entry, How::instead_of(&error, fwd))
+                }
                 _ if self.is_ending() => Found::Refused(Refusal::Unknown),
                 _ => Found::Refused(refusal_of(&error)),
             },

@@ -9,7 +9,10 @@
 use std::{
     collections::VecDeque,
     ops::Range,
-    sync::{Arc, Mutex, OnceLock, atomic::AtomicBool},
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, AtomicU64},
+    },
     time::Duration,
 };
 
@@ -32,6 +35,7 @@ use super::{
 };
 use crate::{
     cache::{
+        Lookup,
         entry::{Body, BodyStream, Entry, Reading},
         fill::BodyError,
         key,
@@ -44,8 +48,8 @@ use crate::{
     deliver::{self, Content, Delivery, cache_status::Fwd, range},
     error::{Kind, ServeError},
     forward,
-    metrics::Outcome,
-    payload::Payload,
+    metrics::Source,
+    payload::{BySource, Payload},
     upstream::{
         origin::OriginBody,
         plain::Spelling,
@@ -83,6 +87,11 @@ fn is_same_version(one: &Entry, other: &Entry) -> bool {
     };
     validator::same_strong_validator(&one.head.headers, &other.head.headers)
         && length(one) == length(other)
+}
+
+/// Whether the bytes of a slice come from elsewhere, be it for this request or for others.
+fn is_fetched(slice: &Entry, how: &How) -> bool {
+    how.is_fetched() || matches!(slice.body, Body::Growing(_))
 }
 
 /// The bytes of a piece of a body of `length` bytes.
@@ -164,8 +173,8 @@ impl Asked {
 
 /// What comes of a slice.
 enum Sliced {
-    /// It, complete or coming in, and whether it is fetched for this request.
-    Entry(Arc<Entry>, bool),
+    /// It, complete or coming in, what it is of the object, and how this node has come to it.
+    Entry(Arc<Entry>, Part, How),
     /// The origin's own word that it failed.
     Failed(Box<Response<OriginBody>>),
     /// Nothing that could be shared.
@@ -180,6 +189,10 @@ struct Wanted {
     /// The object, as the first slice tells of it; without its bytes.
     object: Arc<Entry>,
     range: Range<u64>,
+    /// Counts what is read from disk …
+    from_disk: Arc<AtomicU64>,
+    /// … and what comes from elsewhere.
+    fetched: Arc<BySource>,
 }
 
 /// Slices that are still to come, in order.
@@ -211,6 +224,28 @@ impl Proxy {
             && upstream.holders(asked.key).is_empty()
     }
 
+    /// Looks up what is asked for in slices.
+    ///
+    /// # Errors
+    ///
+    /// It is to be had so: what is here of it, if anything, does not do. The whole is not claimed then, so that
+    /// nobody waits for what nobody fetches.
+    pub(super) async fn look_up_slices(&self, asked: &Asked) -> Result<Lookup, Option<Arc<Entry>>> {
+        if self.shared.cache.is_absent(asked.key) {
+            return Err(None);
+        }
+        match self.shared.cache.lookup(self.ask(asked)).await {
+            Lookup::Absent(filler) => {
+                filler.again();
+                Err(None)
+            }
+            Lookup::Fresh(part) if !deliver::suffices(&asked.method, &asked.headers, &part) => {
+                Err(Some(part))
+            }
+            looked_up => Ok(looked_up),
+        }
+    }
+
     /// Whether what a request asks for is a slice, and its object is not had in such for now.
     pub(super) fn is_unsliced(&self, asked: &Asked) -> bool {
         let slice = asked.slice.as_ref();
@@ -240,13 +275,10 @@ impl Proxy {
             return Ok(None);
         };
         asked.forwarded.get_or_init(|| fwd);
-        let (first, leads) = match self.first_slice(asked, wanted.start).await? {
-            Sliced::Entry(slice, leads) => (slice, leads),
+        let (first, Part { range, of }, how) = match self.first_slice(asked, wanted.start).await? {
+            Sliced::Entry(slice, part, how) => (slice, part, how),
             Sliced::Failed(answer) => return Ok(Some(self.passed_whole(asked, *answer, fwd))),
             Sliced::Nothing => return Ok(None),
-        };
-        let Some(Part { range, of }) = Part::of(&first.head.headers) else {
-            return Ok(None);
         };
         let is_older = |stored: &Entry| {
             !is_same_version(stored, &first) && first.head.fetched_at <= stored.head.fetched_at
@@ -278,17 +310,27 @@ impl Proxy {
             self.leave_unsliced(asked.key);
             return Ok(None);
         }
-        let (how, source) = match leads || matches!(first.body, Body::Growing(_)) {
-            true => {
-                let status = StatusCode::PARTIAL_CONTENT;
-                (How::filled(leads, fwd, status), first.from.source())
-            }
-            false => (How::hit(Outcome::Hit), first.source),
+        let is_fetched = is_fetched(&first, &how);
+        let source = match is_fetched {
+            true => first.from.source(),
+            false => first.source,
+        };
+        let how = How {
+            fwd: match how.fwd {
+                Some(Fwd::UriMiss) => Some(fwd),
+                why => why,
+            },
+            fwd_status: match how.fwd_status {
+                // As what it is stored; the origin's word was another.
+                Some(StatusCode::OK) => Some(StatusCode::PARTIAL_CONTENT),
+                status => status,
+            },
+            ..how
         };
         self.tell_kept(asked, &how, &first, &mut head.headers);
-        let trace = |status| self.trace(Some(asked), how.outcome, source, status);
+        let mut trace = self.trace(Some(asked), how.outcome, source, head.status);
         let Some(range) = range else {
-            let payload = Payload::empty(trace(head.status));
+            let payload = Payload::empty(trace);
             return Ok(Some(response(head.status, head.headers, payload)));
         };
         let wanted = Wanted {
@@ -296,8 +338,10 @@ impl Proxy {
             asked: asked.clone(),
             object: Arc::new(object),
             range,
+            from_disk: trace.from_disk.clone(),
+            fetched: trace.fetched.insert(Arc::default()).clone(),
         };
-        let Ok(now) = wanted.open(&first, pieces.start) else {
+        let Ok(now) = wanted.open(&first, pieces.start, is_fetched) else {
             self.shared.cache.forget(first.key).await;
             return Ok(None);
         };
@@ -311,7 +355,7 @@ impl Proxy {
         rest.look_ahead();
         let bytes = stream::unfold(Some(rest), async |rest| rest?.next().await);
         let bytes = Reading::Stream(Box::pin(bytes));
-        let payload = Payload::reading(bytes, length, trace(head.status));
+        let payload = Payload::reading(bytes, length, trace);
         Ok(Some(response(head.status, head.headers, payload)))
     }
 
@@ -322,20 +366,18 @@ impl Proxy {
     /// Those of a fetch; or it is taken down.
     async fn first_slice(&self, asked: &Asked, at: u32) -> Result<Sliced, ServeError> {
         let found = self.slice(asked, at).await?;
-        let Sliced::Entry(first, leads) = &found else {
+        let Sliced::Entry(first, part, how) = &found else {
             return Ok(found);
         };
-        let of = Part::of(&first.head.headers).map(|part| part.of);
-        let Some(pieces) = of.and_then(|of| asked.slices(Some(of))) else {
+        let Some(pieces) = asked.slices(Some(part.of)) else {
             return Ok(found);
         };
         if pieces.start != at {
             return self.slice(asked, pieces.start).await;
         }
-        let is_stored = !leads && !matches!(first.body, Body::Growing(_));
-        if is_stored
+        if !is_fetched(first, how)
             && pieces.len() > 1
-            && let Ok(Ok(Sliced::Entry(next, _))) = timeout(PAUSE, self.slice(asked, at + 1)).await
+            && let Ok(Ok(Sliced::Entry(next, ..))) = timeout(PAUSE, self.slice(asked, at + 1)).await
             && !is_same_version(&next, first)
             && next.head.fetched_at >= first.head.fetched_at
         {
@@ -354,14 +396,14 @@ impl Proxy {
     async fn slice(&self, asked: &Asked, piece: u32) -> Result<Sliced, ServeError> {
         let asked = Arc::new(asked.for_slice(piece, self));
         let (kind, detail) = match self.found(&asked).await {
-            Found::Entry(slice, leads) => {
+            Found::Entry(slice, how) => {
                 self.body_admitted(&asked, &slice).await?;
                 let part = Part::of(&slice.head.headers);
-                if part.is_none_or(|part| part.range != bytes_of(piece, part.of)) {
+                let Some(part) = part.filter(|part| part.range == bytes_of(piece, part.of)) else {
                     self.shared.cache.forget(slice.key).await;
                     return Ok(Sliced::Nothing);
-                }
-                return Ok(Sliced::Entry(slice, leads));
+                };
+                return Ok(Sliced::Entry(slice, part, how));
             }
             Found::Refused(Refusal::OriginError {
                 status,
@@ -407,13 +449,26 @@ impl Wanted {
         self.range.start.max(bytes.start)..self.range.end.min(bytes.end)
     }
 
-    fn open(&self, slice: &Entry, piece: u32) -> Result<BodyStream, BodyError> {
+    /// What is wanted of a slice, be it here or fetched.
+    fn open(&self, slice: &Entry, piece: u32, is_fetched: bool) -> Result<BodyStream, BodyError> {
         let begins = bytes_of(piece, self.length()).start;
         let Range { start, end } = self.of_piece(piece);
-        let cache = &self.proxy.shared.cache;
-        Ok(slice
-            .open(start - begins..end - begins, cache)?
-            .into_stream())
+        let (cache, range) = (&self.proxy.shared.cache, start - begins..end - begins);
+        let bytes = slice.open_counted(range, cache, &self.from_disk)?;
+        Ok(match is_fetched {
+            true => self.counted(slice.from.source(), bytes),
+            false => bytes.into_stream(),
+        })
+    }
+
+    /// Counts bytes that are from there, as they come.
+    fn counted(&self, source: Source, bytes: Reading) -> BodyStream {
+        let fetched = self.fetched.clone();
+        let count = move |read: &Result<Bytes, BodyError>| {
+            let bytes = read.as_ref().map_or(0, Bytes::len);
+            fetched.add(source, bytes as u64);
+        };
+        Box::pin(bytes.into_stream().inspect(count))
     }
 
     /// The slice of a later piece, if it is of the same version. One that is older than the first is fetched
@@ -430,15 +485,15 @@ impl Wanted {
         let mut failed = changed();
         for turn in 1..=TRIES {
             match proxy.slice(asked, piece).await {
-                Ok(Sliced::Entry(slice, _)) if is_same_version(&slice, object) => {
-                    match self.open(&slice, piece) {
+                Ok(Sliced::Entry(slice, _, how)) if is_same_version(&slice, object) => {
+                    match self.open(&slice, piece, is_fetched(&slice, &how)) {
                         Ok(bytes) => return Ok(bytes),
                         // Evicted in this moment.
                         Err(_) => cache.forget(slice.key).await,
                     }
                     continue;
                 }
-                Ok(Sliced::Entry(slice, _)) if slice.head.fetched_at < object.head.fetched_at => {
+                Ok(Sliced::Entry(slice, ..)) if slice.head.fetched_at < object.head.fetched_at => {
                     debug!(uri = %asked.uri, piece, "a slice is of an older version");
                     proxy.forget_slice(asked, piece).await;
                     continue;
@@ -495,7 +550,7 @@ impl Wanted {
         let body = body.await.map_err(|e| BodyError::Source(e.to_string()))?;
         let bytes = body.to_bytes();
         match bytes.len() as u64 == length {
-            true => Ok(Reading::Whole(bytes).into_stream()),
+            true => Ok(self.counted(Source::Origin, Reading::Whole(bytes))),
             false => Err(BodyError::Source("a part of another length".to_owned())),
         }
     }
