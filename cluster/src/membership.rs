@@ -1,11 +1,15 @@
 //! Who is in the cluster: chitchat underneath, a `watch` of views above. The only file that names
-//! chitchat.
+//! chitchat, with the ones below it.
 //!
-//! chitchat is given a socket of ours, so that everything it says is sealed (see [`crate::seal`]),
-//! and no names, because it would resolve them past [`Net`]; seeds are resolved and greeted here.
+//! chitchat is given a socket of ours, so that everything it says is sealed (see `socket`), and no
+//! names, because it would resolve them past [`Net`]; seeds are resolved and greeted here.
 //!
 //! Gossip's notice of death is background truth, two to three seconds late on purpose (see
 //! `detector`): whoever fetches from a peer judges that peer by its own experience first.
+
+mod socket;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -18,24 +22,21 @@ use std::{
     time::Duration,
 };
 
-use async_trait::async_trait;
 use chitchat::{
-    ChitchatConfig, ChitchatHandle, ChitchatId, ChitchatMessage, Deserializable,
-    FailureDetectorConfig, NodeState, Serializable, spawn_chitchat,
-    transport::{Socket, Transport},
+    ChitchatConfig, ChitchatHandle, ChitchatId, FailureDetectorConfig, NodeState, spawn_chitchat,
 };
 use tokio::{
     sync::watch,
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, sleep, timeout},
 };
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
+use self::socket::{OpenSocket, SealedSocket};
 use crate::{
     clock::Clock,
-    net::{Datagrams, Net},
+    net::Net,
     node::{NodeId, NodeInfo, Phase, UnreadableNode, VALUE_BYTES_MAX},
-    seal::{DATAGRAM_BYTES_MAX, Opener, Rejected, Sealer},
     secret::ClusterSecret,
     view::ClusterView,
 };
@@ -78,8 +79,6 @@ const REVIEW_INTERVAL: Duration = Duration::from_secs(1);
 const NAMESAKE_INTERVALS: u32 = 80;
 /// Most sources and nodes that are logged about, once each. Beyond, only counters tell.
 const LOGGED_MAX: usize = 256;
-/// Pause after the socket failed, so that a broken one does not keep a processor busy.
-const RECEIVE_PAUSE: Duration = Duration::from_millis(100);
 
 /// What joining takes.
 #[derive(Debug)]
@@ -151,17 +150,13 @@ impl Membership {
         me.gossip = address.to_string();
         let stats = Arc::new(GossipStats::default());
         let id = ChitchatId::new(me.id.as_str(), config.generation, address);
-        let socket = SealedSocket {
+        let socket = SealedSocket::new(
             datagrams,
-            sealer: Sealer::new(&config.secret, &config.cluster_name),
-            opener: Opener::new(&config.secret, &config.cluster_name),
+            &config.secret,
+            &config.cluster_name,
             clock,
-            rates: Rates::new(Instant::now()),
-            logged: HashSet::new(),
-            deaf: false,
-            stats: Arc::clone(&stats),
-            buffer: Box::new([0; DATAGRAM_BYTES_MAX + 1]),
-        };
+            Arc::clone(&stats),
+        );
         let published: BTreeMap<_, _> = me.to_keys().into_iter().collect();
         let handle = spawn_chitchat(
             ChitchatConfig {
@@ -179,7 +174,7 @@ impl Membership {
                 .iter()
                 .map(|(key, value)| ((*key).to_owned(), value.clone()))
                 .collect(),
-            &OpenSocket(Mutex::new(Some(socket))),
+            &OpenSocket::new(socket),
         )
         .await
         .map_err(|e| MembershipError::Gossip(e.to_string()))?;
@@ -341,10 +336,6 @@ pub struct GossipStats {
     pub messages_expired: AtomicU64,
     /// Nodes left out of the view now because their description is unreadable.
     pub unreadable_nodes: AtomicU64,
-}
-
-fn add(counter: &AtomicU64, n: u64) {
-    counter.fetch_add(n, Ordering::Relaxed);
 }
 
 /// When a silent node counts as dead: about ten to twelve intervals after its last sign of life,
@@ -700,191 +691,3 @@ impl Departed {
             .collect()
     }
 }
-
-/// Hands chitchat the socket that is bound already.
-struct OpenSocket(Mutex<Option<SealedSocket>>);
-
-#[async_trait]
-impl Transport for OpenSocket {
-    async fn open(&self, _: SocketAddr) -> anyhow::Result<Box<dyn Socket>> {
-        let socket = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match socket {
-            Some(socket) => Ok(Box::new(socket)),
-            None => anyhow::bail!("the gossip socket is in use already"),
-        }
-    }
-}
-
-/// chitchat's socket: messages go out sealed, and only what opens comes in.
-///
-/// An error from here would end gossip for good, or make chitchat skip the rest of a round; so no
-/// failure, of one peer or of the system, is ever handed up. Whatever fails is counted.
-struct SealedSocket {
-    datagrams: Arc<dyn Datagrams>,
-    sealer: Sealer,
-    opener: Opener,
-    clock: Clock,
-    rates: Rates,
-    /// Sources that were logged for sending what does not open.
-    logged: HashSet<SocketAddr>,
-    /// Whether the last attempt to receive failed, and that was logged.
-    deaf: bool,
-    stats: Arc<GossipStats>,
-    /// One byte longer than any datagram of ours, so that longer ones are recognised.
-    buffer: Box<[u8; DATAGRAM_BYTES_MAX + 1]>,
-}
-
-#[async_trait]
-impl Socket for SealedSocket {
-    async fn send(&mut self, to: SocketAddr, message: ChitchatMessage) -> anyhow::Result<()> {
-        let sealed = self
-            .sealer
-            .seal(&message.serialize_to_vec(), self.clock.unix_ms());
-        let datagrams = sealed.unwrap_or_else(|reason| {
-            error!(%reason, "gossip message not sent: too many nodes or keys");
-            add(&self.stats.send_failures, 1);
-            Vec::new()
-        });
-        for datagram in datagrams {
-            match self.datagrams.send_to(&datagram, to).await {
-                Ok(()) => {
-                    add(&self.stats.datagrams_sent, 1);
-                    add(&self.stats.bytes_sent, datagram.len() as u64);
-                }
-                Err(reason) => {
-                    debug!(%to, %reason, "gossip datagram not sent");
-                    add(&self.stats.send_failures, 1);
-                    break;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// May be cancelled: nothing is lost but a pause.
-    async fn recv(&mut self) -> anyhow::Result<(SocketAddr, ChitchatMessage)> {
-        loop {
-            match self.datagrams.recv_from(&mut self.buffer[..]).await {
-                Ok((len, from)) => {
-                    self.deaf = false;
-                    if let Some(message) = self.accept(len, from) {
-                        return Ok((from, message));
-                    }
-                }
-                Err(reason) => {
-                    if !std::mem::replace(&mut self.deaf, true) {
-                        warn!(%reason, "cannot receive gossip; will go on trying");
-                    }
-                    sleep(RECEIVE_PAUSE).await;
-                }
-            }
-        }
-    }
-}
-
-impl SealedSocket {
-    /// The message that the datagram in the buffer completes, if any.
-    fn accept(&mut self, len: usize, from: SocketAddr) -> Option<ChitchatMessage> {
-        add(&self.stats.datagrams_received, 1);
-        add(&self.stats.bytes_received, len as u64);
-        if !self.rates.allow(from.ip(), Instant::now()) {
-            add(&self.stats.datagrams_rejected, 1);
-            return None;
-        }
-        let opened = self
-            .opener
-            .open(from, &self.buffer[..len], self.clock.unix_ms());
-        self.stats
-            .messages_expired
-            .store(self.opener.expired(), Ordering::Relaxed);
-        let rejected = match opened {
-            Ok(None) => return None,
-            Ok(Some(bytes)) => match ChitchatMessage::deserialize(&mut &bytes[..]) {
-                Ok(message) => return Some(message),
-                Err(_) => Rejected::Malformed,
-            },
-            Err(rejected) => rejected,
-        };
-        add(&self.stats.datagrams_rejected, 1);
-        // The network repeats datagrams now and then; that says nothing of their sender.
-        let worth_a_word = !matches!(rejected, Rejected::Replayed | Rejected::Full);
-        if worth_a_word && self.logged.len() < LOGGED_MAX && self.logged.insert(from) {
-            warn!(source = %from, reason = %rejected, "gossip refused; said once per source");
-            if self.logged.len() == LOGGED_MAX {
-                warn!("gossip refused from many sources; no more of them are logged");
-            }
-        }
-        None
-    }
-}
-
-/// How much gossip a source may send, checked before any cryptography: opening a datagram takes
-/// microseconds, so nobody can make this node spend more than a few percent of a processor on it.
-struct Rates {
-    sources: HashMap<IpAddr, Allowance>,
-    /// Shared by all sources beyond [`Self::SOURCES_MAX`].
-    others: Allowance,
-    tidied: Instant,
-}
-
-#[derive(Clone, Copy)]
-struct Allowance {
-    datagrams: f64,
-    at: Instant,
-}
-
-impl Rates {
-    /// A hundred nodes behind one address, at 200 ms.
-    const PER_SECOND: f64 = 5_000.0;
-    const BURST: f64 = 10_000.0;
-    const SOURCES_MAX: usize = 1024;
-
-    fn new(now: Instant) -> Self {
-        Self {
-            sources: HashMap::new(),
-            others: Allowance::full(now),
-            tidied: now,
-        }
-    }
-
-    fn allow(&mut self, source: IpAddr, now: Instant) -> bool {
-        let full = self.sources.len() >= Self::SOURCES_MAX && !self.sources.contains_key(&source);
-        if full && now.duration_since(self.tidied) >= Duration::from_secs(1) {
-            self.tidied = now;
-            self.sources
-                .retain(|_, allowance| allowance.refill(now) < Self::BURST);
-        }
-        let room = !full || self.sources.len() < Self::SOURCES_MAX;
-        let allowance = if room {
-            self.sources
-                .entry(source)
-                .or_insert_with(|| Allowance::full(now))
-        } else {
-            &mut self.others
-        };
-        if allowance.refill(now) < 1.0 {
-            return false;
-        }
-        allowance.datagrams -= 1.0;
-        true
-    }
-}
-
-impl Allowance {
-    fn full(now: Instant) -> Self {
-        Self {
-            datagrams: Rates::BURST,
-            at: now,
-        }
-    }
-
-    fn refill(&mut self, now: Instant) -> f64 {
-        let earned = now.duration_since(self.at).as_secs_f64() * Rates::PER_SECOND;
-        self.datagrams = (self.datagrams + earned).min(Rates::BURST);
-        self.at = now;
-        self.datagrams
-    }
-}
-
-#[cfg(test)]
-mod tests;

@@ -1,9 +1,13 @@
 use std::io::Write;
 
+use async_trait::async_trait;
+use chitchat::{ChitchatMessage, Deserializable, Serializable};
+
 use super::*;
 use crate::{
-    net::{BoxStream, Listener, SystemNet},
+    net::{BoxStream, Datagrams, Listener, SystemNet},
     node::{DigestVersion, Role},
+    seal::Sealer,
 };
 
 const SECRET: &str = "0123456789abcdef";
@@ -535,28 +539,6 @@ async fn advertised_addresses_are_what_others_can_reach() {
         Ok(address) => assert!(!address.ip().is_unspecified() && address.port() == 7946),
         Err(error) => assert!(matches!(error, MembershipError::NoOutwardAddress(_))),
     }
-}
-
-#[test]
-fn a_source_has_its_allowance_and_many_sources_share_one() {
-    let start = Instant::now();
-    let mut rates = Rates::new(start);
-    let source = |n: u32| IpAddr::from(Ipv4Addr::from(n));
-    let allowed =
-        |rates: &mut Rates, n, now| (0..20_000).filter(|_| rates.allow(source(n), now)).count();
-    assert_eq!(allowed(&mut rates, 1, start), 10_000);
-    assert_eq!(
-        allowed(&mut rates, 1, start + Duration::from_secs(1)),
-        5_000
-    );
-    assert_eq!(allowed(&mut rates, 2, start), 10_000);
-    for n in 10..3_000 {
-        rates.allow(source(n), start);
-    }
-    assert_eq!(rates.sources.len(), Rates::SOURCES_MAX);
-    assert!(allowed(&mut rates, 5_000, start) < 10_000);
-    assert!(rates.allow(source(5_000), start + Duration::from_secs(9)));
-    assert_eq!(rates.sources.len(), 1);
 }
 
 #[test]
