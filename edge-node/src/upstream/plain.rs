@@ -7,33 +7,32 @@
 //! HTTP client together with the connection (`Plainly::Odd`), which reads the answer as if it had asked
 //! itself. No rule of HTTP beyond the framing of plain answers is decided here.
 
+mod kept;
+mod replayed;
+
 use std::{
-    collections::HashMap,
     future::poll_fn,
     io,
     mem::{self, MaybeUninit},
     pin::{Pin, pin},
-    sync::{
-        Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, Ordering},
-    },
-    task::{Context, Poll, Waker, ready},
+    sync::Arc,
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
-use bytes::{Buf, Bytes};
-use cluster::{
-    key::KeyHashes,
-    net::{BoxStream, Net},
-};
+use bytes::Bytes;
+use cluster::net::BoxStream;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use hyper::ext::ReasonPhrase;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, timeout_at},
 };
 
-use super::pool::{IDLE_PER_HOST_MAX, IDLE_TIMEOUT};
+pub(super) use self::{
+    kept::{Idle, Kept},
+    replayed::Replayed,
+};
 use crate::alarm::Alarm;
 
 /// Longest body taken here: what comes in one with its head, mostly.
@@ -46,13 +45,6 @@ const READ_BYTES: usize = 16 << 10;
 /// How long the rest of a body may take that did not come with its head: many servers write twice. Who
 /// waits for the head waits for this as well.
 const REST_WITHIN: Duration = Duration::from_millis(2);
-/// How often those that have been idle for too long are looked for, while there are any.
-const SWEEP_EVERY: Duration = Duration::from_secs(10);
-/// Requests for which an origin is left to the HTTP client after an answer that was not plain: its
-/// connection was lost by that, and the next answers are likely to be of its kind.
-const ODD_SKIPS: u32 = 32;
-/// Origins remembered; more than any registry of sites names. Beyond it, nothing is kept.
-const ORIGINS_MAX: usize = 4096;
 
 /// How the fields of a message are spelled and ordered by who sent it, as far as that is not how they are
 /// written anyway.
@@ -98,33 +90,6 @@ impl Spelling {
             out.extend_from_slice(b"\r\n");
         }
     }
-}
-
-/// Connections that wait for the next plain exchange.
-pub(super) struct Kept {
-    net: Arc<dyn Net>,
-    origins: Mutex<ByAuthority>,
-    /// Whether a task looks for those that have been idle for too long.
-    is_swept: AtomicBool,
-}
-
-/// Who chooses the origins of sites chooses their names as well.
-type ByAuthority = HashMap<String, Origin, KeyHashes>;
-
-#[derive(Default)]
-struct Origin {
-    /// The one that was used last comes last.
-    idle: Vec<Idle>,
-    skips: u32,
-}
-
-pub(super) struct Idle {
-    stream: BoxStream,
-    /// Room for the next request.
-    pub(super) out: Vec<u8>,
-    /// For the next answer.
-    alarm: Alarm,
-    since: Instant,
 }
 
 /// An answer that came whole, in the bytes it was read into.
@@ -174,181 +139,6 @@ pub(super) struct Exchange<'a> {
     out: Vec<u8>,
     alarm: Alarm,
     used: bool,
-}
-
-impl Kept {
-    pub(super) fn new(net: Arc<dyn Net>) -> Self {
-        Self {
-            net,
-            origins: Mutex::default(),
-            is_swept: AtomicBool::new(false),
-        }
-    }
-
-    fn origins(&self) -> MutexGuard<'_, ByAuthority> {
-        self.origins
-            .lock()
-            .expect("no code panics while it holds this lock")
-    }
-
-    /// Whether the next request to `authority` (`host` or `host:port`) should be tried here.
-    pub(super) fn takes(&self, authority: &str) -> bool {
-        match self.origins().get_mut(authority) {
-            Some(Origin { skips, .. }) if *skips > 0 => {
-                *skips -= 1;
-                false
-            }
-            _ => true,
-        }
-    }
-
-    /// A connection to `authority`, one that waits if there is one and it may be `used`.
-    pub(super) async fn open<'a>(
-        self: &'a Arc<Self>,
-        authority: &'a str,
-        by: Instant,
-        used: bool,
-    ) -> Result<Exchange<'a>, (Failure, String)> {
-        while let Some(Idle {
-            mut stream,
-            out,
-            alarm,
-            since,
-        }) = used.then(|| self.last_used(authority)).flatten()
-        {
-            if since.elapsed() < IDLE_TIMEOUT && is_silent(&mut stream).await {
-                return Ok(Exchange {
-                    kept: self,
-                    authority,
-                    stream,
-                    out,
-                    alarm,
-                    used: true,
-                });
-            }
-        }
-        let with_port;
-        let address = match authority.rsplit_once(':') {
-            Some((_, port)) if port.bytes().all(|b| b.is_ascii_digit()) => authority,
-            _ => {
-                with_port = format!("{authority}:80");
-                &with_port
-            }
-        };
-        match timeout_at(by, self.net.connect(address)).await {
-            Ok(Ok(stream)) => Ok(Exchange {
-                kept: self,
-                authority,
-                stream,
-                out: Vec::new(),
-                alarm: Alarm::default(),
-                used: false,
-            }),
-            Ok(Err(error)) => Err((Failure::Connect, error.to_string())),
-            Err(_) => Err((Failure::ConnectTimeout, "no connection in time".to_owned())),
-        }
-    }
-
-    fn last_used(&self, authority: &str) -> Option<Idle> {
-        self.origins().get_mut(authority)?.idle.pop()
-    }
-
-    /// A connection that waits, if the next request to `authority` should be tried here; it may have been
-    /// closed meanwhile.
-    pub(super) fn take(&self, authority: &str) -> Option<Idle> {
-        let mut origins = self.origins();
-        let origin = origins.get_mut(authority).filter(|o| o.skips == 0)?;
-        let mut idle = origin.idle.pop()?;
-        idle.out.clear();
-        Some(idle)
-    }
-
-    /// Sends what was written into `idle`, `now`, and reads the answer; `None`: `take` has taken it.
-    pub(super) async fn ask(
-        self: &Arc<Self>,
-        authority: &str,
-        idle: Idle,
-        [now, by]: [Instant; 2],
-        sent: impl FnOnce(),
-        take: Take<'_>,
-    ) -> Option<Plainly> {
-        let Idle {
-            mut stream,
-            out,
-            alarm,
-            since,
-        } = idle;
-        if now.saturating_duration_since(since) >= IDLE_TIMEOUT || !is_silent(&mut stream).await {
-            return Some(Plainly::Closed);
-        }
-        sent();
-        let exchange = Exchange {
-            kept: self,
-            authority,
-            stream,
-            out,
-            alarm,
-            used: true,
-        };
-        exchange.exchanged(by, take).await
-    }
-
-    fn with(&self, authority: &str, change: impl FnOnce(&mut Origin)) {
-        let mut origins = self.origins();
-        if let Some(origin) = origins.get_mut(authority) {
-            change(origin);
-        } else if origins.len() < ORIGINS_MAX {
-            change(origins.entry(authority.to_owned()).or_default());
-        }
-    }
-
-    fn keep(self: &Arc<Self>, authority: &str, idle: Idle) {
-        self.with(authority, |origin| {
-            if origin.idle.len() < IDLE_PER_HOST_MAX {
-                origin.idle.push(idle);
-            }
-        });
-        if !self.is_swept.load(Ordering::Relaxed) && !self.is_swept.swap(true, Ordering::AcqRel) {
-            let kept = Arc::downgrade(self);
-            tokio::spawn(async move {
-                loop {
-                    sleep(SWEEP_EVERY).await;
-                    if !kept.upgrade().is_some_and(|kept| kept.sweep(IDLE_TIMEOUT)) {
-                        return;
-                    }
-                }
-            });
-        }
-    }
-
-    fn skip(&self, authority: &str) {
-        self.with(authority, |origin| origin.skips = ODD_SKIPS);
-    }
-
-    /// Closes what has been idle for `idle_max` or more. `false`: nothing is left, and the sweeper goes.
-    fn sweep(&self, idle_max: Duration) -> bool {
-        let mut origins = self.origins();
-        origins.retain(|_, origin| {
-            origin.idle.retain(|idle| idle.since.elapsed() < idle_max);
-            // An origin may change, or be gone.
-            origin.skips /= 2;
-            !origin.idle.is_empty() || origin.skips > 0
-        });
-        let is_swept = !origins.is_empty();
-        // Under the lock: what is kept after this finds that nobody sweeps.
-        self.is_swept.store(is_swept, Ordering::Release);
-        is_swept
-    }
-}
-
-/// Whether an idle connection is open, and says nothing unasked. Costs a system call only if it is not.
-async fn is_silent(stream: &mut BoxStream) -> bool {
-    poll_fn(|context| {
-        let mut space = [MaybeUninit::uninit()];
-        let read = Pin::new(&mut *stream).poll_read(context, &mut ReadBuf::uninit(&mut space));
-        Poll::Ready(read.is_pending())
-    })
-    .await
 }
 
 impl Exchange<'_> {
@@ -606,75 +396,12 @@ fn response(
     Some(response)
 }
 
-/// A connection on which a request was sent, and a part of its answer read, for the HTTP client: it writes
-/// its request into the void, and reads the answer from the beginning.
-pub(super) struct Replayed {
-    read: Bytes,
-    stream: BoxStream,
-    /// Whether the client has written: before, an answer would be one to no request.
-    asked: bool,
-    reader: Option<Waker>,
-}
-
-impl Replayed {
-    fn new(read: Bytes, stream: BoxStream) -> Self {
-        Self {
-            read,
-            stream,
-            asked: false,
-            reader: None,
-        }
-    }
-}
-
-impl AsyncRead for Replayed {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if !self.asked {
-            self.reader = Some(context.waker().clone());
-            return Poll::Pending;
-        }
-        if self.read.is_empty() {
-            return Pin::new(&mut self.stream).poll_read(context, buffer);
-        }
-        let length = self.read.len().min(buffer.remaining());
-        buffer.put_slice(&self.read[..length]);
-        self.read.advance(length);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Replayed {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.asked = true;
-        if let Some(reader) = self.reader.take() {
-            reader.wake();
-        }
-        Poll::Ready(Ok(bytes.len()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use cluster::{net::SystemNet, site::Site};
     use http::Request;
     use http_body_util::BodyExt as _;
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::io::AsyncWriteExt as _;
 
     use super::{
         super::{
@@ -809,20 +536,20 @@ mod tests {
         ));
     }
 
-    struct Bench {
+    pub(super) struct Bench {
         origins: Origins,
         site: Site,
     }
 
     impl Bench {
-        fn new(origin: &Scripted) -> Self {
+        pub(super) fn new(origin: &Scripted) -> Self {
             Self {
                 origins: Origins::new(Pool::new(Arc::new(SystemNet)), Arc::new(Counted::default())),
                 site: Site::new("www", &["*"], &[&origin.url()]),
             }
         }
 
-        async fn get(&self) -> Bytes {
+        pub(super) async fn get(&self) -> Bytes {
             let mut request = Request::get("/").body(empty()).unwrap();
             request.extensions_mut().insert(Spelling::default());
             let place = self.origins.enter(&self.site).await.unwrap();
@@ -889,57 +616,5 @@ mod tests {
         }
         // The first one's, which ends with it, and the HTTP client's, which stays.
         assert_eq!(origin.connections(), 2);
-    }
-
-    #[tokio::test]
-    async fn a_connection_that_nobody_uses_is_closed() {
-        let (closed, mut is_closed) = tokio::sync::mpsc::channel(1);
-        let origin = Scripted::start(move |_, mut stream| {
-            let closed = closed.clone();
-            async move {
-                read_head(&mut stream).await;
-                let said = b"HTTP/1.1 204 No Content\r\n\r\n";
-                stream.write_all(said).await.unwrap();
-                let mut rest = Vec::new();
-                stream.read_to_end(&mut rest).await.unwrap();
-                closed.send(()).await.unwrap();
-            }
-        })
-        .await;
-        let (kept, authority) = (Arc::new(Kept::new(Arc::new(SystemNet))), origin.address());
-        let by = Instant::now() + Duration::from_secs(20);
-        let Ok(exchange) = kept.open(&authority, by, true).await else {
-            panic!("it listens")
-        };
-        let (fields, spelling) = (HeaderMap::new(), Spelling::default());
-        let answer = exchange.get("/", &fields, &spelling, by).await;
-        assert!(matches!(answer, Plainly::Whole(_)));
-        assert!(kept.sweep(IDLE_TIMEOUT), "not yet");
-        assert!(is_closed.try_recv().is_err());
-        assert!(!kept.sweep(Duration::ZERO));
-        is_closed.recv().await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_kept_connection_that_has_spoken_or_closed_is_not_used() {
-        for unasked in ["HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil", ""] {
-            let origin = Scripted::start(move |connection, mut stream| async move {
-                read_head(&mut stream).await;
-                let said = format!("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n{connection}");
-                stream.write_all(said.as_bytes()).await.unwrap();
-                stream.flush().await.unwrap();
-                sleep(Duration::from_millis(20)).await;
-                stream.write_all(unasked.as_bytes()).await.ok();
-                if unasked.is_empty() {
-                    return;
-                }
-                pending::<()>().await;
-            })
-            .await;
-            let bench = Bench::new(&origin);
-            assert_eq!(bench.get().await, "0");
-            sleep(Duration::from_millis(100)).await;
-            assert_eq!(bench.get().await, "1", "{unasked}");
-        }
     }
 }
