@@ -66,6 +66,7 @@ pub fn shortened(
             for name in [
                 header::CONTENT_TYPE,
                 header::CONTENT_ENCODING,
+                header::CONTENT_RANGE,
                 header::TRAILER,
             ] {
                 fields.remove(name);
@@ -255,6 +256,21 @@ mod tests {
         assert_eq!(not_modified_fields(&stored), map(&kept));
         let dated = map(&[("last-modified", MODIFIED), ("date", SENT)]);
         assert_eq!(not_modified_fields(&dated), dated);
+    }
+
+    #[test]
+    fn a_412_says_nothing_of_content_it_does_not_have() {
+        // RFC 9110 §14.4, §15.5.13
+        let part = map(&[
+            ("content-range", "bytes 0-4/10"),
+            ("content-type", "text/plain"),
+            ("content-length", "5"),
+            ("etag", "\"a\""),
+        ]);
+        let request = map(&[("if-match", "\"b\"")]);
+        let expected = map(&[("content-length", "0"), ("etag", "\"a\"")]);
+        let shortened = shortened(&request, StatusCode::PARTIAL_CONTENT, &part);
+        assert_eq!(shortened, Some((StatusCode::PRECONDITION_FAILED, expected)));
     }
 
     proptest! {
