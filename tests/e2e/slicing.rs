@@ -2,7 +2,7 @@
 //! object of its own.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex,
     atomic::{AtomicU64, Ordering},
 };
 
@@ -306,6 +306,33 @@ async fn a_later_slice_that_cannot_be_shared_does_not_end_the_body() {
     .await;
     let edge = &scene.cluster.edges[0];
     join_all((0..6).map(|_| range(edge, 1, 4 * PIECE, 9 * PIECE))).await;
+}
+
+/// It ended the whole body, be it the first slice or a later one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slice_that_ends_too_early_is_gone_on_with() {
+    for shield in [Shield::None, Shield::Cluster] {
+        let scene = Scene::new(2, shield, as_it_is).await;
+        let cuts: Vec<_> = [4, 6]
+            .map(|piece| format!("={}-", piece * PIECE))
+            .into_iter()
+            .collect();
+        let left = Mutex::new(cuts);
+        scene.origin.route_by(PATH, move |seen| {
+            let answer = Answer::pattern(&Pattern::new(1, BYTES))
+                .max_age(600)
+                .field("etag", "\"1\"");
+            let range = seen.field("range").unwrap_or_default();
+            let mut left = left.lock().unwrap();
+            let before = left.len();
+            left.retain(|cut| !range.contains(cut));
+            match before > left.len() {
+                true => answer.cut_after(PIECE / 2).into(),
+                false => answer.into(),
+            }
+        });
+        range(&scene.cluster.edges[0], 1, 4 * PIECE + 9, 8 * PIECE).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -188,6 +188,9 @@ struct Wanted {
     asked: Arc<Asked>,
     /// The object, as the first slice tells of it; without its bytes.
     object: Arc<Entry>,
+    /// The piece that the answer begins with.
+    first: u32,
+    /// What is still to be delivered.
     range: Range<u64>,
     /// Counts what is read from disk …
     from_disk: Arc<AtomicU64>,
@@ -198,10 +201,11 @@ struct Wanted {
 /// Slices that are still to come, in order.
 struct Rest {
     wanted: Wanted,
-    /// What is delivered now.
+    /// What is delivered now, and of which piece.
     now: BodyStream,
-    /// How many have been delivered.
-    delivered: usize,
+    piece: u32,
+    /// How often one that ends too early may be gone on with.
+    tries: u32,
     ahead: VecDeque<JoinHandle<Result<BodyStream, BodyError>>>,
     /// Pieces nobody was asked for yet.
     left: Range<u32>,
@@ -317,8 +321,8 @@ impl Proxy {
         };
         let how = How {
             fwd: match how.fwd {
-                Some(Fwd::UriMiss) => Some(fwd),
-                why => why,
+                Some(Fwd::Stale | Fwd::Request) | None => how.fwd,
+                Some(_) => Some(fwd),
             },
             fwd_status: match how.fwd_status {
                 // As what it is stored; the origin's word was another.
@@ -337,6 +341,7 @@ impl Proxy {
             proxy: self.clone(),
             asked: asked.clone(),
             object: Arc::new(object),
+            first: pieces.start,
             range,
             from_disk: trace.from_disk.clone(),
             fetched: trace.fetched.insert(Arc::default()).clone(),
@@ -348,7 +353,8 @@ impl Proxy {
         let mut rest = Rest {
             wanted,
             now,
-            delivered: 0,
+            piece: pieces.start,
+            tries: TRIES,
             ahead: VecDeque::new(),
             left: pieces.start + 1..pieces.end,
         };
@@ -500,8 +506,7 @@ impl Wanted {
                 }
                 Ok(Sliced::Entry(..)) => {
                     info!(uri = %asked.uri, piece, "the object has changed between its slices");
-                    let first = part::touched(&self.range).start;
-                    proxy.forget_slice(asked, first).await;
+                    proxy.forget_slice(asked, self.first).await;
                     return Err(changed());
                 }
                 Ok(Sliced::Nothing) => return self.alone(piece).await,
@@ -559,7 +564,8 @@ impl Wanted {
 impl Rest {
     /// Has the next slices fetched: the longer the client stays, the further ahead.
     fn look_ahead(&mut self) {
-        while self.ahead.len() < AHEAD_MAX.min(self.delivered + 1)
+        let delivered = (self.piece - self.wanted.first) as usize;
+        while self.ahead.len() < AHEAD_MAX.min(delivered + 1)
             && let Some(piece) = self.left.next()
         {
             self.ahead
@@ -570,20 +576,31 @@ impl Rest {
     /// The next bytes, and what comes then.
     async fn next(mut self) -> Option<(Result<Bytes, BodyError>, Option<Self>)> {
         loop {
-            match self.now.next().await {
-                Some(Ok(bytes)) => return Some((Ok(bytes), Some(self))),
-                Some(Err(error)) => return Some((Err(error), None)),
-                None => {}
-            }
-            self.delivered += 1;
-            self.look_ahead();
-            let next = self.ahead.front_mut()?.await;
-            self.ahead.pop_front();
-            self.now = match next {
-                Ok(Ok(bytes)) => bytes,
-                Ok(Err(error)) => return Some((Err(error), None)),
-                Err(error) => return Some((Err(BodyError::Source(error.to_string())), None)),
+            let next = match self.now.next().await {
+                Some(Ok(bytes)) => {
+                    self.wanted.range.start += bytes.len() as u64;
+                    return Some((Ok(bytes), Some(self)));
+                }
+                Some(Err(error)) if !self.wanted.of_piece(self.piece).is_empty() => {
+                    let Some(tries) = self.tries.checked_sub(1) else {
+                        return Some((Err(error), None));
+                    };
+                    self.tries = tries;
+                    info!(uri = %self.wanted.asked.uri, piece = self.piece, %error, "a slice has ended too early");
+                    self.wanted.clone().later(self.piece).await
+                }
+                Some(Err(_)) | None => {
+                    self.piece += 1;
+                    self.look_ahead();
+                    let next = self.ahead.front_mut()?.await;
+                    self.ahead.pop_front();
+                    next.unwrap_or_else(|error| Err(BodyError::Source(error.to_string())))
+                }
             };
+            match next {
+                Ok(bytes) => self.now = bytes,
+                Err(error) => return Some((Err(error), None)),
+            }
         }
     }
 }
