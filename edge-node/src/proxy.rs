@@ -416,6 +416,12 @@ impl Proxy {
         let site = &ruling.site;
         let key = key::key(&site.name, &host, target, &parts.headers, &ruling.key);
         let mut headers = parts.headers;
+        if parts.method == Method::HEAD && !bypasses {
+            // RFC 9110 §14.2: a range is of a GET.
+            for name in [header::RANGE, header::IF_RANGE] {
+                headers.remove(name);
+            }
+        }
         // From here on, nobody learns what the origin is not to learn.
         forward::conceal(&mut headers, &site.privacy);
         Asked {

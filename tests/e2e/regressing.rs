@@ -7,6 +7,10 @@ use std::sync::{
 
 use anyhow::ensure;
 use bytes::Bytes;
+use cluster::site::{
+    Site,
+    rules::{RangeMiss, Shield},
+};
 use harness::{
     client::{Client, Response, get_h2c, post_h2c},
     cluster::{HOST, Node, Plan, set},
@@ -17,7 +21,7 @@ use harness::{
 use http::{HeaderMap, Method};
 use serde_json::{Value, json};
 
-use crate::{SECOND, admitting::call, alone, started, stored};
+use crate::{SECOND, admitting::call, alone, homing, started, stored};
 
 /// A request without a body.
 fn ask(method: &str, target: &str, fields: &str) -> String {
@@ -674,5 +678,97 @@ async fn a_206_that_nobody_asked_for_costs_one_question() {
         let answer = edge.get("/odd").await.unwrap();
         assert_eq!((answer.status, answer.text().as_str()), (206, "hello"));
         assert_eq!(origin.seen("/odd").len(), asked);
+    }
+}
+
+/// What a 304 told of a part was stored as if that were all, and answered everybody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_that_a_304_selects_stays_a_part() {
+    // RFC 9111 §3.3, §3.4
+    let body = Bytes::from_iter((0..250_000).map(|n| (n % 251) as u8));
+    for miss in [RangeMiss::Whole, RangeMiss::Part] {
+        let origin = Origin::start().await.unwrap();
+        let whole = body.clone();
+        answers(&origin, "/", move |_, validates| {
+            let answer = match validates {
+                true => Answer::status(304),
+                false => Answer::bytes(whole.clone()),
+            };
+            answer
+                .max_age(600)
+                .field("etag", "\"1\"")
+                .field("vary", "accept-encoding")
+        });
+        let plan = Plan::alone(&origin.url()).site(|site| site.range_miss = Some(miss));
+        let cluster = started(plan).await;
+        let edge = &cluster.edges[0];
+        for (range, encoding) in [
+            (Some(10..1_010), "gzip"),
+            (Some(0..100), "gzip, deflate"),
+            (None, "gzip, deflate"),
+            (None, "gzip"),
+            (Some(10..1_010), "br"),
+        ] {
+            let mut fields = vec![("accept-encoding", encoding)];
+            let wanted = range
+                .clone()
+                .map(|range| format!("bytes={}-{}", range.start, range.end - 1));
+            fields.extend(wanted.as_deref().map(|wanted| ("range", wanted)));
+            let answer = edge.get_with("/", &fields).await.unwrap();
+            let (status, expected) = match range.clone() {
+                Some(range) => (206, body.slice(range)),
+                None => (200, body.clone()),
+            };
+            assert_eq!(answer.status, status, "{range:?}");
+            assert!(answer.body == expected, "{miss:?} {range:?} {encoding}");
+        }
+    }
+}
+
+/// A HEAD went to the origin as a GET for the range, where a miss fetches that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_range_is_of_a_get() {
+    // RFC 9110 §14.2
+    let origin = Origin::start().await.unwrap();
+    let body = Bytes::from(vec![b'x'; 3_000_000]);
+    origin.route("/", Answer::bytes(body).max_age(600).field("etag", "\"1\""));
+    let site = |site: &mut Site| site.range_miss = Some(RangeMiss::Part);
+    let cluster = started(Plan::alone(&origin.url()).site(site)).await;
+    let client = Client::new();
+    for range in ["bytes=2000000-", "bytes=10-20", "bytes=3000000-"] {
+        let fields = [("host", HOST), ("range", range)];
+        let url = cluster.edges[0].url("/");
+        let sent = client.send(Method::HEAD, &url, &fields, Bytes::new());
+        let answer = sent.await.unwrap();
+        assert_eq!(answer.status, 200, "{range}");
+        assert_eq!(answer.field("content-length"), Some("3000000"), "{range}");
+        assert_eq!(answer.field("content-range"), None, "{range}");
+    }
+    let seen = origin.seen("/");
+    assert!(seen.iter().all(|seen| seen.field("range").is_none()));
+}
+
+/// Both asked: the home, and then whoever had asked it, for what the home told of was of another variant.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_variant_that_a_304_selects_is_shared_through_its_home() {
+    let origin = Origin::start().await.unwrap();
+    answers(&origin, "/", |_, validates| {
+        let answer = match validates {
+            true => Answer::status(304),
+            false => Answer::bytes("for all"),
+        };
+        answer
+            .max_age(600)
+            .field("etag", "\"1\"")
+            .field("vary", "accept-encoding")
+    });
+    let plan = Plan::new(3, &origin.url()).site(|site| site.shield = Some(Shield::Cluster));
+    let cluster = homing::settled(plan).await;
+    for (encoding, asked) in [("gzip", (1, 0)), ("br", (1, 1)), ("gzip, br", (1, 2))] {
+        for edge in &cluster.edges {
+            let fields = [("accept-encoding", encoding)];
+            assert_eq!(edge.get_with("/", &fields).await.unwrap().text(), "for all");
+        }
+        assert_eq!(asked_for(&origin, "/"), asked, "{encoding}");
     }
 }

@@ -86,6 +86,19 @@ pub fn normal_values(fields: &[HeaderName], request: &HeaderMap) -> Vec<(String,
     fields.iter().map(pair).collect()
 }
 
+/// The values that a request has for the fields by which a response was selected, of which the origin says that it
+/// selects that one, too.
+pub fn selecting_as_well(
+    selected_by: &[(String, Option<Vec<u8>>)],
+    request: &HeaderMap,
+) -> Vec<(String, Option<Vec<u8>>)> {
+    let value = |name: &str| normal_value(name, request).map(Cow::into_owned);
+    let pairs = selected_by
+        .iter()
+        .map(|(name, _)| (name.clone(), value(name)));
+    pairs.collect()
+}
+
 /// Whether a request selects the response that was stored with `selected_by`, the
 /// [`normal_values`] of the request it answered.
 pub fn matches(selected_by: &[(String, Option<Vec<u8>>)], request: &HeaderMap) -> bool {

@@ -323,6 +323,7 @@ impl Proxy {
         };
         let head = Head {
             length: entry.length(),
+            part: entry.head.part.clone(),
             selected_by: entry.head.selected_by.clone(),
             ..self.head(asked, status, headers, None, moment)
         };

@@ -29,7 +29,7 @@ use crate::{
         entry::{Body, Entry},
         fill::Growing,
         key,
-        policy::{self, CacheControl, validator::EntityTag},
+        policy::{self, CacheControl, Why, validator::EntityTag},
         vary,
     },
     deliver::cache_status::Fwd,
@@ -143,17 +143,19 @@ impl Proxy {
         let asker = question.asker.clone();
         let purged = relayed::purged_in(&question.fields);
         let catching_up = self.shared.purges.catch_up(purged, CATCH_UP_MAX);
-        let found = match self.asked_by_node(question) {
-            // What it does not know of may be what the asker must not have.
-            Some(_) if !out.wait(catching_up).await? => Found::Refused(Refusal::Behind),
-            Some(asked) => out.wait(self.found_admitted(&Arc::new(asked))).await?,
-            None => Found::Refused(Refusal::Unknown),
+        let Some(asked) = self.asked_by_node(question).map(Arc::new) else {
+            return out.send(&[Frame::Refused(Refusal::Unknown)]).await;
         };
-        let (entry, asked_for_you) = match found {
-            Found::Entry(entry, how) => (entry, how.is_asked_for()),
+        let found = match out.wait(catching_up).await? {
+            true => out.wait(self.found_admitted(&asked)).await?,
+            // What it does not know of may be what the asker must not have.
+            false => Found::Refused(Refusal::Behind),
+        };
+        let (entry, how) = match found {
+            Found::Entry(entry, how) => (entry, how),
             Found::Refused(refusal) => return out.send(&[Frame::Refused(refusal)]).await,
         };
-        let mut head = Box::new(self.relay_head(&entry, asked_for_you));
+        let mut head = Box::new(self.relay_head(&entry, &asked, &how));
         let is_same = have.is_some() && entry.head.headers.get(header::ETAG) == have.as_ref();
         if is_same && from == 0 {
             return out.send(&[Frame::Same(head)]).await;
@@ -254,13 +256,15 @@ impl Proxy {
         })
     }
 
-    fn relay_head(&self, entry: &Entry, asked_for_you: bool) -> RelayHead {
+    fn relay_head(&self, entry: &Entry, asked: &Asked, how: &How) -> RelayHead {
         let age = entry.head.freshness.age(self.now());
+        let mut about = entry.head.manifest(0, Vec::new());
+        about.selected_by = vary::selecting_as_well(&about.selected_by, &asked.headers);
         RelayHead {
-            about: entry.head.manifest(0, Vec::new()),
+            about,
             length: entry.length(),
             age_ms: u64::try_from(age.as_millis()).unwrap_or(u64::MAX),
-            asked_for_you,
+            asked_for_you: how.is_asked_for(),
             from: 0,
         }
     }
@@ -336,7 +340,7 @@ impl Proxy {
         let target = asked.target();
         for _ in 0..ROUNDS_MAX {
             let ask = self.ask(asked);
-            let (turn, stored) = match self.shared.cache.lookup(ask).await {
+            let (turn, stored, fwd) = match self.shared.cache.lookup(ask).await {
                 Lookup::Fresh(entry)
                     if self.is_outdated(&asked.ruling, &asked.host, target, &entry) =>
                 {
@@ -348,7 +352,7 @@ impl Proxy {
                 }
                 Lookup::Fresh(entry) if entry.head.part.is_some() => {
                     match self.shared.cache.claim_rest(ask, &entry).await {
-                        Some(turn) => (turn, Some(entry)),
+                        Some(turn) => (turn, Some(entry), Fwd::Partial),
                         None => continue,
                     }
                 }
@@ -356,16 +360,25 @@ impl Proxy {
                     return Found::Entry(entry, How::hit(metrics::Outcome::Hit));
                 }
                 // What may be used once more here is not new enough to be kept elsewhere.
-                Lookup::Stale { entry, turn, .. } => (turn, Some(entry)),
-                Lookup::Filling(following) => (Turn::Follow(following), None),
+                Lookup::Stale { entry, must, turn } => {
+                    let fwd = match must {
+                        Some(Why::Request) => Fwd::Request,
+                        _ => Fwd::Stale,
+                    };
+                    (turn, Some(entry), fwd)
+                }
+                Lookup::Filling(following) => (Turn::Follow(following), None, Fwd::UriMiss),
                 Lookup::Absent(filler) if self.is_unsliced(asked) => {
                     filler.not_shared(false);
                     return Found::Refused(Refusal::Pass);
                 }
-                Lookup::Absent(filler) => (Turn::Fill(filler), None),
+                Lookup::Absent(filler) if filler.varies() => {
+                    (Turn::Fill(filler), None, Fwd::VaryMiss)
+                }
+                Lookup::Absent(filler) => (Turn::Fill(filler), None, Fwd::UriMiss),
                 Lookup::Unavailable | Lookup::Pass => return Found::Refused(Refusal::Pass),
             };
-            if let Some(found) = self.filled(asked, turn, stored).await {
+            if let Some(found) = self.filled(asked, turn, stored, fwd).await {
                 return found;
             }
         }
@@ -384,6 +397,7 @@ impl Proxy {
         asked: &Arc<Asked>,
         turn: Turn,
         stored: Option<Arc<Entry>>,
+        fwd: Fwd,
     ) -> Option<Found> {
         let (mut filling, following) = match turn {
             Turn::Follow(mut following) => {
@@ -407,7 +421,6 @@ impl Proxy {
             }
         };
         let leads = filling.is_some();
-        let fwd = stored.as_ref().map_or(Fwd::UriMiss, |_| Fwd::Stale);
         let said = match following.is_known() {
             true => asked.said.clone(),
             false => CacheControl::default(),
@@ -441,6 +454,8 @@ impl Proxy {
                 let how = How::filled(leads, fwd, entry.head.status);
                 Found::Entry(entry, how)
             }
+            // Now that it is known to be fresh, the rest of it can be had.
+            Outcome::Refreshed(entry) if entry.head.part.is_some() => return None,
             Outcome::Refreshed(entry) => Found::Entry(entry, How::refreshed(leads, fwd)),
             Outcome::NotShared => Found::Refused(match filling {
                 Some(filling) => match filling.own_answer().await {
