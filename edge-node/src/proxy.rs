@@ -31,6 +31,7 @@ mod warm;
 
 pub use self::{
     relay::Question,
+    slice::wanted_slices,
     upload::UploadLimits,
     warm::{Again, Cold},
 };

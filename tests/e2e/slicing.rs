@@ -174,6 +174,20 @@ async fn slices_are_hits_and_are_had_from_peers() {
     let hit = range(one, 1, 6 * PIECE - 1, 7 * PIECE).await;
     assert!(hit.cache_status().hit);
     heard_of(other, &one.id, 4).await.unwrap();
+    let told = async |edge: &Node| {
+        let header = format!("Range:bytes={}-{}", 4 * PIECE, 6 * PIECE - 1);
+        let question = format!("/explain?url=http://{HOST}{PATH}&header={header}");
+        edge.ask(&question).await.unwrap().json().unwrap()
+    };
+    let here = told(one).await;
+    let words = here["why"].to_string();
+    assert!(words.contains("1 of 2 are here"), "{here}");
+    assert_eq!(here["slices"][1]["stored"]["fresh"], true, "{here}");
+    let there = told(other).await;
+    assert_eq!(there["slices"][0]["holders"], json!([]), "{there}");
+    assert_eq!(there["slices"][1]["holders"], json!([one.id]), "{there}");
+    let then = there["then"].as_str().unwrap();
+    assert!(then.starts_with("put together from slices: "), "{there}");
     let answer = range(other, 1, 5 * PIECE, 9 * PIECE - 1).await;
     assert!(matches!(answer.cache_status().source(), Source::Peer(_)));
     assert_eq!(scene.origin.requests(), 4);

@@ -12,6 +12,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use cluster::{
+    key::Key,
     node::NodeId,
     purge::{Hit, Position, Verdict},
     site::takedown::{Takedown, hash_in_hex},
@@ -26,11 +27,15 @@ use crate::{
     cache::{
         entry::{self, Entry},
         key,
-        policy::{self, CacheControl},
+        policy::{self, CacheControl, Rules, part::Part},
     },
     deliver,
+    proxy::wanted_slices,
     purges::{Named, Purges, tags::tag_names},
-    ruling::access::{self, Visit},
+    ruling::{
+        Ruling,
+        access::{self, Visit},
+    },
     upstream::{home::HomesReport, paying::Comparison, standing::OriginReport},
 };
 
@@ -42,6 +47,8 @@ struct Explained {
     host: String,
     key: String,
     stored: Option<Stored>,
+    /// Where the answer to a range is put together from such: what is known of each, as far as the length is.
+    slices: Vec<SliceReport>,
     purges: Purged,
     holders: Vec<serde_json::Value>,
     homes: HomesReport,
@@ -49,6 +56,16 @@ struct Explained {
     origins: Vec<OriginReport>,
     then: String,
     why: Vec<String>,
+}
+
+/// A piece of a range that is an object of its own.
+#[derive(Serialize)]
+struct SliceReport {
+    piece: u32,
+    key: String,
+    stored: Option<Stored>,
+    holders: Vec<NodeId>,
+    home: Option<NodeId>,
 }
 
 /// What purges have to say.
@@ -87,6 +104,9 @@ struct Stored {
     fetched_at_ms: u64,
     from: String,
 }
+
+/// Most slices that are told of.
+const SLICES_TOLD_MAX: usize = 64;
 
 /// A question: what a URL is answered with, asked for like this.
 #[derive(Debug)]
@@ -181,6 +201,15 @@ pub(super) async fn explain(
         .iter()
         .map(|candidate| serde_json::to_value(candidate).unwrap_or_default())
         .collect();
+    let said = CacheControl::of_request(headers);
+    let suffices = entry
+        .as_ref()
+        .is_some_and(|entry| deliver::suffices(method, headers, entry));
+    let request = (method, headers, &said);
+    let slices = match suffices {
+        true => Vec::new(),
+        false => slices(&admin, request, (ruling, ruling.rules(&path)), key).await,
+    };
     let order = admin.upstream.compare(&ruling.site, question.target.path());
     let homes = admin.upstream.homes_report(&ruling.site, key);
     let refusal = admin.refusals.find(key);
@@ -203,12 +232,14 @@ pub(super) async fn explain(
         client: question.client,
         method,
         headers,
-        said: &CacheControl::of_request(headers),
+        said: &said,
         bypass: ruling.bypass(&path, headers),
         stored: entry.as_ref().map(|entry| &entry.head),
-        suffices: entry
-            .as_ref()
-            .is_some_and(|entry| deliver::suffices(method, headers, entry)),
+        suffices,
+        slices: (!slices.is_empty()).then(|| {
+            let here = slices.iter().filter(|slice| slice.stored.is_some());
+            (here.count(), slices.len())
+        }),
         refusal: refusal.as_ref(),
         order: &order,
         holder: holders.first().map(|first| first["id"].to_string()),
@@ -232,6 +263,7 @@ pub(super) async fn explain(
         host: host.clone(),
         key: key.to_string(),
         stored: entry.as_ref().map(|entry| Stored::of(entry, now_ms)),
+        slices,
         purges,
         holders,
         homes,
@@ -240,6 +272,42 @@ pub(super) async fn explain(
         url: question.url,
     };
     Json(explained).into_response()
+}
+
+/// The slices of which this request would be answered.
+async fn slices(
+    admin: &Admin,
+    request: (&Method, &HeaderMap, &CacheControl),
+    (ruling, rules): (&Ruling, &Rules),
+    key: Key,
+) -> Vec<SliceReport> {
+    let wanted =
+        |length| wanted_slices(request, (rules, &admin.upstream), key, length).unwrap_or_default();
+    let stored = async |piece| {
+        let key = key::slice_key(key, piece);
+        admin.cache.stored(key, request.1).await
+    };
+    let first = stored(wanted(None).start).await;
+    let part = first.and_then(|first| Part::of(&first.head.headers));
+    let pieces = match wanted(part.map(|part| part.of)) {
+        // Its end is not known.
+        pieces if pieces.end == u32::MAX => pieces.start..pieces.start + 1,
+        pieces => pieces,
+    };
+    let mut told = Vec::new();
+    for piece in pieces.take(SLICES_TOLD_MAX) {
+        let (entry, key) = (stored(piece).await, key::slice_key(key, piece));
+        let holders = admin.upstream.holders(key);
+        let homes = admin.upstream.homes_report(&ruling.site, key);
+        told.push(SliceReport {
+            piece,
+            key: key.to_string(),
+            stored: entry.map(|entry| Stored::of(&entry, admin.clock.unix_ms())),
+            holders: holders.into_iter().map(|holder| holder.id).collect(),
+            home: homes.asked.first().map(|home| home.id.clone()),
+        });
+    }
+    told
 }
 
 impl Purged {

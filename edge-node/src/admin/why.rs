@@ -31,6 +31,8 @@ pub(super) struct Case<'a> {
     pub(super) stored: Option<&'a Head>,
     /// Whether what is stored is enough, should it be a part only.
     pub(super) suffices: bool,
+    /// Where a range is put together from slices: how many of them are here, of how many that are known of.
+    pub(super) slices: Option<(usize, usize)>,
     pub(super) refusal: Option<&'a Refusal>,
     /// How peers and the origin compare.
     pub(super) order: &'a Comparison,
@@ -59,7 +61,17 @@ pub(super) fn then(case: &Case<'_>) -> String {
     if case.bypass.is_some() {
         return "sent to the origin, and the answer is not stored".to_owned();
     }
+    let in_slices = match case.slices {
+        Some((here, all)) if here == all => Some("put together from slices on this node"),
+        Some(_) => Some(
+            "put together from slices: each is had from this node, of who holds it, of its home or of the origin",
+        ),
+        None => None,
+    };
     let Some(head) = case.stored else {
+        if let Some(words) = in_slices {
+            return words.to_owned();
+        }
         return match (&case.holder, &case.home) {
             (Some(holder), None) if case.order.order == Order::OriginFirst => {
                 format!("fetched from the origin, and asked of {holder} if that fails")
@@ -82,7 +94,9 @@ pub(super) fn then(case: &Case<'_>) -> String {
     match case.reuse(head) {
         Reuse::Unavailable => unavailable,
         _ if !case.may_share(head) => "sent to the origin, for this request only",
-        Reuse::Fresh if !case.suffices => "answered once the origin has sent the rest",
+        Reuse::Fresh if !case.suffices => {
+            in_slices.unwrap_or("answered once the origin has sent the rest")
+        }
         Reuse::Fresh => "answered from this node",
         Reuse::StaleWhileRevalidate | Reuse::StaleAccepted => {
             "answered from this node, and validated with the origin behind it"
@@ -129,6 +143,9 @@ pub(super) fn why(case: &Case<'_>) -> Vec<String> {
         (None, Some(refusal)) => why.push(case.refusal_in_words(refusal)),
         (None, None) => why.push("nothing is stored that fits the request".to_owned()),
     }
+    why.extend(case.slices.map(|(here, all)| {
+        format!("a range of what nobody holds is had in slices of 1 MiB, {here} of {all} are here")
+    }));
     why.extend(case.request_in_words());
     if case.stored.is_none() && case.holder.is_some() {
         why.push(case.order.in_words());
@@ -350,6 +367,7 @@ mod tests {
             bypass: ruling.bypass(&path, &headers),
             stored: head.as_ref(),
             suffices: true,
+            slices: None,
             refusal,
             order: &compared(Order::PeersFirst),
             holder: None,

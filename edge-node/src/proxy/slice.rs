@@ -40,7 +40,7 @@ use crate::{
         fill::BodyError,
         key,
         policy::{
-            self,
+            self, CacheControl, Rules,
             part::{Extent, Part},
             validator,
         },
@@ -51,6 +51,7 @@ use crate::{
     metrics::Source,
     payload::{BySource, Payload},
     upstream::{
+        Upstream,
         origin::OriginBody,
         plain::Spelling,
         relayed::{Refusal, Slice},
@@ -94,6 +95,31 @@ fn is_fetched(slice: &Entry, how: &How) -> bool {
     how.is_fetched() || matches!(slice.body, Body::Growing(_))
 }
 
+/// The slices from which a miss of this request is answered, as far as they are known without the `length` of the
+/// object; `None` if it is answered in another way.
+pub fn wanted_slices(
+    request: (&Method, &HeaderMap, &CacheControl),
+    (rules, upstream): (&Rules, &Upstream),
+    key: Key,
+    length: Option<u64>,
+) -> Option<Range<u32>> {
+    // The range is fetched only, and others could use that, or it is too long to be kept as a part.
+    let is_worth_it = |pieces: &Range<u32>| pieces.len() > 1 || upstream.has_peers();
+    let pieces = slices_of(request, length).filter(is_worth_it)?;
+    // What somebody holds whole is had from there.
+    (!rules.fill_whole && upstream.holders(key).is_empty()).then_some(pieces)
+}
+
+/// Which slices of an object of `length` bytes, if that is known, a request wants; `None` where it gets none: what is
+/// not for everybody, or must be had without asking anybody.
+fn slices_of(
+    (method, headers, said): (&Method, &HeaderMap, &CacheControl),
+    length: Option<u64>,
+) -> Option<Range<u32>> {
+    let is_own = headers.contains_key(header::AUTHORIZATION) || said.only_if_cached;
+    (!is_own && *method == Method::GET).then(|| part::sliced(headers, length))?
+}
+
 /// The bytes of a piece of a body of `length` bytes.
 fn bytes_of(piece: u32, length: u64) -> Range<u64> {
     part::bytes_of(&(piece..piece.saturating_add(1)), length)
@@ -118,11 +144,8 @@ impl Asked {
         range::field(&(self.begins() + from..end), u64::MAX)
     }
 
-    /// Which slices of an object of `length` bytes, if that is known, it wants; `None` where it gets none: what is
-    /// not for everybody, or must be had without asking anybody.
-    fn slices(&self, length: Option<u64>) -> Option<Range<u32>> {
-        let is_own = self.headers.contains_key(header::AUTHORIZATION) || self.said.only_if_cached;
-        (!is_own && self.method == Method::GET).then(|| part::sliced(&self.headers, length))?
+    fn request(&self) -> (&Method, &HeaderMap, &CacheControl) {
+        (&self.method, &self.headers, &self.said)
     }
 
     /// Whether a slice is from before a change of its object.
@@ -217,15 +240,10 @@ fn unsliced(whole: Key) -> Key {
 }
 
 impl Proxy {
-    /// Whether a miss of this request is to be answered from slices before its range is fetched as such: a miss
-    /// fetches the range only, and others could use that, or it is too long to be kept as a part. What somebody
-    /// holds whole is had from there.
+    /// Whether a miss of this request is to be answered from slices before its range is fetched as such.
     pub(super) fn prefers_slices(&self, asked: &Asked) -> bool {
-        let upstream = &self.shared.upstream;
-        let is_worth_it = |pieces: Range<u32>| pieces.len() > 1 || upstream.has_peers();
-        !asked.rules.fill_whole
-            && asked.slices(None).is_some_and(is_worth_it)
-            && upstream.holders(asked.key).is_empty()
+        let by = (&*asked.rules, &self.shared.upstream);
+        wanted_slices(asked.request(), by, asked.key, None).is_some()
     }
 
     /// Looks up what is asked for in slices.
@@ -275,7 +293,7 @@ impl Proxy {
         fwd: Fwd,
     ) -> Result<Option<Response<Payload>>, ServeError> {
         let length = stored.and_then(Entry::length);
-        let Some(wanted) = asked.slices(length) else {
+        let Some(wanted) = slices_of(asked.request(), length) else {
             return Ok(None);
         };
         asked.forwarded.get_or_init(|| fwd);
@@ -375,7 +393,7 @@ impl Proxy {
         let Sliced::Entry(first, part, how) = &found else {
             return Ok(found);
         };
-        let Some(pieces) = asked.slices(Some(part.of)) else {
+        let Some(pieces) = slices_of(asked.request(), Some(part.of)) else {
             return Ok(found);
         };
         if pieces.start != at {
