@@ -28,7 +28,10 @@ use crate::{
         refusals::Refusal,
         vary::{self, Vary},
     },
-    deliver::range::{self, Ranges},
+    deliver::{
+        self,
+        range::{self, Ranges},
+    },
     error::{Kind, ServeError},
     forward::{self, Hop},
     upstream::{
@@ -175,16 +178,8 @@ impl Proxy {
     /// Asks the origin for what is not stored. Where other variants are, it is offered their tags: it
     /// may answer that this request selects one of them (RFC 9111 §4.3.1, §4.3.4).
     async fn fetch(&self, filler: Filler, asked: &Asked, own: Own) {
-        let mut headers = self.whole(asked);
+        let mut headers = self.missing(asked);
         let offers = filler.offers().join(", ");
-        if !asked.rules.fill_whole {
-            // The whole is not wanted for the sake of a part of it.
-            for name in [header::RANGE, header::IF_RANGE] {
-                if let Some(value) = asked.headers.get(&name) {
-                    headers.insert(name, value.clone());
-                }
-            }
-        }
         if let (false, Ok(offers)) = (offers.is_empty(), HeaderValue::try_from(offers)) {
             headers.insert(header::IF_NONE_MATCH, offers);
         }
@@ -208,7 +203,10 @@ impl Proxy {
             None => None,
         };
         match selected {
-            Some(entry) if asked.standing(&entry) != Standing::Gone => {
+            Some(entry)
+                if asked.standing(&entry) != Standing::Gone
+                    && deliver::suffices(&asked.method, &asked.headers, &entry) =>
+            {
                 let fresh = policy::freshen(
                     &entry.head.headers,
                     response.headers(),
@@ -221,10 +219,25 @@ impl Proxy {
         }
     }
 
-    /// Asks the origin, with no condition and for the whole.
+    /// The fields with which the origin is asked for what is not stored.
+    fn missing(&self, asked: &Asked) -> HeaderMap {
+        let mut headers = self.whole(asked);
+        if !asked.rules.fill_whole {
+            // The whole is not wanted for the sake of a part of it.
+            for name in [header::RANGE, header::IF_RANGE] {
+                if let Some(value) = asked.headers.get(&name) {
+                    headers.insert(name, value.clone());
+                }
+            }
+        }
+        headers
+    }
+
+    /// Asks the origin, with no condition.
     async fn fetch_anew(&self, filler: Filler, asked: &Asked, own: Own) {
+        let headers = self.missing(asked);
         match self
-            .ask_origin(Some(&filler), asked, Method::GET, self.whole(asked))
+            .ask_origin(Some(&filler), asked, Method::GET, headers)
             .await
         {
             Ok((response, moment)) => {
@@ -289,7 +302,7 @@ impl Proxy {
     }
 
     /// Keeps `entry` with renewed fields. Where there are none, or they forbid from now on to share it,
-    /// it goes, and the whole is fetched.
+    /// it goes, and is fetched anew.
     async fn renew(
         &self,
         filler: Filler,
