@@ -16,6 +16,12 @@ pub enum Side {
 /// What went wrong with a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
+    /// The head of the request is none (RFC 9112 §2.2, §3, §5).
+    BadHead,
+    /// The head of the request is over the limit.
+    HeadTooLarge,
+    /// The request line alone is (RFC 9110 §15.5.15).
+    TargetTooLong,
     /// The request names no host, or more than one.
     NoHost,
     /// A target in a form that its method does not have (RFC 9112 §3.2).
@@ -80,7 +86,10 @@ impl ServeError {
     /// Who caused it.
     pub fn side(&self) -> Side {
         match self.kind {
-            Kind::NoHost
+            Kind::BadHead
+            | Kind::HeadTooLarge
+            | Kind::TargetTooLong
+            | Kind::NoHost
             | Kind::BadTarget
             | Kind::UnknownHost
             | Kind::NoSites
@@ -102,6 +111,18 @@ impl ServeError {
     /// The status it is answered with, and the sentence in the body.
     pub fn answer(&self) -> (StatusCode, &'static str) {
         match self.kind {
+            Kind::BadHead => (
+                StatusCode::BAD_REQUEST,
+                "The request's head, or its framing, cannot be understood.",
+            ),
+            Kind::HeadTooLarge => (
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "The request's head is larger than this server takes.",
+            ),
+            Kind::TargetTooLong => (
+                StatusCode::URI_TOO_LONG,
+                "The request's target is longer than this server takes.",
+            ),
             Kind::NoHost => (
                 StatusCode::BAD_REQUEST,
                 "The request needs exactly one valid Host.",
@@ -172,6 +193,9 @@ impl ServeError {
     /// Value of `Proxy-Status`-like detail in `Cache-Status`; a token.
     pub fn token(&self) -> &'static str {
         match self.kind {
+            Kind::BadHead => "bad-head",
+            Kind::HeadTooLarge => "head-too-large",
+            Kind::TargetTooLong => "target-too-long",
             Kind::NoHost => "no-host",
             Kind::BadTarget => "bad-target",
             Kind::UnknownHost => "unknown-host",

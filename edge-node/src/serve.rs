@@ -218,6 +218,11 @@ impl Connection {
             && !self.owes_quickly.load(Ordering::Acquire)
     }
 
+    /// Whether hyper has had so many requests so far, none of which has made this a tunnel.
+    fn has_had(&self, requests: u64) -> bool {
+        self.requests.load(Ordering::Acquire) == requests && !self.tunnel.load(Ordering::Acquire)
+    }
+
     /// Number of the present turn of the connection's task.
     fn turn(&self) -> u64 {
         self.turns.load(Ordering::Relaxed)

@@ -247,10 +247,23 @@ async fn bad_requests_are_told_so_and_never_reach_the_origin() {
         // RFC 9211 §2.2: nothing was forwarded.
         let answer = String::from_utf8_lossy(&answer);
         assert!(!answer.contains("fwd="), "{what}: {answer:.600}");
+        // Each says who has refused it, and why.
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+        assert!(
+            head.contains("cache-status: edge-1; detail="),
+            "{what}: {answer:.600}"
+        );
+        assert!(body.contains(".\n"), "{what}: {answer:.600}");
     }
     assert_eq!(origin.requests(), 0);
     origin.route("/", Answer::bytes("still here").max_age(60));
     assert_eq!(edge.get("/").await.unwrap().text(), "still here");
+    // What only reads like such a refusal is none.
+    let text = "HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
+    let body = text.repeat(3);
+    let answer = Answer::bytes(body.clone()).slowly(text.len(), SECOND / 20);
+    origin.route("/text", answer);
+    assert_eq!(edge.get("/text").await.unwrap().text(), body);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -24,7 +24,7 @@ use http_body::Body as _;
 use hyper::{body::Incoming, ext::ReasonPhrase};
 use tokio::time::Instant;
 
-use super::{Asked, Caller, LastSite, Parts, Proxy, target};
+use super::{Asked, Caller, InFlight, LastSite, Parts, Proxy, target};
 use crate::{
     cache::{
         Filler,
@@ -38,6 +38,7 @@ use crate::{
         conditional::{self, Verdict as Verdict304},
         range::{self, Ranges},
     },
+    error::{Kind, ServeError},
     forward,
     metrics::{Outcome, SiteMetrics, Source},
     payload::Payload,
@@ -213,6 +214,18 @@ impl Session for Hits {
             known.metrics.bytes(Source::Disk, from_disk);
             known.metrics.bytes(self.source, body_bytes - from_disk);
         }
+    }
+
+    fn refused(&mut self, kind: Kind) -> Option<Bytes> {
+        let proxy = &self.proxy;
+        InFlight::new(&proxy.shared.metrics).goes_on();
+        let (what, error) = ("a refused head".to_owned(), ServeError::new(kind, ""));
+        let mut response = proxy.error_answer(None, what, Instant::now(), &error, false);
+        let via = forward::via(Version::HTTP_11, &proxy.shared.me);
+        forward::append_to_list(response.headers_mut(), header::VIA, via);
+        let (head, body) = proxy.written(&mut response)?;
+        let head = head.strip_suffix(b"\r\n")?;
+        Some([head, b"connection: close\r\n\r\n", &body].concat().into())
     }
 }
 

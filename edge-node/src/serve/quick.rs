@@ -20,6 +20,7 @@ use bytes::Bytes;
 use futures_util::Stream;
 
 use super::Connection;
+use crate::error::Kind;
 
 /// Most header fields of a plain request; browsers send some twenty.
 const FIELDS_MAX: usize = 48;
@@ -43,6 +44,11 @@ pub trait Session: Send {
     /// So many bytes of the last answer's body have gone out; called once per answer that does not count
     /// for itself.
     fn sent(&mut self, body_bytes: u64);
+
+    /// The whole answer, head and body, to a request that hyper refuses without a word of why. `None`: as hyper does.
+    fn refused(&mut self, _: Kind) -> Option<Bytes> {
+        None
+    }
 }
 
 /// An answer that has to be waited for; dropped when its client has left. `None`: the request goes to

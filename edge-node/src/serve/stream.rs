@@ -24,7 +24,7 @@ use super::{
     framing::Scanner,
     quick::{self, Chunks, Counts, Later, Session, Tried},
 };
-use crate::alarm::Alarm;
+use crate::{alarm::Alarm, error::Kind};
 
 /// What is read at once while quick answers are possible: more than most heads, and a few of them
 /// when a client pipelines.
@@ -39,10 +39,16 @@ const GATHER_BYTES_MAX: usize = 16 << 10;
 /// fast as we are would take all of it at once. To write this much takes some 0.3 ms.
 const TURN_BYTES_MAX: usize = 2 << 20;
 
-/// How hyper begins its answer to a head that is too long, and how the answer begins where the request line alone
-/// is (RFC 9110 §15.5.15).
-const FIELDS_TOO_LARGE: &[u8] = b"HTTP/1.1 431 Request Header Fields Too Large\r\n";
-const URI_TOO_LONG: &[u8] = b"HTTP/1.1 414 URI Too Long\r\n";
+/// How hyper begins its own answers to a head that it cannot read, and to one that is too long.
+const REFUSALS: [(&[u8], Kind); 2] = [
+    (b"HTTP/1.1 400 Bad Request\r\n", Kind::BadHead),
+    (
+        b"HTTP/1.1 431 Request Header Fields Too Large\r\n",
+        Kind::HeadTooLarge,
+    ),
+];
+/// What hyper writes in them, each of which is a field of no more than that.
+const REFUSAL_FIELDS: [&[u8]; 3] = [b"connection:", b"content-length:", b"date:"];
 
 /// How long a client that is still sending is listened to after the last word to it (RFC 9112 §9.6):
 /// closing at once would reset the connection, and the client might lose the answer that tells it to
@@ -150,6 +156,17 @@ impl Written {
         self.chunk.advance(count);
         self.sent += count as u64;
     }
+}
+
+/// What hyper refuses a request for, if this is its own word; answers of others have more to say. Pure.
+fn refusal(answer: &[u8]) -> Option<Kind> {
+    let of = |(line, kind): (&[u8], Kind)| Some((answer.strip_prefix(line)?, kind));
+    let (fields, kind) = REFUSALS.into_iter().find_map(of)?;
+    let mut lines = fields
+        .strip_suffix(b"\r\n\r\n")?
+        .split(|byte| *byte == b'\n');
+    let is_hypers = |line: &[u8]| REFUSAL_FIELDS.iter().any(|name| line.starts_with(name));
+    lines.all(is_hypers).then_some(kind)
 }
 
 impl Guarded {
@@ -369,11 +386,15 @@ impl Guarded {
         })
     }
 
-    /// Takes in the answer to a request line that is too long, with the status that it should have.
-    fn take_too_long(&mut self, answer: &[u8]) -> Option<usize> {
-        let rest = answer.strip_prefix(FIELDS_TOO_LARGE);
-        let rest = rest.filter(|_| self.scanner.has_long_line(self.written))?;
-        self.interim = [URI_TOO_LONG, rest].concat().into();
+    /// Takes in hyper's own refusal of a request, for which another goes out that says why.
+    fn take_refusal(&mut self, answer: &[u8]) -> Option<usize> {
+        // It is no body's, nor a tunnel's: all that was asked is answered.
+        let is_between = self.connection.has_had(self.written);
+        let kind = match refusal(answer).filter(|_| is_between)? {
+            Kind::HeadTooLarge if self.scanner.has_long_line(self.written) => Kind::TargetTooLong,
+            kind => kind,
+        };
+        self.interim = self.session.as_mut()?.refused(kind)?;
         Some(answer.len())
     }
 
@@ -538,7 +559,7 @@ impl AsyncWrite for Guarded {
     ) -> Poll<io::Result<usize>> {
         self.may_write()?;
         ready!(self.poll_interim(context))?;
-        let taken = self.take_too_long(bytes);
+        let taken = self.take_refusal(bytes);
         if let Some(length) = taken.or_else(|| self.gather(&[io::IoSlice::new(bytes)])) {
             return Poll::Ready(Ok(length));
         }
@@ -554,7 +575,7 @@ impl AsyncWrite for Guarded {
     ) -> Poll<io::Result<usize>> {
         self.may_write()?;
         ready!(self.poll_interim(context))?;
-        let taken = slices.first().and_then(|first| self.take_too_long(first));
+        let taken = slices.first().and_then(|first| self.take_refusal(first));
         if let Some(length) = taken.or_else(|| self.gather(slices)) {
             return Poll::Ready(Ok(length));
         }
