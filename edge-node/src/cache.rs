@@ -474,7 +474,7 @@ impl Cache {
         if changed {
             return None;
         }
-        let key = found.candidates[0];
+        let key = *found.candidates.first()?;
         let fill = Fill::new(ask.key, before);
         fills.insert(key, fill.clone());
         drop(fills);

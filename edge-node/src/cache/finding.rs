@@ -75,6 +75,10 @@ impl Cache {
         match self.item(key).await {
             None => Found::new(None, vec![key], None),
             Some(Item::Entry(entry)) => Found::new(Some(entry), vec![key], None),
+            // As one of the first versions may have written it.
+            Some(Item::Variants(variants)) if variants.specs.is_empty() => {
+                Found::new(None, vec![key], None)
+            }
             Some(Item::Variants(variants)) => {
                 let mut candidates = Vec::with_capacity(variants.specs.len());
                 for spec in &variants.specs {

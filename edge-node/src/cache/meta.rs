@@ -190,6 +190,10 @@ impl Meta {
 
     /// The meta block that says a key has variants.
     pub fn encode_variants(variants: &Variants) -> Option<Bytes> {
+        // All were invalidated in this moment: then there is nothing by which a request could select one.
+        if variants.specs.is_empty() {
+            return None;
+        }
         let block = vec![META_VARIANTS];
         postcard::to_extend(variants, block).ok().map(Bytes::from)
     }
