@@ -184,7 +184,7 @@ impl Filler {
     }
 
     /// The stored variant that has this tag; whatever else the origin says, one that is stored under no
-    /// tag was not offered.
+    /// tag was not offered. A strong tag names none that is stored under a weak one (RFC 9111 §4.3.4).
     pub async fn offered(&self, tag: &EntityTag<'_>) -> Option<Arc<Entry>> {
         let variants = self.variants.as_ref()?;
         for variant in &variants.known {
@@ -192,7 +192,7 @@ impl Filler {
                 .tag
                 .as_deref()
                 .and_then(|own| EntityTag::parse(own.as_bytes()));
-            if own.is_some_and(|own| own.weakly_matches(tag))
+            if own.is_some_and(|own| own.weakly_matches(tag) && (tag.weak || !own.weak))
                 && let Some(Item::Entry(entry)) = self.cache.item(variant.at).await
             {
                 return Some(entry);

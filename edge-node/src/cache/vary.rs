@@ -111,6 +111,29 @@ pub fn matches(selected_by: &[(String, Option<Vec<u8>>)], request: &HeaderMap) -
     })
 }
 
+/// Whether a request takes content that is coded as a stored response's: by the name of each coding, or by `*` (RFC
+/// 9110 §12.5.3). One without the field is taken for one that decodes nothing, whatever it may accept.
+pub fn takes_coding(request: &HeaderMap, stored: &HeaderMap) -> bool {
+    let Some(coded) = combined("content-encoding", stored, b", ") else {
+        return true;
+    };
+    let accepted = combined("accept-encoding", request, b", ").unwrap_or_default();
+    let accepted = members(&accepted).filter_map(weighted);
+    let accepted: Vec<_> = accepted
+        .map(|(coding, weight)| (coding_name(coding), weight))
+        .collect();
+    let weight = |name: &[u8]| {
+        let listed = accepted.iter().find(|(coding, _)| coding == name);
+        listed.map(|(_, weight)| *weight)
+    };
+    members(&coded).map(coding_name).all(|coding| {
+        coding == b"identity"
+            || weight(&coding)
+                .or_else(|| weight(b"*"))
+                .is_some_and(|weight| weight > 0)
+    })
+}
+
 /// A request's value for a field in a form that is the same for all values known to mean the same
 /// (RFC 9111 §4.1): lines are combined, whitespace beside commas goes, and what the field's own
 /// definition makes equal is made the same.
@@ -186,14 +209,20 @@ fn preferences(value: &[u8], reduce: impl FnOnce(&mut Vec<(Vec<u8>, u16)>)) -> O
 /// being listed, or unless there is a `*` that would cover it.
 fn codings(found: &mut Vec<(Vec<u8>, u16)>) {
     for (coding, _) in &mut *found {
-        match &coding[..] {
-            b"x-gzip" => *coding = b"gzip".to_vec(), // RFC 9110 §8.4.1
-            b"x-compress" => *coding = b"compress".to_vec(),
-            _ => {}
-        }
+        *coding = coding_name(coding);
     }
     let covered = found.iter().any(|(coding, _)| coding == b"*");
     found.retain(|(coding, weight)| *weight > 0 || covered || coding == b"identity");
+}
+
+/// The one name of a content coding (RFC 9110 §8.4.1).
+fn coding_name(coding: &[u8]) -> Vec<u8> {
+    let name = coding.to_ascii_lowercase();
+    match &name[..] {
+        b"x-gzip" => b"gzip".to_vec(),
+        b"x-compress" => b"compress".to_vec(),
+        _ => name,
+    }
 }
 
 /// Weight 1, in thousandths.
@@ -234,6 +263,36 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_coding_is_taken_by_name_or_by_star() {
+        for (accepted, coded, expected) in [
+            (None, None, true),
+            (None, Some("gzip"), false),
+            (None, Some("identity"), true),
+            (Some(""), Some("gzip"), false),
+            (Some("gzip"), Some("gzip"), true),
+            (Some("GZIP;q=0.5, br"), Some("x-gzip"), true),
+            (Some("gzip;q=0"), Some("gzip"), false),
+            (Some("gzip;q=0, *"), Some("gzip"), false),
+            (Some("*"), Some("br"), true),
+            (Some("identity;q=1, *;q=0"), Some("gzip"), false),
+            (Some("gzip"), Some("gzip, br"), false),
+            (Some("gzip, br"), Some("gzip, br"), true),
+            (Some("gzip nonsense"), Some("gzip"), false),
+        ] {
+            let field = |name, value: Option<&str>| {
+                map(&value.map(|v| (name, v)).into_iter().collect::<Vec<_>>())
+            };
+            let request = field("accept-encoding", accepted);
+            let stored = field("content-encoding", coded);
+            assert_eq!(
+                takes_coding(&request, &stored),
+                expected,
+                "{accepted:?} {coded:?}"
+            );
+        }
+    }
 
     fn map(fields: &[(&str, &str)]) -> HeaderMap {
         let mut map = HeaderMap::new();

@@ -179,7 +179,11 @@ impl Proxy {
     /// may answer that this request selects one of them (RFC 9111 §4.3.1, §4.3.4).
     async fn fetch(&self, filler: Filler, asked: &Asked, own: Own) {
         let mut headers = self.missing(asked);
-        let offers = filler.offers().join(", ");
+        // What a 304 tells this request of may be this request's alone (RFC 9111 §3.5).
+        let offers = match asked.headers.contains_key(header::AUTHORIZATION) {
+            true => String::new(),
+            false => filler.offers().join(", "),
+        };
         if let (false, Ok(offers)) = (offers.is_empty(), HeaderValue::try_from(offers)) {
             headers.insert(header::IF_NONE_MATCH, offers);
         }
@@ -205,6 +209,7 @@ impl Proxy {
         match selected {
             Some(entry)
                 if asked.standing(&entry) != Standing::Gone
+                    && vary::takes_coding(&asked.headers, &entry.head.headers)
                     && deliver::suffices(&asked.method, &asked.headers, &entry) =>
             {
                 let fresh = policy::freshen(

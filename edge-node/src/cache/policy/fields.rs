@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use super::{
     list::members,
     targeted::Governing,
-    validator::{date_of, date_value, is_about, same_strong_validator},
+    validator::{EntityTag, date_of, date_value, is_about, same_strong_validator},
 };
 
 /// Fields that concern one connection or one proxy, besides those that `Connection` names.
@@ -223,8 +223,20 @@ fn renewed(
             fields.try_append(name.clone(), value.clone()).ok()?;
         }
     }
+    if is_weaker(stored, answer)
+        && let Some(tag) = stored.get(header::ETAG)
+    {
+        fields.insert(header::ETAG, tag.clone());
+    }
     withhold(&mut fields, targets);
     Some(fields)
+}
+
+/// Whether the tag of what is stored promises less than that of the answer, which then is not its own: nginx weakens
+/// the tag of what it compresses, but not that of the 304 for it.
+fn is_weaker(stored: &HeaderMap, answer: &HeaderMap) -> bool {
+    let is_weak = |fields| EntityTag::of(fields).map(|tag| tag.weak);
+    (is_weak(stored), is_weak(answer)) == (Some(true), Some(false))
 }
 
 /// Removes what a response itself wants withheld, and cookies.
