@@ -80,20 +80,24 @@ impl Proxy {
         fwd: Fwd,
     ) -> Result<Response<Payload>, ServeError> {
         let stored = &entry.head.headers;
-        let (Some(headers), &Method::GET) = (self.conditional(asked, stored), &asked.method) else {
+        let conditional = self.conditional(asked, stored);
+        let conditional = conditional.filter(|_| {
+            asked.method == Method::GET
+                && self.may_share(asked, entry)
+                && deliver::suffices(&asked.method, &asked.headers, entry)
+        });
+        let Some(headers) = conditional else {
             return self.pass(asked, None, fwd).await;
         };
         let Sent { response, .. } = self.send(asked, None, headers, fwd).await?;
-        if response.status() == StatusCode::NOT_MODIFIED
-            && deliver::suffices(&asked.method, &asked.headers, entry)
-        {
-            let how = How::refreshed(false, fwd);
-            if let Some(response) = self.deliver(asked, &asked.headers, entry, how).await? {
-                return Ok(response);
-            }
-            return self.pass(asked, None, fwd).await;
+        if response.status() != StatusCode::NOT_MODIFIED {
+            return Ok(self.passed_whole(asked, response, fwd));
         }
-        Ok(self.passed(asked, response, fwd))
+        let how = How::refreshed(false, fwd);
+        match self.deliver(asked, &asked.headers, entry, how).await? {
+            Some(response) => Ok(response),
+            None => self.pass(asked, None, fwd).await,
+        }
     }
 
     /// Asks the origin in the client's name, in turn.
