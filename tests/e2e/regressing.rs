@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use anyhow::ensure;
@@ -777,5 +777,138 @@ async fn a_variant_that_a_304_selects_is_shared_through_its_home() {
             assert_eq!(edge.get_with("/", &fields).await.unwrap().text(), "for all");
         }
         assert_eq!(asked_for(&origin, "/"), asked, "{encoding}");
+    }
+}
+
+/// nginx tells who takes no coding that its file has not changed since a tag that it had weakened for what it had
+/// compressed; others have one weak tag for both. Either way, what was stored is not what this request selects.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_takes_no_coding_gets_none() {
+    // RFC 9111 §4.3.4, RFC 9110 §12.5.3
+    for told in ["\"x\"", "W/\"x\""] {
+        let (origin, cluster) = alone().await;
+        let edge = &cluster.edges[0];
+        answers(&origin, "/", move |seen, validates| {
+            let zips = seen.field("accept-encoding") == Some("gzip");
+            let answer = match (validates, zips) {
+                (true, _) => Answer::status(304).field("etag", told),
+                (false, true) => Answer::bytes("zipped")
+                    .field("content-encoding", "gzip")
+                    .field("etag", "W/\"x\""),
+                (false, false) => Answer::bytes("plain").field("etag", told),
+            };
+            answer
+                .max_age(600)
+                .field("vary", "accept-encoding")
+                .field("last-modified", "Thu, 01 Jan 2026 00:00:00 GMT")
+        });
+        let gzip = [("accept-encoding", "gzip")];
+        assert_eq!(get(edge, "/", &gzip).await.text(), "zipped");
+        for accepted in ["", "identity", "br", "identity;q=1, *;q=0"] {
+            let fields = [("accept-encoding", accepted)];
+            assert_eq!(get(edge, "/", &fields).await.text(), "plain", "{accepted}");
+        }
+        assert_eq!(get(edge, "/", &[]).await.text(), "plain");
+        assert_eq!(hit(edge, "/", &gzip).await.text(), "zipped");
+    }
+}
+
+/// A 304 to a request with `Authorization` renewed what is for everybody, under what that one said.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_is_authorized_for_does_not_become_everybodys() {
+    // RFC 9111 §3.5
+    let (origin, cluster) = alone().await;
+    let edge = &cluster.edges[0];
+    answers(&origin, "/", |seen, validates| {
+        let (who, device) = (seen.field("authorization"), seen.field("x-device"));
+        let answer = match (who, device, validates) {
+            (None, Some("a"), _) => Answer::bytes("for all"),
+            (None, ..) => Answer::status(401),
+            (Some(_), _, true) => Answer::status(304).field("x-user", "bob"),
+            (Some(_), ..) => Answer::bytes("for bob"),
+        };
+        answer
+            .max_age(600)
+            .field("etag", "\"1\"")
+            .field("vary", "x-device")
+    });
+    let device = |name| ("x-device", name);
+    assert_eq!(get(edge, "/", &[device("a")]).await.text(), "for all");
+    let bob = [device("b"), ("authorization", "Basic Ym9i")];
+    assert_eq!(get(edge, "/", &bob).await.text(), "for bob");
+    assert_eq!(get(edge, "/", &[device("b")]).await.status, 401);
+    let answer = hit(edge, "/", &[device("a")]).await;
+    assert_eq!(answer.field("x-user"), None);
+    let seen = origin.seen("/");
+    let mut of_bob = seen
+        .iter()
+        .filter(|seen| seen.field("authorization").is_some());
+    assert!(of_bob.all(|seen| seen.field("if-none-match").is_none()));
+}
+
+/// All variants were taken away while one of them was written: a marker without any of them ended the process.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_object_with_variants_that_changes_all_the_time_ends_nobody() {
+    let (origin, cluster) = alone().await;
+    let edge = &cluster.edges[0];
+    origin.route_by("/", |_| {
+        let answer = Answer::bytes(vec![b'x'; 4_000]).max_age(600);
+        answer.field("vary", "x-device").into()
+    });
+    let url = edge.url("/");
+    let until = tokio::time::Instant::now() + 2 * SECOND;
+    let clients = (0..6).map(|client| {
+        let url = url.clone();
+        tokio::spawn(async move {
+            for n in client.. {
+                if tokio::time::Instant::now() > until {
+                    break;
+                }
+                let device = (n % 7).to_string();
+                let fields = [("host", HOST), ("x-device", &*device)];
+                let method = match n % 4 {
+                    0 => Method::PUT,
+                    _ => Method::GET,
+                };
+                let sent = Client::new()
+                    .send(method, &url, &fields, Bytes::new())
+                    .await;
+                assert_eq!(sent.unwrap().status, 200);
+            }
+        })
+    });
+    for client in clients.collect::<Vec<_>>() {
+        client.await.unwrap();
+    }
+    assert!(edge.log().matching("panicked").is_empty());
+}
+
+/// Who followed a fetch and had to ask for itself was answered as if it had set no conditions.
+#[tokio::test(flavor = "multi_thread")]
+async fn conditions_hold_for_who_has_followed_and_asks_for_itself() {
+    // RFC 9110 §13.1
+    let (origin, cluster) = alone().await;
+    let edge = &cluster.edges[0];
+    let version = Arc::new(AtomicU64::new(1));
+    let now = version.clone();
+    origin.route_by("/", move |_| {
+        // The second one is there before the first has been told of.
+        let version = now.fetch_add(1, Ordering::SeqCst).min(2);
+        Answer::bytes(version.to_string())
+            .field("cache-control", "no-cache")
+            .field("etag", format!("\"{version}\""))
+            .head_after(SECOND / 2)
+            .into()
+    });
+    for (name, value, status) in [("if-match", "\"1\"", 412), ("if-none-match", "\"2\"", 304)] {
+        version.store(1, Ordering::SeqCst);
+        let path = "/";
+        let follows = async {
+            tokio::time::sleep(SECOND / 5).await;
+            edge.get_with(path, &[(name, value)]).await.unwrap()
+        };
+        let (first, second) = tokio::join!(edge.get(path), follows);
+        assert_eq!(first.unwrap().status, 200);
+        assert_eq!(second.status, status, "{name}");
     }
 }

@@ -234,9 +234,11 @@ impl Proxy {
         let (facts, rules) = (asked.facts(), &*asked.rules);
         let mut headers = entry::fields_of(&object.manifest);
         headers.insert(header::AGE, object.age.as_secs().into());
+        // `Age` has whole seconds, and a hop shall not make it younger by one.
+        let then_ms = now_ms.saturating_sub(u64::from(object.age.subsec_millis()));
         let status = entry::status_of(&object.manifest);
-        let freshness = Freshness::of(status, &headers, rules, now_ms);
-        let head = Head::from_manifest(&object.manifest, headers, freshness, now_ms);
+        let freshness = Freshness::of(status, &headers, rules, then_ms);
+        let head = Head::from_manifest(&object.manifest, headers, freshness, then_ms);
         let fits = policy::reuse(&head.freshness, &asked.said, rules, now_ms) == Reuse::Fresh
             && object.manifest.length <= self.shared.cache.object_bytes_max()
             && !self.is_doubtful(asked, object.manifest.fetched_at)

@@ -206,9 +206,11 @@ impl Proxy {
         let mut headers = entry::fields_of(&told.about);
         let age = Duration::from_millis(told.age_ms);
         headers.insert(header::AGE, age.as_secs().into());
+        // `Age` has whole seconds, and a hop shall not make it younger by one.
+        let then_ms = now_ms.saturating_sub(u64::from(age.subsec_millis()));
         let status = entry::status_of(&told.about);
-        let freshness = Freshness::of(status, &headers, rules, now_ms);
-        let mut head = Head::from_manifest(&told.about, headers, freshness, now_ms);
+        let freshness = Freshness::of(status, &headers, rules, then_ms);
+        let mut head = Head::from_manifest(&told.about, headers, freshness, then_ms);
         head.length = told.length;
         let reuse = policy::reuse(&head.freshness, &CacheControl::default(), rules, now_ms);
         let cache = &self.shared.cache;
