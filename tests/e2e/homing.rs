@@ -507,6 +507,40 @@ async fn an_object_gone_stale_is_validated_once_through_its_home() {
     assert!((same - 1.0).abs() < 0.1, "{same}");
 }
 
+/// Whoever came beside the first got the origin's error, which each of them had asked for past the home.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_stale_is_everybodys_when_the_origin_fails_the_home() {
+    // RFC 5861 §4
+    let origin = Origin::start().await.unwrap();
+    let plan = one_region(2, &origin.url(), Shield::Region);
+    let plan = plan.site(|site| {
+        site.stale_if_error = "1h".parse().ok();
+        site.stale_while_revalidate = "0s".parse().ok();
+    });
+    let cluster = settled(plan).await;
+    let [home, edge] = &cluster.edges[..] else {
+        unreachable!()
+    };
+    let path = path_at(home, "page").await;
+    let answer = Answer::bytes("as it was").max_age(1).field("etag", "\"1\"");
+    origin.route(&path, answer);
+    assert_eq!(edge.get(&path).await.unwrap().text(), "as it was");
+    sleep(SECOND * 2).await;
+    let fails = Answer::status(503).field("cache-control", "no-store");
+    origin.route(&path, fails.head_after(SECOND / 4));
+    let asked = origin.requests();
+    for answer in join_all((0..5).map(|_| edge.get(&path))).await {
+        let answer = answer.unwrap();
+        assert_eq!((answer.status, answer.text().as_str()), (200, "as it was"));
+        let status = answer.field("cache-status").unwrap();
+        assert!(
+            status.contains("fwd=stale;") && !status.contains("304"),
+            "{status}"
+        );
+    }
+    assert_eq!(origin.requests(), asked + 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_origin_that_fails_is_not_asked_again_and_nobody_else_is_blamed() {
     let origin = Origin::start().await.unwrap();

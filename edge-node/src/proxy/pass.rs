@@ -89,11 +89,20 @@ impl Proxy {
         let Some(headers) = conditional else {
             return self.pass(asked, None, fwd).await;
         };
-        let Sent { response, .. } = self.send(asked, None, headers, fwd).await?;
-        if response.status() != StatusCode::NOT_MODIFIED {
-            return Ok(self.passed_whole(asked, response, fwd));
-        }
-        let how = How::refreshed(false, fwd);
+        let response = self.send(asked, None, headers, fwd).await;
+        let outlives = self.outlives(asked, entry);
+        let how = match response {
+            Ok(Sent { response, .. }) if response.status() == StatusCode::NOT_MODIFIED => {
+                How::refreshed(false, fwd)
+            }
+            Ok(Sent { response, .. }) if outlives && policy::is_error(response.status()) => {
+                let detail = format!("origin answered {}", response.status());
+                How::instead_of(&ServeError::new(Kind::BadAnswer, detail), fwd)
+            }
+            Ok(Sent { response, .. }) => return Ok(self.passed_whole(asked, response, fwd)),
+            Err(error) if outlives => How::instead_of(&error, fwd),
+            Err(error) => return Err(error),
+        };
         match self.deliver(asked, &asked.headers, entry, how).await? {
             Some(response) => Ok(response),
             None => self.pass(asked, None, fwd).await,

@@ -69,6 +69,8 @@ pub struct Question {
 pub(super) enum Found {
     /// An object, and how this node has come to it.
     Entry(Arc<Entry>, How),
+    /// A stale one that may be used, for the origin has failed: who asks may have one of its own for that.
+    Instead(Arc<Entry>, How, Refusal),
     /// None.
     Refused(Refusal),
 }
@@ -151,12 +153,17 @@ impl Proxy {
             // What it does not know of may be what the asker must not have.
             false => Found::Refused(Refusal::Behind),
         };
+        let is_same_as =
+            |entry: &Entry| have.is_some() && entry.head.headers.get(header::ETAG) == have.as_ref();
         let (entry, how) = match found {
-            Found::Entry(entry, how) => (entry, how),
+            Found::Instead(entry, _, refusal) if is_same_as(&entry) => {
+                return out.send(&[Frame::Refused(refusal)]).await;
+            }
+            Found::Entry(entry, how) | Found::Instead(entry, how, _) => (entry, how),
             Found::Refused(refusal) => return out.send(&[Frame::Refused(refusal)]).await,
         };
         let mut head = Box::new(self.relay_head(&entry, &asked, &how));
-        let is_same = have.is_some() && entry.head.headers.get(header::ETAG) == have.as_ref();
+        let is_same = is_same_as(&entry);
         if is_same && from == 0 {
             return out.send(&[Frame::Same(head)]).await;
         }
@@ -324,7 +331,9 @@ impl Proxy {
             return Found::Refused(Refusal::TakenDown);
         }
         match self.found(asked).await {
-            Found::Entry(entry, _) if self.body_admitted(asked, &entry).await.is_err() => {
+            Found::Entry(entry, _) | Found::Instead(entry, ..)
+                if self.body_admitted(asked, &entry).await.is_err() =>
+            {
                 Found::Refused(Refusal::TakenDown)
             }
             found => found,
@@ -467,7 +476,8 @@ impl Proxy {
             Outcome::Again => return None,
             Outcome::Failed(error) => match stored {
                 Some(entry) if self.outlives(asked, &entry) => {
-                    Found::Entry(entry, How::instead_of(&error, fwd))
+                    let how = How::instead_of(&error, fwd);
+                    Found::Instead(entry, how, refusal_of(&error))
                 }
                 _ if self.is_ending() => Found::Refused(Refusal::Unknown),
                 _ => Found::Refused(refusal_of(&error)),

@@ -420,7 +420,7 @@ impl Proxy {
     async fn slice(&self, asked: &Asked, piece: u32) -> Result<Sliced, ServeError> {
         let asked = Arc::new(asked.for_slice(piece, self));
         let (kind, detail) = match self.found(&asked).await {
-            Found::Entry(slice, how) => {
+            Found::Entry(slice, how) | Found::Instead(slice, how, _) => {
                 self.body_admitted(&asked, &slice).await?;
                 let part = Part::of(&slice.head.headers);
                 let Some(part) = part.filter(|part| part.range == bytes_of(piece, part.of)) else {
