@@ -17,6 +17,7 @@
 
 pub mod admission;
 pub mod buffers;
+mod changes;
 mod claims;
 pub mod cookie;
 pub mod entry;
@@ -58,9 +59,10 @@ use cluster::{
 };
 use http::HeaderMap;
 use tokio::{sync::Semaphore, time::Instant};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use self::{
+    changes::Changes,
     entry::{Body, Entry},
     finding::Found,
     memory::{Item, Memory},
@@ -80,10 +82,6 @@ use crate::{error::ServeError, metrics::TierUsage};
 /// Pieces up to this size are hashed where they are; larger ones on the pool, since a runtime
 /// thread must not be kept longer than some 100 µs.
 const HASH_INLINE_MAX: usize = 128 << 10;
-/// Keys remembered as invalidated by requests, and for how long at least when there are more: a peer
-/// may hold the old object for as long as that is fresh; most are for a day or less.
-const DOUBTS_MAX: usize = 65_536;
-const DOUBT_FOR_MS: u64 = 24 * 60 * 60 * 1000;
 /// Fills of one key that may wait for the disk, one behind the other; each holds its object's body.
 const UNWRITTEN_FILLS_MAX: usize = 4;
 /// How often a lookup starts over when what it saw has changed under it.
@@ -167,8 +165,7 @@ struct Shared {
     pieces: Pieces,
     fills: Mutex<KeyMap<Arc<Fill>>>,
     passing: Mutex<Passing>,
-    /// When keys were invalidated by requests, in Unix milliseconds.
-    doubts: Mutex<KeyMap<u64>>,
+    changes: Changes,
     holdings: Arc<Mutex<Holdings>>,
     withdrawals: Mutex<claims::Withdrawals>,
     object_bytes_max: u64,
@@ -196,10 +193,10 @@ impl Cache {
             shared: Arc::new(Shared {
                 pieces: Pieces::new(memory.clone(), store.clone()),
                 memory,
+                changes: Changes::open(store.dir()),
                 store,
                 fills: Mutex::default(),
                 passing: Mutex::default(),
-                doubts: Mutex::default(),
                 holdings,
                 withdrawals: Mutex::default(),
                 object_bytes_max,
@@ -300,32 +297,38 @@ impl Cache {
     }
 
     /// Forgets `key` because a client has changed what it names, and remembers it for a while: what
-    /// others hold of it is from before ([`Cache::is_doubtful`]).
+    /// others hold of it is from before ([`Cache::is_doubtful`]). That there was a change outlives a start.
     pub async fn invalidate(&self, key: Key, now_ms: u64) {
-        {
-            let mut doubts = self
-                .shared
-                .doubts
-                .lock()
-                .expect("no code panics while it holds this lock");
-            if doubts.len() >= DOUBTS_MAX {
-                doubts.retain(|_, at_ms| now_ms.saturating_sub(*at_ms) < DOUBT_FOR_MS);
-            }
-            if doubts.len() < DOUBTS_MAX {
-                doubts.insert(key, now_ms);
+        let Shared { changes, store, .. } = &*self.shared;
+        if let Some((file, until_ms)) = changes.mark_due(now_ms) {
+            match store
+                .run(move || changes::write_mark(&file, until_ms))
+                .await
+            {
+                Some(Ok(())) => changes.marked(until_ms),
+                Some(Err(error)) => {
+                    warn!(%error, "after a start nobody will know of changes by clients")
+                }
+                None => {}
             }
         }
+        self.outdate(key, now_ms).await;
+    }
+
+    /// The same because the origin has a newer version: where this is forgotten, that is found out again.
+    pub async fn outdate(&self, key: Key, now_ms: u64) {
+        self.shared.changes.note(key, now_ms);
         self.forget(key).await;
     }
 
     /// When `key` was invalidated here last, in Unix milliseconds; `None` if it was not, or that is forgotten.
     pub fn changed_ms(&self, key: Key) -> Option<u64> {
-        let doubts = self
-            .shared
-            .doubts
-            .lock()
-            .expect("no code panics while it holds this lock");
-        doubts.get(&key).copied()
+        self.shared.changes.at_ms(key)
+    }
+
+    /// Until when what was fetched may be from before a change that is not known here any more, in Unix milliseconds.
+    pub fn unknown_ms(&self) -> u64 {
+        self.shared.changes.unknown_ms()
     }
 
     /// Whether what was fetched from the origin at `fetched_ms` is older than an invalidation here.

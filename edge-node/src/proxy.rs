@@ -167,6 +167,8 @@ struct Asked {
     begun: Mutex<Option<(Begun, Position)>>,
     /// Knows how what is stored stands.
     purges: Purges,
+    /// Of what was fetched until then nobody here knows whether a client has changed it since.
+    unknown_ms: u64,
     /// Whether this node can answer from its cache.
     is_sure: AtomicBool,
     now_ms: u64,
@@ -451,6 +453,7 @@ impl Proxy {
             interim: caller.interim,
             begun: Mutex::default(),
             purges: self.shared.purges.clone(),
+            unknown_ms: self.shared.cache.unknown_ms(),
             is_sure: AtomicBool::new(true),
             now_ms: self.shared.clock.unix_ms(),
             started: caller.started,

@@ -414,6 +414,32 @@ async fn a_purge_or_a_change_hits_all_slices() {
     }
 }
 
+/// What an edge knew of changes was gone with a start, and slices from before were hits again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_hits_slices_though_the_node_starts_anew() {
+    for is_killed in [false, true] {
+        let mut scene = Scene::new(1, Shield::None, as_it_is).await;
+        range(&scene.cluster.edges[0], 1, 3 * PIECE, 5 * PIECE).await;
+        // Long enough for it to be on disk.
+        tokio::time::sleep(2 * SECOND).await;
+        let edge = &mut scene.cluster.edges[0];
+        let client = Client::new();
+        let url = edge.url(PATH);
+        let post = client.send(Method::POST, &url, &[("host", HOST)], Bytes::new());
+        assert_eq!(post.await.unwrap().status, 200);
+        scene.version.fetch_add(1, Ordering::SeqCst);
+        if is_killed {
+            edge.kill9().await.unwrap();
+        } else {
+            edge.terminate().await.unwrap();
+        }
+        edge.start().await.unwrap();
+        range(edge, 2, 3 * PIECE, 5 * PIECE).await;
+        let answer = range(edge, 2, 3 * PIECE, 5 * PIECE).await;
+        assert!(answer.cache_status().hit);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stale_slice_is_validated_as_one() {
     let scene = Scene::new(1, Shield::Region, |answer| {

@@ -35,7 +35,7 @@ use std::{
     future::Future,
     io,
     ops::Range,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -126,6 +126,7 @@ struct Shared {
     table: Table,
     proofs: Proofs,
     segments: RwLock<BTreeMap<u32, Arc<Segment>>>,
+    dir: PathBuf,
     /// Keys whose flags changed since the index last heard of them.
     flagged: Mutex<Vec<Key>>,
     /// Whether new small objects should prove themselves before they are appended.
@@ -260,6 +261,20 @@ pub struct StoreStats {
 }
 
 impl Store {
+    /// The data directory.
+    pub(super) fn dir(&self) -> &Path {
+        &self.shared.dir
+    }
+
+    /// Does what blocks where reads are done.
+    pub(super) fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> impl Future<Output = Option<T>> + Send + 'static {
+        let done = self.pool.run(work);
+        async move { done.await.ok() }
+    }
+
     /// Opens the store in `config.dir`, or creates it, and brings the table up to what is on disk.
     /// Blocks, for as long as the index takes to read (seconds for millions of objects) or, without
     /// an index, the segments.

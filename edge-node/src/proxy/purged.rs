@@ -65,7 +65,15 @@ impl Judge for Asked {
             return Standing::Gone;
         }
         let is_sure = self.is_sure.load(Ordering::Relaxed);
-        self.purges.standing(self.named(), entry, is_sure)
+        let standing = self.purges.standing(self.named(), entry, is_sure);
+        // Of an object that is all there is of its URL, nothing is left that a change has hit.
+        let is_of_many = self.slice.is_some() || self.ruling.whole_key.is_some();
+        match standing {
+            Standing::Good if is_of_many && entry.head.fetched_at <= self.unknown_ms => {
+                Standing::Unsure
+            }
+            standing => standing,
+        }
     }
 }
 

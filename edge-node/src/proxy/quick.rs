@@ -481,7 +481,10 @@ impl Proxy {
             target,
             rules: &ruling.key,
         };
-        if self.is_outdated(ruling, &known.host, target, &entry)
+        let is_unknown =
+            ruling.whole_key.is_some() && entry.head.fetched_at <= shared.cache.unknown_ms();
+        if is_unknown
+            || self.is_outdated(ruling, &known.host, target, &entry)
             || !shared.purges.lets_pass(named, &entry, now_ms)
         {
             return None;

@@ -187,6 +187,7 @@ impl Asked {
             rules: self.rules.clone(),
             client: self.client,
             purges: self.purges.clone(),
+            unknown_ms: self.unknown_ms,
             now_ms: proxy.now(),
             started: self.started,
             level: self.level,
@@ -452,7 +453,7 @@ impl Proxy {
     /// Forgets a slice that is not of the newest version, and that others may have it.
     async fn forget_slice(&self, asked: &Asked, piece: u32) {
         let key = key::slice_key(asked.key, piece);
-        self.shared.cache.invalidate(key, self.now()).await;
+        self.shared.cache.outdate(key, self.now()).await;
     }
 
     /// Whether what was fetched from the origin at `fetched_ms` is older than a change of it that is known here.
