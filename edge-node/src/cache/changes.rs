@@ -16,10 +16,8 @@ use std::{
 
 use cluster::key::{Key, KeyMap};
 
-/// Keys remembered, and for how long at least when there are more: a peer may hold the old object for as long as that
-/// is fresh; most are for a day or less.
+/// Keys remembered. When there are more, the older half is forgotten.
 const KEYS_MAX: usize = 65_536;
-const KEPT_MS: u64 = 24 * 60 * 60 * 1000;
 /// A mark on disk is good for changes up to so much later: then there is one write a minute, however many changes.
 const MARK_AHEAD_MS: u64 = 60_000;
 /// The mark, in the data directory: Unix milliseconds, in digits.
@@ -59,11 +57,11 @@ impl Changes {
     pub(super) fn note(&self, key: Key, now_ms: u64) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= KEYS_MAX {
-            known.retain(|_, at_ms| now_ms.saturating_sub(*at_ms) < KEPT_MS);
-        }
-        if known.len() >= KEYS_MAX {
-            known.clear();
-            self.unknown_ms.fetch_max(now_ms, Ordering::Relaxed);
+            let mut times: Vec<u64> = known.values().copied().collect();
+            let middle = times.len() / 2;
+            let forgotten_ms = *times.select_nth_unstable(middle).1;
+            known.retain(|_, at_ms| *at_ms > forgotten_ms);
+            self.unknown_ms.fetch_max(forgotten_ms, Ordering::Relaxed);
         }
         known.insert(key, now_ms);
     }
@@ -112,13 +110,22 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let changes = Changes::open(dir.path());
         assert_eq!(changes.unknown_ms(), 0);
+        let at_ms = |n: usize| 1_000 + n as u64;
         for n in 0..KEYS_MAX {
-            changes.note(key(n), 1_000);
+            changes.note(key(n), at_ms(n));
         }
-        assert_eq!(changes.at_ms(key(7)), Some(1_000));
-        changes.note(key(KEYS_MAX), 2_000);
-        assert_eq!(changes.at_ms(key(KEYS_MAX)), Some(2_000));
-        assert_eq!((changes.at_ms(key(7)), changes.unknown_ms()), (None, 2_000));
+        assert_eq!(changes.at_ms(key(7)), Some(at_ms(7)));
+        changes.note(key(KEYS_MAX), at_ms(KEYS_MAX));
+        let half = KEYS_MAX / 2;
+        assert_eq!(changes.unknown_ms(), at_ms(half));
+        for (n, known) in [
+            (7, false),
+            (half, false),
+            (half + 1, true),
+            (KEYS_MAX, true),
+        ] {
+            assert_eq!(changes.at_ms(key(n)), known.then_some(at_ms(n)), "{n}");
+        }
     }
 
     #[test]
