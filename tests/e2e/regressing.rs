@@ -912,3 +912,29 @@ async fn conditions_hold_for_who_has_followed_and_asks_for_itself() {
         assert_eq!(second.status, status, "{name}");
     }
 }
+
+/// Its timers were due before it had read what had come meanwhile, and it took the origin for silent.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_stopped_reads_before_it_gives_up() {
+    let origin = Origin::start().await.unwrap();
+    let body = Bytes::from(vec![b'x'; 4 << 20]);
+    let plan = Plan::alone(&origin.url());
+    let plan = plan.site(|site| site.between_bytes_timeout = "1s".parse().unwrap());
+    let mut cluster = started(plan).await;
+    let edge = &mut cluster.edges[0];
+    for path in ["/0", "/1", "/2"] {
+        let answer = Answer::bytes(body.clone()).max_age(600);
+        origin.route(path, answer.slowly(64 << 10, SECOND / 20));
+        let url = edge.url(path);
+        let getting = tokio::spawn(async move {
+            let fields = [("host", HOST)];
+            Client::new().get_with(&url, &fields).await
+        });
+        tokio::time::sleep(SECOND / 2).await;
+        edge.process().freeze();
+        tokio::time::sleep(SECOND * 3 / 2).await;
+        edge.process().thaw();
+        let answer = getting.await.unwrap();
+        assert!(answer.unwrap().body == body, "{path}");
+    }
+}

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::{Body, BoxError};
 
@@ -56,10 +56,16 @@ impl http_body::Body for Patient {
     }
 }
 
+/// How much longer is waited, once: a process that was stopped finds its timers due before it has read what has come
+/// meanwhile.
+const LAST_LOOK: Duration = Duration::from_millis(50);
+
 /// The longest silence a reader puts up with; counted only while it waits.
 pub(in crate::upstream) struct Silence {
     longest: Duration,
     timer: Option<Pin<Box<Sleep>>>,
+    /// Whether this is the [`LAST_LOOK`].
+    is_last: bool,
 }
 
 /// What came of waiting.
@@ -75,6 +81,7 @@ impl Silence {
         Self {
             longest,
             timer: None,
+            is_last: false,
         }
     }
 
@@ -87,16 +94,17 @@ impl Silence {
         B: http_body::Body<Data = Bytes, Error = hyper::Error> + Unpin,
     {
         if let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) {
-            self.timer = None;
+            (self.timer, self.is_last) = (None, false);
             return Poll::Ready(Heard::Frame(frame));
         }
         let longest = self.longest;
-        ready!(
-            self.timer
-                .get_or_insert_with(|| Box::pin(sleep(longest)))
-                .as_mut()
-                .poll(cx)
-        );
-        Poll::Ready(Heard::Nothing(longest))
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(longest)));
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            if std::mem::replace(&mut self.is_last, true) {
+                return Poll::Ready(Heard::Nothing(longest));
+            }
+            timer.as_mut().reset(Instant::now() + LAST_LOOK);
+        }
     }
 }
