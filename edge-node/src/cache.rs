@@ -327,8 +327,8 @@ impl Cache {
     }
 
     /// Until when what was fetched may be from before a change that is not known here any more, in Unix milliseconds.
-    pub fn unknown_ms(&self) -> u64 {
-        self.shared.changes.unknown_ms()
+    pub fn unknown_ms(&self, now_ms: u64) -> u64 {
+        self.shared.changes.unknown_ms(now_ms)
     }
 
     /// Whether what was fetched from the origin at `fetched_ms` is older than an invalidation here.

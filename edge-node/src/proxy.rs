@@ -416,6 +416,7 @@ impl Proxy {
             },
         };
         let bypasses = ruling.bypass(&path, &parts.headers).is_some();
+        let now_ms = self.shared.clock.unix_ms();
         let site = &ruling.site;
         let key = key::key(&site.name, &host, target, &parts.headers, &ruling.key);
         let mut headers = parts.headers;
@@ -453,9 +454,9 @@ impl Proxy {
             interim: caller.interim,
             begun: Mutex::default(),
             purges: self.shared.purges.clone(),
-            unknown_ms: self.shared.cache.unknown_ms(),
+            unknown_ms: self.shared.cache.unknown_ms(now_ms),
             is_sure: AtomicBool::new(true),
-            now_ms: self.shared.clock.unix_ms(),
+            now_ms,
             started: caller.started,
             level: Level::Client,
             may_be_sent_on: false,

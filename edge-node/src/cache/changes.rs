@@ -8,10 +8,9 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{
-        Mutex, PoisonError,
+        Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use cluster::key::{Key, KeyMap};
@@ -27,27 +26,31 @@ const FILE: &str = "changed";
 pub(super) struct Changes {
     /// When keys were changed, in Unix milliseconds.
     known: Mutex<KeyMap<u64>>,
-    /// What was fetched until then may be from before a change that is not known any more.
-    unknown_ms: AtomicU64,
+    /// The mark that an earlier life has left.
+    left_ms: u64,
+    /// When this one was asked for the first time: what it has fetched itself is from later.
+    begun_ms: OnceLock<u64>,
+    /// When the newest of the changes was that are forgotten.
+    forgotten_ms: AtomicU64,
     /// Until when the mark on disk is good.
     marked_ms: AtomicU64,
     file: PathBuf,
 }
 
 impl Changes {
-    /// Reads the mark that an earlier life has left in `dir`. What cannot be read counts as one of this moment.
+    /// Reads the mark that an earlier life has left in `dir`. What cannot be read counts as the highest.
     pub(super) fn open(dir: &Path) -> Self {
         let file = dir.join(FILE);
-        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH);
-        let now_ms = now_ms.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
-        let marked_ms = match fs::read_to_string(&file) {
+        let left_ms = match fs::read_to_string(&file) {
             Ok(text) => text.trim().parse().unwrap_or(u64::MAX),
             Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
             Err(_) => u64::MAX,
         };
         Self {
             known: Mutex::default(),
-            unknown_ms: AtomicU64::new(marked_ms.min(now_ms)),
+            left_ms,
+            begun_ms: OnceLock::new(),
+            forgotten_ms: AtomicU64::new(0),
             marked_ms: AtomicU64::new(0),
             file,
         }
@@ -61,7 +64,7 @@ impl Changes {
             let middle = times.len() / 2;
             let forgotten_ms = *times.select_nth_unstable(middle).1;
             known.retain(|_, at_ms| *at_ms > forgotten_ms);
-            self.unknown_ms.fetch_max(forgotten_ms, Ordering::Relaxed);
+            self.forgotten_ms.fetch_max(forgotten_ms, Ordering::Relaxed);
         }
         known.insert(key, now_ms);
     }
@@ -73,8 +76,10 @@ impl Changes {
     }
 
     /// What was fetched until then may be from before a change that is forgotten.
-    pub(super) fn unknown_ms(&self) -> u64 {
-        self.unknown_ms.load(Ordering::Relaxed)
+    pub(super) fn unknown_ms(&self, now_ms: u64) -> u64 {
+        let begun_ms = *self.begun_ms.get_or_init(|| now_ms);
+        let forgotten_ms = self.forgotten_ms.load(Ordering::Relaxed);
+        self.left_ms.min(begun_ms).max(forgotten_ms)
     }
 
     /// The mark that is due for a change at `now_ms`, and where it goes.
@@ -109,7 +114,7 @@ mod tests {
     fn what_is_forgotten_is_not_taken_for_unchanged() {
         let dir = tempfile::tempdir().unwrap();
         let changes = Changes::open(dir.path());
-        assert_eq!(changes.unknown_ms(), 0);
+        assert_eq!(changes.unknown_ms(500), 0);
         let at_ms = |n: usize| 1_000 + n as u64;
         for n in 0..KEYS_MAX {
             changes.note(key(n), at_ms(n));
@@ -117,7 +122,7 @@ mod tests {
         assert_eq!(changes.at_ms(key(7)), Some(at_ms(7)));
         changes.note(key(KEYS_MAX), at_ms(KEYS_MAX));
         let half = KEYS_MAX / 2;
-        assert_eq!(changes.unknown_ms(), at_ms(half));
+        assert_eq!(changes.unknown_ms(at_ms(KEYS_MAX)), at_ms(half));
         for (n, known) in [
             (7, false),
             (half, false),
@@ -138,12 +143,15 @@ mod tests {
         changes.marked(until_ms);
         assert_eq!(changes.mark_due(64_999), None);
         assert_eq!(changes.mark_due(65_000).unwrap().1, 125_000);
-        assert_eq!(Changes::open(dir.path()).unknown_ms(), 65_000);
-        // It is no more than a bound, and what cannot be understood is the highest.
-        for text in ["99999999999999999", "soon"] {
+        assert_eq!(Changes::open(dir.path()).unknown_ms(70_000), 65_000);
+        // It is ahead of its time, and what cannot be understood is the highest.
+        for text in ["65000", "soon"] {
             fs::write(&file, text).unwrap();
-            let unknown_ms = Changes::open(dir.path()).unknown_ms();
-            assert!(unknown_ms > 1_700_000_000_000 && unknown_ms < 99_999_999_999_999);
+            let changes = Changes::open(dir.path());
+            assert_eq!(
+                [10_000, 90_000].map(|now| changes.unknown_ms(now)),
+                [10_000; 2]
+            );
         }
     }
 }

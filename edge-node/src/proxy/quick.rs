@@ -482,7 +482,7 @@ impl Proxy {
             rules: &ruling.key,
         };
         let is_unknown =
-            ruling.whole_key.is_some() && entry.head.fetched_at <= shared.cache.unknown_ms();
+            ruling.whole_key.is_some() && entry.head.fetched_at <= shared.cache.unknown_ms(now_ms);
         if is_unknown
             || self.is_outdated(ruling, &known.host, target, &entry)
             || !shared.purges.lets_pass(named, &entry, now_ms)
