@@ -77,7 +77,8 @@ impl Changes {
 
     /// What was fetched until then may be from before a change that is forgotten.
     pub(super) fn unknown_ms(&self, now_ms: u64) -> u64 {
-        let begun_ms = *self.begun_ms.get_or_init(|| now_ms);
+        // What is fetched for who asks first may be of the same millisecond.
+        let begun_ms = *self.begun_ms.get_or_init(|| now_ms.saturating_sub(1));
         let forgotten_ms = self.forgotten_ms.load(Ordering::Relaxed);
         self.left_ms.min(begun_ms).max(forgotten_ms)
     }
@@ -150,7 +151,7 @@ mod tests {
             let changes = Changes::open(dir.path());
             assert_eq!(
                 [10_000, 90_000].map(|now| changes.unknown_ms(now)),
-                [10_000; 2]
+                [9_999; 2]
             );
         }
     }
